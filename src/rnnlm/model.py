@@ -1,0 +1,486 @@
+"""The mathematics of a word-level recurrent language model, from the forward pass to the step of SGD.
+
+This file imports numpy and the standard library only; it can be copied out and read alone. Equation numbers are those
+of docs/derivation.md, where each one is derived from the chain rule.
+
+Letters, everywhere: T steps, B streams, N = T*B positions, V words, H hidden units, G gates, M memories, K truncation.
+`dX` is the gradient of the loss L with respect to X and has X's shape; a prime (W') is a transpose.
+
+Forward, for each stream: word x_t comes in, the state s_t sums up all that was read, p_t says which word comes next.
+
+    (1)  z_t = U[x_t] + W s_{t-1} + b           U (V, H): a row for each word;  W (H, H);  b (H,)
+    (2)  s_t = tanh(z_t)                        s (T, B, H);  s_{t-1} = 0 where a sentence begins
+    (3)  p_t = softmax(V s_t + c)               V (V, H): a row for each word;  c (V,)
+    (4)  E_t = -log p_t[y_t],   L = mean of E_t over the positions;  perplexity = exp(L)
+
+Backward: what E_t owes to the state k <= t is delta_t(k) = dE_t/dz_k; one product with W' moves it a step back.
+
+    (5)  dE_t/d(V s_t + c) = p_t - 1_{y_t}      softmax and logarithm together: no other derivative is needed
+    (6)  dV = sum_t (p_t - 1_{y_t}) s_t',   dc = sum_t (p_t - 1_{y_t})
+    (7)  dE_t/ds_t = V' (p_t - 1_{y_t})
+    (8)  delta_t(t) = dE_t/ds_t * (1 - s_t^2)
+    (9)  delta_t(k-1) = W' delta_t(k) * (1 - s_{k-1}^2)
+    (10) dW = sum_t sum_{k <= t} delta_t(k) s_{k-1}'
+    (11) dU[x_k] += delta_t(k),   db = sum_t sum_{k <= t} delta_t(k)
+
+References: Elman (1990), "Finding structure in time", the network; Werbos (1990), "Backpropagation through time: what
+it does and how to do it", (8) to (11); Williams and Peng (1990), the truncation; Mikolov et al. (2010), "Recurrent
+neural network based language model", the language model; Pascanu et al. (2013), clipping by the joint norm.
+
+A function with a gradient returns `(output, backward)`, and `backward` takes the gradient of its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Array = NDArray[Any]
+Parameters = dict[str, Array]
+
+SENTENCE_END = 0  # the id of </s>, which is also the context of a sentence's first word
+IGNORED = -1  # a target that stands for no word: nothing is predicted there
+SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
+
+
+class Rows(NamedTuple):
+    """The gradient of a table of which few rows were read: all other rows are zero."""
+
+    ids: Array  # (R,), ascending, each row once
+    values: Array  # (R, columns)
+
+
+Gradients = dict[str, Array | Rows]
+Backward = Callable[[], Gradients]
+
+
+class Workspace:
+    """Arrays that are used again for each window, and the threads that share the large products.
+
+    The threads run numpy calls, which release the interpreter's lock. Hold BLAS to one thread (threadpoolctl) while a
+    workspace with several is in use. How the work is cut never depends on `threads`, so neither does any result.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._buffers: dict[object, Array] = {}
+
+    def array(self, name: object, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return an uninitialised array, the same memory each time that `name` is asked for."""
+        size = int(np.prod(shape))
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.size < size or buffer.dtype != dtype:
+            buffer = self._buffers[name] = np.empty(size, dtype)
+        return buffer[:size].reshape(shape)
+
+    def each(self, function: Callable[[int], None], count: int) -> None:
+        """Call `function(0)` to `function(count - 1)`, on all threads."""
+        if self._pool is None or count == 1:
+            for index in range(count):
+                function(index)
+        else:  # each call in a copy of this thread's context, so that np.errstate holds there too
+            calls = [self._pool.submit(copy_context().run, function, index) for index in range(count)]
+            for call in calls:
+                call.result()
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cells: elementwise functions, in pairs. All products and the walk through time are the recurrence's.
+
+
+class Cell(NamedTuple):
+    """What one kind of recurrent unit computes; `recur` does everything else.
+
+    `forward(x, q, previous, state)` reads the input product x and the recurrent product q, both (..., B, G*H), and the
+    memories `previous` (..., M, B, H); it writes the memories `state`, of which the first is the output. It may leave
+    in x and q what `backward` will want. `backward(dstate, x, q, previous, state)` returns dx, dq, and the gradient
+    that reaches `previous` without passing W (None for none). Both work at one step or at many.
+    """
+
+    gates: int
+    memories: int
+    forward: Callable[[Array, Array, Array, Array], None]
+    backward: Callable[[Array, Array, Array, Array, Array], tuple[Array, Array, Array | None]]
+
+
+def _elman_forward(x: Array, q: Array, previous: Array, state: Array) -> None:
+    np.add(x, q, out=x)
+    np.tanh(x, out=state[..., 0, :, :])  # (2)
+
+
+def _elman_backward(dstate: Array, x: Array, q: Array, previous: Array, state: Array) -> tuple[Array, Array, None]:
+    s = state[..., 0, :, :]
+    dz = dstate[..., 0, :, :] * (1 - s * s)  # (8), and the second half of (9)
+    return dz, dz, None
+
+
+CELLS: dict[str, Cell] = {"elman": Cell(gates=1, memories=1, forward=_elman_forward, backward=_elman_backward)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The layers
+
+
+def embed(inputs: Array, U: Array, b: Array, work: Workspace) -> tuple[Array, Callable[[Array], tuple[Rows, Array]]]:
+    """Look the input words up: x_t = U[x_t] + b, the part of (1) that needs no state.
+
+    Takes inputs (T, B), U (V, G*H) and b (G*H,). Returns x (T, B, G*H), and a function from dx to (dU, db).
+    """
+    x = work.array("x", (*inputs.shape, U.shape[1]), U.dtype)
+    np.take(U, inputs, axis=0, out=x, mode="clip")  # "clip" spares a copy; ids are checked where a corpus is read
+    x += b
+
+    def backward(dx: Array) -> tuple[Rows, Array]:
+        rows = dx.reshape(inputs.size, -1)
+        return sum_rows(inputs.reshape(-1), rows), rows.sum(axis=0)  # (11)
+
+    return x, backward
+
+
+def sum_rows(ids: Array, values: Array) -> Rows:
+    """Add up the rows of values (N, columns) that belong to the same id (N,)."""
+    order = np.argsort(ids, kind="stable")
+    unique, starts = np.unique(ids[order], return_index=True)
+    return Rows(unique, np.add.reduceat(values[order], starts, axis=0))
+
+
+def recur(
+    x: Array, W: Array, keep: Array, state: Array, cell: Cell, truncate: int | None, work: Workspace
+) -> tuple[tuple[Array, Array], Callable[[Array], tuple[Array, Array]]]:
+    """Walk a window of T steps: the recurrent part of (1), and (2).
+
+    Takes x (T, B, G*H), which it overwrites, W (G*H, H), `keep` (T, B, 1), which is 0 where the step begins a sentence
+    and so forgets the state and 1 elsewhere, and the memories before the window, state (M, B, H). Returns the outputs
+    (T, B, H) with the memories after the window (M, B, H), and a function from the outputs' gradient to (dx, dW).
+
+    The state before the window is a constant. With `truncate` None the error of each output reaches back to it: one
+    recursion over the window. With `truncate` K it reaches K steps back and no further.
+    """
+    T, B, _ = x.shape
+    M, H = cell.memories, W.shape[1]
+    states = work.array("states", (T + 1, M, B, H), x.dtype)
+    previous = work.array("previous", (T, M, B, H), x.dtype)  # s_{t-1}, zero where a sentence begins
+    q = work.array("q", x.shape, x.dtype)
+    states[0] = state
+    for t in range(T):
+        np.multiply(states[t], keep[t], out=previous[t])
+        np.matmul(previous[t, 0], W.T, out=q[t])  # (1)
+        cell.forward(x[t], q[t], previous[t], states[t + 1])
+
+    def step_back(dstate: Array, at: slice) -> tuple[Array, Array, Array]:
+        """Move the gradient of the states `at`, (n, M, B, H), a step back: (9), for n steps side by side."""
+        dx, dq, dprevious = cell.backward(dstate, x[at], q[at], previous[at], states[1:][at])
+        through_W = (dq.reshape(-1, dq.shape[-1]) @ W).reshape(-1, 1, B, H)
+        if dprevious is None:
+            dprevious = through_W
+        else:
+            dprevious[:, :1] += through_W
+        dprevious *= keep[at, None]  # nothing reaches across the beginning of a sentence
+        return dx, dq, dprevious
+
+    def backward(doutputs: Array) -> tuple[Array, Array]:
+        dx = work.array("dx", x.shape, x.dtype)
+        dq = work.array("dq", x.shape, x.dtype)
+        if truncate is None:
+            # delta(k) = sum over t >= k of delta_t(k) obeys the same recursion as each delta_t: one pass for all t.
+            dstate = np.zeros((1, M, B, H), x.dtype)
+            for t in reversed(range(T)):
+                dstate[0, 0] += doutputs[t]
+                at = slice(t, t + 1)
+                dx[at], dq[at], dstate = step_back(dstate, at)
+        else:
+            # By lag: row t of `dstate` holds dE_t/ds_{t-lag}, for all t at once; (9) makes the next lag of this one.
+            dx[...] = dq[...] = 0
+            dstate = np.zeros((T, M, B, H), x.dtype)
+            dstate[:, 0] = doutputs
+            for lag in range(min(truncate + 1, T)):
+                at = slice(0, T - lag)
+                dx_lag, dq_lag, dstate = step_back(dstate, at)
+                dx[at] += dx_lag
+                dq[at] += dq_lag
+                dstate = dstate[1:]  # no state of this window lies before its first step
+        dW = dq.reshape(T * B, -1).T @ previous[:, 0].reshape(T * B, H)  # (10)
+        return dx, dW
+
+    return (states[1:, 0], states[T].copy()), backward
+
+
+def softmax_loss(
+    S: Array, targets: Array, V: Array, c: Array, work: Workspace
+) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
+    """Say how surprising each target is: (3) and (4) in one kernel, and their gradient.
+
+    Takes states S (N, H), targets (N,), V (V, H) and c (V,). Returns the losses (N,), in nats, and a function from the
+    weights (N,) with which they enter L to (dS, dV, dc).
+
+    The words are cut into slices, which threads take one at a time. A slice's exponentials e^{l - peak}, where `peak`
+    is its own largest logit, are written once and read by both products of the backward pass: p is e^{peak - log Z}
+    times them, and that factor is put on the rows of the thin S and dS rather than on the wide p.
+    """
+    N, H = S.shape
+    slices = [slice(start, min(start + SLICE_WORDS, len(V))) for start in range(0, len(V), SLICE_WORDS)]
+    peaks = work.array("peaks", (len(slices), N), S.dtype)
+    sums = work.array("sums", (len(slices), N), S.dtype)
+    target_logits = work.array("target_logits", (N,), S.dtype)
+    ones = np.ones(SLICE_WORDS, S.dtype)
+
+    def exponentials(k: int) -> Array:
+        words = slices[k]
+        return work.array(("exponentials", k), (N, words.stop - words.start), S.dtype)
+
+    def forward_slice(k: int) -> None:
+        words, e = slices[k], exponentials(k)
+        np.matmul(S, V[words].T, out=e)
+        e += c[words]  # the logits of (3)
+        here = np.flatnonzero((targets >= words.start) & (targets < words.stop))
+        target_logits[here] = e[here, targets[here] - words.start]
+        np.max(e, axis=1, out=peaks[k])
+        e -= peaks[k][:, None]
+        np.exp(e, out=e)
+        np.matmul(e, ones[: e.shape[1]], out=sums[k])  # sums the rows four times as fast as e.sum(axis=1)
+
+    work.each(forward_slice, len(slices))
+    peak = peaks.max(axis=0)
+    log_Z = peak + np.log((sums * np.exp(peaks - peak)).sum(axis=0))  # (N,)
+    losses = log_Z - target_logits  # (4)
+
+    def backward(weights: Array) -> tuple[Array, Array, Array]:
+        dV = work.array("dV", V.shape, V.dtype)
+        dc = work.array("dc", c.shape, c.dtype)
+        parts = work.array("dS", (len(slices), N, H), S.dtype)
+        factors = np.exp(peaks - log_Z) * weights  # (slices, N): p = exponentials * factors, weights included: (5)
+
+        def backward_slice(k: int) -> None:
+            words, e, factor = slices[k], exponentials(k), factors[k][:, None]
+            scaled = work.array(("scaled", k), S.shape, S.dtype)
+            np.matmul(e.T, np.multiply(S, factor, out=scaled), out=dV[words])  # (6), p's part
+            np.matmul(factors[k], e, out=dc[words])
+            np.matmul(e, V[words], out=parts[k])  # (7), p's part
+            parts[k] *= factor
+
+        work.each(backward_slice, len(slices))
+        dS = parts.sum(axis=0)
+        ones_part = weights[:, None]  # what 1_y takes from (6) and (7)
+        dS -= V[targets] * ones_part
+        touched, values = sum_rows(targets, np.concatenate((S * ones_part, ones_part), axis=1))
+        dV[touched] -= values[:, :H]
+        dc[touched] -= values[:, H]
+        return dS, dV, dc
+
+    return losses, backward
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What kind of model it is; nothing here changes while it is trained."""
+
+    words: int  # V, the size of the vocabulary, </s> and <unk> included
+    hidden: int = 100  # H
+    cell: str = "elman"  # a key of CELLS
+    truncate: int | None = None  # K: errors reach this many steps back; None: to the window's first step
+    carry_state: bool = False  # False: each sentence starts from a state of zero
+
+
+class LanguageModel:
+    """Parameters, and the functions of them that training, scoring and generation need."""
+
+    def __init__(self, settings: ModelSettings, parameters: Parameters) -> None:
+        self.settings = settings
+        self.parameters = parameters
+
+    @staticmethod
+    def shapes(settings: ModelSettings) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every parameter."""
+        V, H, gates = settings.words, settings.hidden, CELLS[settings.cell].gates
+        return {"U": (V, gates * H), "W": (gates * H, H), "b": (gates * H,), "V": (V, H), "c": (V,)}
+
+    @classmethod
+    def initialise(
+        cls, settings: ModelSettings, counts: Array, generator: np.random.Generator, dtype: DTypeLike = np.float32
+    ) -> LanguageModel:
+        """Draw U, W and V uniformly from ±1/sqrt(fan-in), and set c so that the model starts from word frequencies.
+
+        `counts` (V,) says how often each word occurs in training. With c = log p(word) the first steps of training
+        need not be spent on learning it; a word that never occurs counts as half an occurrence.
+        """
+        shapes = cls.shapes(settings)
+        parameters: Parameters = {"b": np.zeros(shapes["b"], dtype)}
+        for name, fan_in in (("U", settings.words), ("W", settings.hidden), ("V", settings.hidden)):
+            limit = 1 / np.sqrt(fan_in)
+            parameters[name] = generator.uniform(-limit, limit, shapes[name]).astype(dtype)
+        frequency = np.maximum(counts, 0.5)
+        parameters["c"] = np.log(frequency / frequency.sum()).astype(dtype)
+        return cls(settings, {name: parameters[name] for name in shapes})
+
+    def start(self, streams: int) -> Array:
+        """Return the memories (M, B, H) before the first word of each of B streams: zero."""
+        memories = CELLS[self.settings.cell].memories
+        return np.zeros((memories, streams, self.settings.hidden), self.parameters["W"].dtype)
+
+    def states(self, inputs: Array, state: Array, work: Workspace) -> tuple[tuple[Array, Array], Callable[..., Any]]:
+        """Read a window: inputs (T, B), and the memories before it. Returns the outputs, the memories, and backward."""
+        U, W, b = (self.parameters[name] for name in ("U", "W", "b"))
+        keep = np.ones((*inputs.shape, 1), W.dtype)
+        if not self.settings.carry_state:
+            keep[inputs == SENTENCE_END] = 0
+        x, embed_backward = embed(inputs, U, b, work)
+        cell, truncate = CELLS[self.settings.cell], self.settings.truncate
+        (outputs, state), recur_backward = recur(x, W, keep, state, cell, truncate, work)
+
+        def backward(doutputs: Array) -> Gradients:
+            dx, dW = recur_backward(doutputs)
+            dU, db = embed_backward(dx)
+            return {"U": dU, "W": dW, "b": db}
+
+        return (outputs, state), backward
+
+    def losses(
+        self, inputs: Array, targets: Array, state: Array, work: Workspace
+    ) -> tuple[tuple[Array, Array], Callable[[Array], Gradients]]:
+        """Say how surprising each target of a window is.
+
+        Takes inputs and targets (T, B), word ids, where a target may be IGNORED, and the memories (M, B, H) before the
+        window. Returns the losses (T, B) in nats, zero where ignored, with the memories after the window; and a
+        function from the weights (T, B) of the losses in L to the gradients. It reads what this call left in `work`:
+        call it before the next window.
+        """
+        (outputs, state), states_backward = self.states(inputs, state, work)
+        counted = np.flatnonzero(targets.reshape(-1) != IGNORED)
+        every = counted.size == targets.size  # as in all windows but an epoch's last few: then nothing is copied
+        S = outputs.reshape(targets.size, -1)
+        V, c = self.parameters["V"], self.parameters["c"]
+        flat_losses, softmax_backward = softmax_loss(
+            S if every else S[counted], targets.reshape(-1)[counted], V, c, work
+        )
+        losses = np.zeros(targets.size, S.dtype)
+        losses[counted] = flat_losses
+
+        def backward(weights: Array) -> Gradients:
+            dS, dV, dc = softmax_backward(weights.reshape(-1)[counted].astype(S.dtype))
+            doutputs = dS
+            if not every:
+                doutputs = np.zeros_like(S)
+                doutputs[counted] = dS
+            return {**states_backward(doutputs.reshape(outputs.shape)), "V": dV, "c": dc}
+
+        return (losses.reshape(targets.shape), state), backward
+
+    def step(self, words: Array, state: Array, work: Workspace) -> tuple[Array, Array]:
+        """Read one word a stream (B,), and return log p of every word that may follow (B, V), and the new memories."""
+        (outputs, state), _ = self.states(words[None], state, work)
+        V, c = self.parameters["V"], self.parameters["c"]
+        logits = work.array("logits", (len(words), len(V)), V.dtype)
+
+        def product(k: int) -> None:
+            part = slice(k * SLICE_WORDS, (k + 1) * SLICE_WORDS)
+            np.matmul(outputs[0], V[part].T, out=logits[:, part])
+
+        work.each(product, -(-len(V) // SLICE_WORDS))
+        logits += c
+        logits -= logits.max(axis=1, keepdims=True)
+        log_p: Array = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))  # (3)
+        return log_p, state
+
+
+def mean_weights(targets: Array) -> Array:
+    """Weights (T, B) that make L the mean over the positions that are not ignored."""
+    counted = targets != IGNORED
+    return np.asarray(counted / max(1, np.count_nonzero(counted)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stochastic gradient descent
+
+
+INPUT_RATE = 2.0  # the rate of U's rows, and
+OUTPUT_RATE = 0.2  # of V's and c's, beside that of W and b: measured, see docs/benchmarks.md
+
+
+def joint_norm(gradients: Mapping[str, Array | Rows]) -> float:
+    """Euclidean norm of all gradients taken together, the one number that clipping compares."""
+    return float(np.sqrt(sum(_squared_norm(gradient) for gradient in gradients.values())))
+
+
+def _squared_norm(gradient: Array | Rows) -> float:
+    flat = (gradient.values if isinstance(gradient, Rows) else gradient).reshape(-1)
+    # float32 products of short parts, summed in float64: as quick as one float32 product, as good as float64 throughout
+    return sum(float(np.dot(part, part)) for part in np.array_split(flat, max(1, flat.size >> 16)))
+
+
+def word_rates(counts: Array, power: float) -> Array:
+    """Learning rates (V,) for the rows of U, V and c, relative to that of W: p(word)^-power.
+
+    Of the N positions in the mean, only p(w) N read row w of U: its gradient, and the loss's curvature along it, shrink
+    with p(w), and a rate that is safe for "the" leaves rare words where they began. Newton's method would divide by the
+    curvature, power 1. Power 1/2 is the cautious middle at which Adagrad (Duchi et al. 2011) arrives by summing squared
+    gradients; here the counts give it beforehand, without state. Power 0 is plain SGD.
+    """
+    frequency = np.maximum(counts, 0.5)
+    return np.asarray((frequency / frequency.sum()) ** -power)
+
+
+class SGD:
+    """Stochastic gradient descent with momentum, and a rate of its own for each row of the tables of words.
+
+    For each parameter X: velocity = momentum * velocity + rate * dX; X -= velocity. The rows of U that a window does
+    not read are left alone, velocity and all.
+    """
+
+    def __init__(self, parameters: Parameters, counts: Array, momentum: float = 0.0, power: float = 0.5) -> None:
+        rates = word_rates(counts, power)
+        inputs, outputs = (INPUT_RATE, OUTPUT_RATE) if power else (1.0, 1.0)
+        table = {"U": rates[:, None] * inputs, "V": rates[:, None] * outputs, "c": rates * outputs}
+        self.rates = {name: rate.astype(parameters[name].dtype) for name, rate in table.items()}
+        self.momentum = momentum
+        self.velocity = {name: np.zeros_like(array) for name, array in parameters.items()} if momentum else {}
+
+    def step(self, parameters: Parameters, gradients: Gradients, rate: float, work: Workspace) -> None:
+        """Change the parameters in place by one step at the learning rate `rate`. The gradients are overwritten."""
+        for name, gradient in gradients.items():
+            parameter, velocity, relative = parameters[name], self.velocity.get(name), self.rates.get(name)
+            if isinstance(gradient, Rows):
+                ids, step = gradient
+                step *= rate if relative is None else relative[ids] * parameter.dtype.type(rate)
+                if velocity is not None:
+                    step = velocity[ids] = velocity[ids] * self.momentum + step
+                parameter[ids] -= step
+            else:
+                self._dense_step(parameter, gradient, velocity, relative, parameter.dtype.type(rate), work)
+
+    def _dense_step(
+        self,
+        parameter: Array,
+        step: Array,
+        velocity: Array | None,
+        relative: Array | None,
+        rate: float,
+        work: Workspace,
+    ) -> None:
+        count = max(1, parameter.size >> 16)  # blocks of 65,536 numbers stay in a core's cache from pass to pass
+
+        def block_step(block: int) -> None:
+            rows = slice(len(step) * block // count, len(step) * (block + 1) // count)
+            step[rows] *= rate if relative is None else relative[rows] * rate
+            if velocity is None:
+                parameter[rows] -= step[rows]
+            else:
+                velocity[rows] *= self.momentum
+                velocity[rows] += step[rows]
+                parameter[rows] -= velocity[rows]
+
+        work.each(block_step, count)
