@@ -1,0 +1,51 @@
+# `make` lists what there is; `make demo` and `make test` are all that a newcomer needs.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check fmt gradcheck bench docs clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: .venv/installed  ## make .venv and install rnnlm into it
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rnnlm needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/developing: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,plot]'
+	@touch $@
+
+demo: install  ## train on the text in data/, write ten sentences, and hold both against the text's own grammar
+	$(BIN)/rnnlm train data/train.txt --valid data/valid.txt --config configs/demo.toml --model demo --overwrite
+	$(BIN)/rnnlm generate --model demo --count 10 --seed 1
+	@$(BIN)/rnnlm generate --model demo --count 1000 --seed 2 | $(BIN)/python data/grammar.py report --model demo -
+
+test: .venv/developing check  ## run everything that CI runs
+	$(BIN)/pytest
+
+check: .venv/developing  ## look at style and types, and change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: .venv/developing  ## mend style where a tool can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+gradcheck: install  ## hold every gradient against finite differences
+	$(BIN)/rnnlm gradcheck
+
+bench: .venv/developing  ## measure speed on this machine
+	$(BIN)/python benchmarks/tokenise.py
+
+docs: .venv/developing  ## write docs/cli.md anew from the commands' help
+	$(BIN)/python docs/make_cli.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
+
+clean:  ## remove what was made here, the environment and the demo's model included
+	rm -rf .venv build dist demo src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
