@@ -200,7 +200,7 @@ def recur(
                 at = slice(t, t + 1)
                 dx[at], dq[at], dstate = step_back(dstate, at)
         else:
-            # By lag: row t of `dstate` holds dE_t/ds_{t-lag}, for all t at once; (9) makes the next lag of this one.
+            # By lag: row k of `dstate` holds dE_{k+lag}/ds_k, for all k at once; (9) makes the next lag of this one.
             dx[...] = dq[...] = 0
             dstate = np.zeros((T, M, B, H), x.dtype)
             dstate[:, 0] = doutputs
@@ -407,8 +407,8 @@ def mean_weights(targets: Array) -> Array:
 # Stochastic gradient descent
 
 
-INPUT_RATE = 2.0  # the rate of U's rows, and
-OUTPUT_RATE = 0.2  # of V's and c's, beside that of W and b: measured, see docs/benchmarks.md
+INPUT_RATE = 4.0  # the rate of U's rows, and
+OUTPUT_RATE = 0.4  # of V's and c's, beside that of W and b: measured, see docs/benchmarks.md
 
 
 def joint_norm(gradients: Mapping[str, Array | Rows]) -> float:

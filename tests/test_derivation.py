@@ -1,0 +1,526 @@
+"""docs/derivation.md against model.py: the same equations, the same names, and numbers that anyone can compute again.
+
+The worked example is computed twice: by loops over single components, written here from the text alone, and by
+`rnnlm.model`. Its gradients are also held against differences of the loss, which know nothing of the chain rule.
+"""
+
+import ast
+import io
+import math
+import re
+import tokenize
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rnnlm import model
+from rnnlm.model import CELLS, LanguageModel, ModelSettings, Rows, Workspace, mean_weights, recur, softmax_loss
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT = (ROOT / "docs" / "derivation.md").read_text(encoding="utf-8")
+SOURCE = Path(model.__file__).read_text(encoding="utf-8")
+LEGEND = ast.get_docstring(ast.parse(SOURCE)) or ""
+
+TUTORIAL_NAMES = {"bptt", "bptt_step", "bptt_truncate", "delta_o", "delta_t", "dLdU", "dLdV", "dLdW"}
+OTHER_SPANS = {"</s>", "rnnlm gradcheck"}  # code spans that name neither a file nor something in model.py
+
+Values = dict[str, np.ndarray]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading the document
+
+
+def section(title: str) -> str:
+    """Return the text under the heading that contains `title`, up to the next heading of its kind."""
+    found = re.search(rf"^## [^\n]*{re.escape(title)}[^\n]*\n(.*?)(?=^## |\Z)", DOCUMENT, re.M | re.S)
+    assert found, f"derivation.md has no section about {title!r}"
+    return found[1]
+
+
+def without_fences(text: str) -> str:
+    """Drop fenced blocks: pictures and printed numbers."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+
+
+def display_formulas() -> list[str]:
+    """Return the formulas that stand on lines of their own."""
+    return re.findall(r"^\$\$\n(.*?)\n\$\$$", without_fences(DOCUMENT), re.M | re.S)
+
+
+def inline_formulas() -> list[str]:
+    """Return the formulas that stand within sentences and tables."""
+    prose = re.sub(r"^\$\$\n.*?\n\$\$$", "", without_fences(DOCUMENT), flags=re.M | re.S)
+    return re.findall(r"\$([^$]+)\$", re.sub(r"`[^`]+`", "", prose))
+
+
+def table(heading: str) -> list[list[str]]:
+    """Return the cells below the header of the table whose first column is called `heading`."""
+    found = re.search(rf"^\| {re.escape(heading)} \|.*\n\| *-.*\n((?:\|.*\n)+)", DOCUMENT, re.M)
+    assert found, f"derivation.md has no table that begins with {heading!r}"
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in found[1].splitlines()]
+
+
+def tagged_equations() -> dict[int, str]:
+    """Return the numbered equations of the document, written as the legend of model.py writes them."""
+    equations: dict[int, str] = {}
+    for formula in display_formulas():
+        for number in re.findall(r"\\tag\{(\d+)\}", formula):
+            assert int(number) not in equations, f"equation ({number}) stands twice in derivation.md"
+            equations[int(number)] = plain(re.sub(r"\\tag\{\d+\}", "", formula))
+    return equations
+
+
+def plain(latex: str) -> str:
+    """Write a formula in LaTeX as the legend writes it, without blanks."""
+    latex = re.sub(r"\\frac\{\\partial ([^{}]*(?:\{[^{}]*\})?)\}\{\\partial ([^{}]*)\}", r"d\1/d\2", latex)
+    latex = re.sub(r"\\(?:text|mathrm)\{([^{}]*)\}", r"\1", latex.replace(r"\mathrel{+}=", "+="))
+    for command, written in ((r"\odot", "*"), (r"\le", "<="), (r"\quad", "")):
+        latex = re.sub(re.escape(command) + r"(?![A-Za-z])", written, latex)
+    return re.sub(r"[\\\s]", "", latex)  # \sum_t becomes sum_t, \delta delta, \log log, \tanh tanh
+
+
+def legend_equations() -> dict[int, str]:
+    """Return the numbered equations of model.py's docstring without blanks, remarks and shapes."""
+    equations = {}
+    for number, line in re.findall(r"^ +\((\d+)\) +(.*)$", LEGEND, re.M):
+        first = re.split(r"(?<![,\s])\s{2,}|;", line)[0]  # what follows a comma belongs to the formula
+        equations[int(number)] = re.sub(r"\s", "", first)
+    return equations
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same equations
+
+
+def test_every_equation_of_the_legend_is_derived_and_says_the_same():
+    """The numbered equations of derivation.md and of model.py's docstring are the same eleven, letter for letter."""
+    assert set(legend_equations()) == set(range(1, 12))
+    assert tagged_equations() == legend_equations()
+
+
+def test_the_letters_are_those_of_the_legend():
+    """Each letter that model.py explains at its beginning means the same thing in derivation.md."""
+    found = re.search(r"Letters, everywhere: (.*?)\.\n", LEGEND, re.S)
+    assert found
+    written = " ".join(section("The model").replace("$", "").split())
+    for letter in found[1].replace("*", " ").split(","):
+        assert " ".join(letter.split()) in written, f"derivation.md does not say {letter!r}"
+
+
+def test_every_equation_that_the_text_refers_to_exists():
+    """No sentence refers to an equation by a number that no equation has."""
+    prose = re.sub(r"\$\$.*?\$\$|\$[^$]+\$", "", without_fences(DOCUMENT), flags=re.S)
+    referred = {int(number) for number in re.findall(r"\((\d{1,2})\)", prose)}
+    assert referred <= set(tagged_equations())
+
+
+def test_the_sources_of_the_legend_are_named():
+    """Whoever is named as a source in model.py has a line among the sources of derivation.md."""
+    found = re.search(r"^References: (.*?)\n\n", LEGEND, re.M | re.S)
+    assert found
+    sources = section("Sources")
+    for name in re.findall(r"([A-Z][a-z]+)(?: and [A-Z][a-z]+| et al\.)? \(\d{4}\)", found[1]):
+        assert name in sources
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same names
+
+
+def functions_around(line: int) -> set[str]:
+    """Return the functions of model.py, methods as Class.method, in whose body a line stands."""
+    tree = ast.parse(SOURCE)
+    names = {node: node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    for owner in ast.walk(tree):
+        if isinstance(owner, ast.ClassDef):
+            names |= {node: f"{owner.name}.{node.name}" for node in owner.body if isinstance(node, ast.FunctionDef)}
+    return {name for node, name in names.items() if node.lineno <= line <= (node.end_lineno or node.lineno)}
+
+
+def commented_equations() -> list[tuple[int, int]]:
+    """Return (line, equation) for each equation that a comment in the body of model.py names."""
+    tokens = tokenize.generate_tokens(io.StringIO(SOURCE).readline)
+    comments = [(token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT]
+    return [(line, int(number)) for line, comment in comments for number in re.findall(r"\((\d+)\)", comment)]
+
+
+def places() -> dict[int, set[str]]:
+    """Return the functions that derivation.md names as the place where each equation is computed."""
+    return {int(number.strip("()")): set(re.findall(r"`([\w.]+)`", where)) for number, where, *_ in table("equation")}
+
+
+@pytest.mark.parametrize("number", range(1, 12))
+def test_each_equation_is_named_where_it_is_computed(number):
+    """Each function that the document names for an equation bears its number in a comment."""
+    named = places()[number]
+    assert named, f"derivation.md does not say where ({number}) is computed"
+    commented = [functions_around(line) for line, equation in commented_equations() if equation == number]
+    for name in named:
+        assert any(name in around for around in commented), (
+            f"model.py: no comment in {name} says that ({number}) is computed there"
+        )
+
+
+def test_each_comment_with_a_number_is_where_the_document_says():
+    """Each comment of model.py that names an equation stands in a function that the document names for it."""
+    for line, number in commented_equations():
+        around = functions_around(line)
+        assert around & places()[number], f"derivation.md does not say that ({number}) is computed in {around}"
+
+
+def names_in_model() -> set[str]:
+    """Return every name that model.py defines: functions, classes, arguments, fields and variables."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(SOURCE)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def test_every_name_in_code_letters_exists():
+    """What derivation.md sets in code letters is a name of model.py, a file, or a name of the tutorial's listing."""
+    files = {path.name for folder in ("src/rnnlm", "docs", "tests") for path in (ROOT / folder).iterdir()}
+    known = names_in_model() | TUTORIAL_NAMES
+    for span in re.findall(r"`([^`\n]+)`", without_fences(DOCUMENT)):
+        if span in OTHER_SPANS or Path(span).name in files:
+            continue
+        assert re.fullmatch(r"[\w.]+", span), f"derivation.md sets {span!r} in code letters"
+        for name in span.split("."):
+            assert name in known, f"derivation.md names {span!r}, which model.py does not have"
+
+
+def test_no_line_numbers():
+    """The document points at functions, which keep their names, and never at lines, which move."""
+    assert not re.search(r"\blines? \d|\.py:\d|#L\d", DOCUMENT)
+
+
+def test_links_lead_somewhere():
+    """Every relative link of the document leads to a file of the repository."""
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", DOCUMENT)
+    assert targets
+    for target in targets:
+        assert target.startswith("https://") or (ROOT / "docs" / target).exists()
+
+
+def test_formulas_survive_markdown():
+    """No formula holds what Markdown reads as emphasis, an escape or a link before the formula is set."""
+    formulas = inline_formulas() + display_formulas()
+    assert len(formulas) > 50
+    for formula in formulas:
+        assert not re.search(r"\\[^A-Za-z]", formula), f"Markdown eats the backslash in {formula!r}"
+        assert not re.search(r"(?<![A-Za-z0-9])_|\*|\]\(|<|>|&|\|", formula), f"Markdown may read {formula!r}"
+        assert formula.count("{") == formula.count("}"), formula
+    for formula in inline_formulas():
+        assert "\n" not in formula, f"GitHub sets no formula that is broken over two lines: {formula!r}"
+        assert formula == formula.strip(), f"GitHub wants no blank inside the dollars of {formula!r}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The worked example
+
+
+def printed() -> dict[str, tuple[np.ndarray, int]]:
+    """Return the numbers of the worked example by name, with the number of decimals printed."""
+    numbers = {}
+    for block in re.findall(r"^```text\n(.*?)^```$", section("worked example"), re.M | re.S):
+        for line in block.splitlines():
+            name, _, text = (part.strip() for part in line.rpartition("="))
+            assert name, line
+            assert name not in numbers, f"{name} is printed twice"
+            rows = [[float(number) for number in row.split()] for row in text.split("|")]
+            decimals = max(len(number.partition(".")[2]) for number in text.replace("|", " ").split())
+            numbers[name] = (np.array(rows if len(rows) > 1 else rows[0]), decimals)
+    return numbers
+
+
+GIVEN = ("U", "W", "b", "V", "c")
+NUMBERS = printed()
+PARAMETERS: Values = {name: NUMBERS[name][0] for name in GIVEN}
+INPUTS, TARGETS = ([int(word) for word in NUMBERS[name][0]] for name in ("x", "y"))
+STEPS = range(1, len(INPUTS) + 1)  # counted from 1, as in the text
+NUDGE = 0.01  # by which the text moves W_12
+
+
+def forward_by_loops(
+    parameters: Values, start: int = 1, before: list[float] | None = None
+) -> tuple[dict[int, list[float]], ...]:
+    """Compute (1) to (4), one component at a time, from step `start` on, the state before which is `before`."""
+    U, W, b, V, c = (parameters[name] for name in GIVEN)
+    units, words = range(len(b)), range(len(c))
+    z: dict[int, list[float]] = {}
+    s = {start - 1: before or [0.0 for _ in units]}
+    p: dict[int, list[float]] = {}
+    E: dict[int, list[float]] = {}
+    for t in range(start, len(INPUTS) + 1):
+        x_t, y_t = INPUTS[t - 1], TARGETS[t - 1]
+        z[t] = [U[x_t, i] + sum(W[i, j] * s[t - 1][j] for j in units) + b[i] for i in units]
+        s[t] = [math.tanh(z[t][i]) for i in units]
+        exponentials = [math.exp(sum(V[m, i] * s[t][i] for i in units) + c[m]) for m in words]
+        p[t] = [exponentials[m] / sum(exponentials) for m in words]
+        E[t] = [-math.log(p[t][y_t])]
+    return z, s, p, E
+
+
+def loss_by_loops(parameters: Values) -> float:
+    """Compute L."""
+    return sum(E[0] for E in forward_by_loops(parameters)[3].values()) / len(INPUTS)
+
+
+def example_by_loops(truncate: int | None = None) -> Values:
+    """Compute every number of the worked example, one component at a time."""
+    _, W, b, V, c = (PARAMETERS[name] for name in GIVEN)
+    units, words, N = range(len(b)), range(len(c)), len(INPUTS)
+    z, s, p, E = forward_by_loops(PARAMETERS)
+    found: dict[str, object] = {}
+    gradients = {name: np.zeros_like(PARAMETERS[name]) for name in GIVEN}
+    for t in STEPS:
+        found |= {f"z_{t}": z[t], f"s_{t}": s[t], f"p_{t}": p[t], f"E_{t}": E[t]}
+        error = [p[t][m] - (m == TARGETS[t - 1]) for m in words]  # (5)
+        ds = [sum(V[m, i] * error[m] for m in words) for i in units]  # (7)
+        found |= {f"p_{t} - 1_y{t}": error, f"dE_{t}/ds_{t}": ds}
+        for m in words:
+            gradients["c"][m] += error[m] / N
+            for i in units:
+                gradients["V"][m, i] += error[m] * s[t][i] / N  # (6)
+        delta = [ds[i] * (1 - s[t][i] ** 2) for i in units]  # (8)
+        for k in range(t, 0, -1):
+            if truncate is not None and t - k > truncate:
+                break
+            found[f"delta_{t}({k})"] = delta
+            found[f"delta_{t}({k}) s_{k - 1}'"] = [[delta[i] * s[k - 1][j] for j in units] for i in units]
+            for i in units:
+                gradients["U"][INPUTS[k - 1], i] += delta[i] / N  # (11)
+                gradients["b"][i] += delta[i] / N
+                for j in units:
+                    gradients["W"][i, j] += delta[i] * s[k - 1][j] / N  # (10)
+            delta = [sum(W[m, i] * delta[m] for m in units) * (1 - s[k - 1][i] ** 2) for i in units]  # (9)
+    found["L"] = [loss_by_loops(PARAMETERS)]
+    found["perplexity"] = [math.exp(loss_by_loops(PARAMETERS))]
+    return {name: np.array(value) for name, value in found.items()} | {f"d{name}": gradients[name] for name in GIVEN}
+
+
+def example_by_model(truncate: int | None = None) -> Values:
+    """Compute every number of the worked example with rnnlm.model, in float64."""
+    work = Workspace()
+    settings = ModelSettings(words=len(PARAMETERS["c"]), hidden=len(PARAMETERS["b"]), truncate=truncate)
+    language_model = LanguageModel(settings, {name: array.copy() for name, array in PARAMETERS.items()})
+    inputs, targets, V, c = np.array(INPUTS)[:, None], np.array(TARGETS)[:, None], PARAMETERS["V"], PARAMETERS["c"]
+
+    def gradients(weights: np.ndarray) -> Values:
+        (losses, _), backward = language_model.losses(inputs, targets, language_model.start(1), work)
+        found = {"losses": losses}
+        for name, gradient in backward(weights).items():
+            found[name] = np.zeros_like(PARAMETERS[name])
+            if isinstance(gradient, Rows):
+                found[name][gradient.ids] = gradient.values
+            else:
+                found[name][...] = gradient
+        return found
+
+    (outputs, _), _ = language_model.states(inputs, language_model.start(1), work)
+    s = np.concatenate((np.zeros((1, settings.hidden)), outputs[:, 0]))
+    found: Values = {}
+    state = language_model.start(1)
+    for t in STEPS:
+        only_t = np.eye(len(INPUTS))[:, [t - 1]]  # the gradient of E_t alone: its rows of U are delta_t(k)
+        of_t = gradients(only_t)
+        log_p, state = language_model.step(inputs[t - 1], state, work)
+        found |= {f"z_{t}": np.arctanh(s[t]), f"s_{t}": s[t], f"p_{t}": np.exp(log_p[0])}
+        found |= {f"E_{t}": of_t["losses"][t - 1], f"p_{t} - 1_y{t}": of_t["c"]}
+        _, softmax_backward = softmax_loss(s[[t]], targets[t - 1], V, c, work)
+        found[f"dE_{t}/ds_{t}"] = softmax_backward(np.ones(1))[0][0]
+        for k in range(t, 0, -1):
+            if truncate is not None and t - k > truncate:
+                break
+            delta = of_t["U"][INPUTS[k - 1]]
+            found |= {f"delta_{t}({k})": delta, f"delta_{t}({k}) s_{k - 1}'": np.outer(delta, s[k - 1])}
+    of_mean = gradients(mean_weights(targets))
+    L = of_mean.pop("losses").mean()
+    return found | {"L": np.array([L]), "perplexity": np.exp([L])} | {f"d{name}": of_mean[name] for name in GIVEN}
+
+
+def with_extras(example: Callable[[int | None], Values], loss: Callable[[float], float]) -> Values:
+    """Add what the text says of truncation and of the check by a difference."""
+    found = example(None)
+    for K in (0, 1):
+        found |= {f"d{name} when K = {K}": example(K)[f"d{name}"] for name in ("U", "W", "b")}
+    above, below = loss(NUDGE), loss(-NUDGE)
+    found |= {"L with W_12 + 0.01": np.array([above]), "L with W_12 - 0.01": np.array([below])}
+    return found | {"their difference / 0.02": np.array([(above - below) / (2 * NUDGE)])}
+
+
+def nudged(amount: float) -> Values:
+    """Return the parameters with W_12 moved."""
+    W = PARAMETERS["W"].copy()
+    W[0, 1] += amount
+    return {**PARAMETERS, "W": W}
+
+
+def loss_by_model(amount: float) -> float:
+    """Compute L with rnnlm.model after moving W_12."""
+    settings = ModelSettings(words=len(PARAMETERS["c"]), hidden=len(PARAMETERS["b"]))
+    language_model = LanguageModel(settings, nudged(amount))
+    inputs, targets = np.array(INPUTS)[:, None], np.array(TARGETS)[:, None]
+    (losses, _), _ = language_model.losses(inputs, targets, language_model.start(1), Workspace())
+    return float(losses.mean())
+
+
+COMPUTATIONS = {
+    "loops": lambda: with_extras(example_by_loops, lambda amount: loss_by_loops(nudged(amount))),
+    "model": lambda: with_extras(example_by_model, loss_by_model),
+}
+
+
+@pytest.mark.parametrize("way", COMPUTATIONS)
+def test_the_worked_example_is_right_to_its_last_digit(way):
+    """Each number printed in the worked example is what the loops and what rnnlm.model compute, correctly rounded."""
+    computed = COMPUTATIONS[way]()
+    assert "dW" in computed
+    for name, (value, decimals) in NUMBERS.items():
+        if name in (*GIVEN, "x", "y"):
+            continue
+        assert decimals >= 4, f"{name} is printed to fewer than four decimals"
+        expected = computed[name]
+        assert value.shape == expected.shape, name
+        np.testing.assert_allclose(value, expected, rtol=0, atol=0.5000001 * 10.0**-decimals, err_msg=name)
+
+
+def test_the_worked_example_leaves_nothing_out():
+    """Every z, s, p, delta_t(k), every term of dW and every gradient is printed."""
+    assert set(COMPUTATIONS["loops"]()) | {*GIVEN, "x", "y"} == set(NUMBERS)
+
+
+def test_sums_written_out_in_the_text_are_right():
+    """Where the text works a number out by hand, both sides of the equation are equal to five decimals."""
+    sums = [formula for formula in inline_formulas() if re.fullmatch(r"(?:[\d.()^= +-]|\\times)+", formula)]
+    sums = [formula.replace(r"\times", "*").replace("^", "**") for formula in sums if "=" in formula]
+    assert len(sums) == 2
+    for left, right in (formula.split("=") for formula in sums):
+        assert eval(left) == pytest.approx(float(right), abs=1e-5)  # digits and operators only, by the pattern above
+
+
+def test_the_worked_example_agrees_with_differences_of_the_loss():
+    """Each coordinate of the five gradients is the slope of L, measured without any derivative."""
+    found = example_by_loops()
+    for name in GIVEN:
+        for index in np.ndindex(PARAMETERS[name].shape):
+            losses = []
+            for step in (1e-5, -1e-5):
+                moved = {key: array.copy() for key, array in PARAMETERS.items()}
+                moved[name][index] += step
+                losses.append(loss_by_loops(moved))
+            assert found[f"d{name}"][index] == pytest.approx((losses[0] - losses[1]) / 2e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("K", [0, 1])
+def test_truncation_holds_an_earlier_state_constant(K):
+    """The truncated gradient of E_t is its exact slope when the state K + 1 steps back does not move."""
+    _, states, _, _ = forward_by_loops(PARAMETERS)
+    found = example_by_loops(K)
+
+    def loss(parameters: Values) -> float:
+        starts = [(t, max(1, t - K)) for t in STEPS]
+        return sum(forward_by_loops(parameters, k, states[k - 1])[3][t][0] for t, k in starts) / len(INPUTS)
+
+    for name in GIVEN:
+        for index in np.ndindex(PARAMETERS[name].shape):
+            losses = []
+            for step in (1e-5, -1e-5):
+                moved = {key: array.copy() for key, array in PARAMETERS.items()}
+                moved[name][index] += step
+                losses.append(loss(moved))
+            assert found[f"d{name}"][index] == pytest.approx((losses[0] - losses[1]) / 2e-5, abs=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the text says of all errors at once, and of long distances
+
+
+@pytest.mark.parametrize("K", [None, 0, 1, 4, 30])
+def test_the_three_ways_of_adding_up_are_one_sum(K):
+    """By rows (the double loop), by diagonals (lags), and, untruncated, by columns: the same dz; `recur` gives it."""
+    generator = np.random.default_rng(5)
+    T, H = 12, 3
+    W, x, ds = generator.normal(size=(H, H)), generator.normal(size=(T, H)), generator.normal(size=(T, H))
+    remembered = np.ones(T)
+    remembered[[0, 5]] = 0  # two sentences
+    s = np.zeros((T + 1, H))  # s[k + 1] is the state of step k; row 0 is the zero before the first
+    for k in range(T):
+        s[k + 1] = np.tanh(x[k] + W @ (remembered[k] * s[k]))
+    slope = 1 - s[1:] ** 2
+
+    by_rows = np.zeros((T, H))
+    for t in range(T):
+        delta = ds[t] * slope[t]
+        for k in range(t, -1 if K is None else max(0, t - K) - 1, -1):
+            by_rows[k] += delta
+            delta = remembered[k] * (W.T @ delta) * (slope[k - 1] if k else 0)
+    by_diagonals = np.zeros((T, H))
+    lag_deltas = ds * slope  # row t holds delta_t(t - lag)
+    for lag in range(T if K is None else min(K + 1, T)):
+        by_diagonals[: T - lag] += lag_deltas[lag:]
+        for t in range(lag + 1, T):
+            lag_deltas[t] = remembered[t - lag] * (W.T @ lag_deltas[t]) * slope[t - lag - 1]
+    np.testing.assert_allclose(by_diagonals, by_rows, atol=1e-12)
+    if K is None:
+        by_columns = np.zeros((T, H))
+        from_later = np.zeros(H)
+        for k in reversed(range(T)):
+            by_columns[k] = (ds[k] + from_later) * slope[k]
+            from_later = remembered[k] * (W.T @ by_columns[k])
+        np.testing.assert_allclose(by_columns, by_rows, atol=1e-12)
+
+    _, backward = recur(
+        x[:, None].copy(), W, remembered[:, None, None], np.ones((1, 1, H)), CELLS["elman"], K, Workspace()
+    )
+    dx, dW = backward(ds[:, None])
+    np.testing.assert_allclose(dx[:, 0], by_rows, atol=1e-12)
+    np.testing.assert_allclose(dW, sum(np.outer(by_rows[k], remembered[k] * s[k]) for k in range(T)), atol=1e-12)
+
+
+def norms_and_bound(scale: float, amplitude: float) -> tuple[list[float], list[float]]:
+    """Return the norm of delta_20(20 - lag) and its bound, for the lags 0 to 16 of the experiment in the text."""
+    W = scale * np.array([[math.cos(1), -math.sin(1)], [math.sin(1), math.cos(1)]])
+    s = [np.zeros(2)]
+    for t in range(1, 21):
+        s.append(np.tanh(amplitude * np.array([math.sin(2 * t), math.cos(2 * t)]) + W @ s[t - 1]))
+    delta = np.array([1.0, 0.0])
+    norms, bounds = [1.0], [1.0]
+    for k in range(20, 4, -1):
+        slope = 1 - s[k - 1] ** 2
+        delta = (W.T @ delta) * slope
+        norms.append(float(np.linalg.norm(delta)))
+        bounds.append(bounds[-1] * float(np.linalg.norm(W, 2) * slope.max()))
+    return norms, bounds
+
+
+def test_errors_shrink_and_grow_as_the_table_says():
+    """The norms in the table are computed again; none exceeds its bound, and the bound printed is that of column 4."""
+    cases = [norms_and_bound(0.8, 0.001), norms_and_bound(1.25, 0.001), norms_and_bound(1.25, 1.0)]
+    for norms, bounds in cases:
+        assert all(norm <= bound * (1 + 1e-12) for norm, bound in zip(norms, bounds, strict=True))
+    rows = table("lag")
+    assert [int(row[0]) for row in rows] == [0, 1, 2, 4, 8, 16]
+    for lag, *columns in rows:
+        expected = [norms[int(lag)] for norms, _ in cases] + [cases[2][1][int(lag)]]
+        for text, value in zip(columns, expected, strict=True):
+            assert float(text) == pytest.approx(value, abs=0.5000001 * 10.0 ** -len(text.partition(".")[2]))
+
+
+def test_a_new_model_forgets_as_fast_as_the_text_says():
+    """W as it is drawn stretches some direction 1.15-fold, and shrinks most directions to about 0.58 a step."""
+    generator = np.random.default_rng(3)
+    W = LanguageModel.initialise(ModelSettings(10, hidden=200), np.ones(10), generator, np.float64).parameters["W"]
+    assert np.linalg.norm(W, 2) == pytest.approx(2 / math.sqrt(3), rel=0.03)
+    deltas = [generator.normal(size=(200, 50))]
+    for _ in range(4):
+        deltas.append(W.T @ deltas[-1])
+    norms = [np.linalg.norm(delta) for delta in deltas]
+    assert norms[1] / norms[0] == pytest.approx(1 / math.sqrt(3), rel=0.05)
+    assert norms[4] / norms[0] == pytest.approx(1 / 9, rel=0.2)
