@@ -1,0 +1,213 @@
+"""The training loop: a generator of events that prints nothing and writes no file.
+
+All that a run has become is in its `TrainingState`. Whoever consumes the events may save the state at any of them; a
+loop that starts from a saved state takes the same steps, to the last bit, as one that was never stopped: each epoch's
+order of sentences follows from the seed and the epoch's number alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from rnnlm.batches import Corpus, windows
+from rnnlm.errors import DivergenceError
+from rnnlm.model import SGD, Array, LanguageModel, Workspace, joint_norm, mean_weights
+from rnnlm.scoring import perplexity
+
+RECENT = 50  # windows over which the loss is averaged before it is called divergent
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a model is trained."""
+
+    window: int = 35  # T, steps in a window; 0: a window is a sentence of each stream
+    streams: int = 20  # B, sequences that advance side by side
+    learning_rate: float = 0.015  # for the sum over a window's steps of the mean over streams
+    rate_power: float = 0.5  # rows of U, V and c learn at p(word)^-power; 0: all at the same rate
+    momentum: float = 0.0
+    clip: float = 5.0  # greatest joint norm of the gradients of the mean loss; 0: none
+    epochs: int = 20
+    eval_every: int = 0  # windows between evaluations, beside the one after each epoch; 0: none
+    min_improvement: float = 0.003  # share by which an epoch must lower the perplexity, or the rate begins to fall
+    lr_decay: float = 2.0  # what the rate is divided by after each epoch from then on
+    patience: int = 3  # epochs in a row without that improvement on the best, after which training stops
+    seed: int = 1
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands: everything that decides what it does next."""
+
+    model: LanguageModel
+    optimiser: SGD
+    learning_rate: float
+    epoch: int = 1
+    window: int = 0  # the next window of this epoch
+    memories: Array | None = None  # (M, B, H) before that window; None at an epoch's start
+    evaluated: bool = False  # whether the evaluation due at this window is done
+    decaying: bool = False  # whether the learning rate has begun to fall
+    poor_epochs: int = 0  # in a row, without a sufficient improvement on the best
+    best_perplexity: float = math.inf  # of all evaluations
+    best_epoch_perplexity: float = math.inf  # of those at the end of an epoch
+    last_epoch_perplexity: float = math.inf
+    loss_sum: float = 0.0  # over this epoch
+    predictions: int = 0  # in this epoch
+    first_loss: float = math.nan  # of the very first window
+    recent_loss: float = math.nan  # running mean over about RECENT windows
+    seconds: float = 0.0  # on the training clock: from the first window, evaluations and savings included
+    epoch_seconds: float = 0.0  # in this epoch's windows alone
+    history: list[dict[str, Any]] = field(default_factory=list)  # a record for each evaluation
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the arrays."""
+        arrays = {"model", "optimiser", "memories"}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in arrays}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A window has been trained on."""
+
+    epoch: int
+    window: int  # windows of this epoch that are done
+    windows: int  # windows in this epoch
+    predictions: int  # in this window
+    perplexity: float  # over this epoch so far
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The model has been evaluated on the validation text."""
+
+    record: dict[str, Any]  # the line of history.jsonl
+    improved: bool  # whether this is the best model so far
+
+
+def train(
+    state: TrainingState, settings: TrainingSettings, corpus: Corpus, valid: Corpus, work: Workspace
+) -> Iterator[Progress | Evaluation]:
+    """Train `state.model` on `corpus`, and yield an event after each window and after each evaluation on `valid`.
+
+    Ends when `finished` says so. Raises DivergenceError when the loss is no longer a number, or ten times as perplexed
+    over many windows as at the first one; the state is then that before the offending step.
+    """
+    begin = time.perf_counter() - state.seconds
+    while not finished(state, settings):
+        order = np.random.default_rng([settings.seed, state.epoch])
+        carry_state = state.model.settings.carry_state
+        epoch = windows(corpus, settings.streams, settings.window, order, carry_state)
+        if state.memories is None:
+            state.memories = state.model.start(epoch.streams)
+        while True:
+            at_end = state.window == len(epoch)
+            at_interval = settings.eval_every > 0 and state.window > 0 and state.window % settings.eval_every == 0
+            if (at_end or at_interval) and not state.evaluated:
+                improved = _evaluate(state, settings, valid, work, begin, at_end)
+                yield Evaluation(state.history[-1], improved)
+            if at_end:
+                break
+            predictions = _train_window(state, settings, *epoch[state.window], work)
+            state.window += 1
+            state.evaluated = False
+            state.seconds = time.perf_counter() - begin
+            mean_loss = state.loss_sum / state.predictions
+            yield Progress(state.epoch, state.window, len(epoch), predictions, math.exp(min(mean_loss, 700)))
+        _begin_epoch(state)
+
+
+def finished(state: TrainingState, settings: TrainingSettings) -> str | None:
+    """Say why training is over, or return None when it is not."""
+    if state.window == 0 and state.poor_epochs >= settings.patience:
+        return f"validation has not improved by {settings.min_improvement:.1%} for {state.poor_epochs} epochs"
+    if state.epoch > settings.epochs:
+        return f"{settings.epochs} epochs are done"
+    return None
+
+
+def _train_window(
+    state: TrainingState, settings: TrainingSettings, inputs: Array, targets: Array, work: Workspace
+) -> int:
+    """Take one step of SGD. Returns the number of predictions in the window."""
+    began = time.perf_counter()
+    model = state.model
+    assert state.memories is not None  # `train` has seen to it
+    weights = mean_weights(targets)
+    predictions = int(np.count_nonzero(weights))
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as divergence, in a sentence
+        (losses, memories), backward = model.losses(inputs, targets, state.memories, work)
+        loss = float(np.sum(losses, dtype=np.float64)) / predictions
+        gradients = backward(weights)
+        norm = joint_norm(gradients)
+    _check_convergence(state, loss, norm)
+    shrink = settings.clip / norm if 0 < settings.clip < norm else 1.0
+    steps = predictions / targets.shape[1]  # the gradient is the mean's; the learning rate is for the sum over steps
+    state.optimiser.step(model.parameters, gradients, state.learning_rate * steps * shrink, work)
+    state.memories = memories
+    state.loss_sum += loss * predictions
+    state.predictions += predictions
+    state.epoch_seconds += time.perf_counter() - began
+    return predictions
+
+
+def _check_convergence(state: TrainingState, loss: float, norm: float) -> None:
+    if math.isnan(state.first_loss):
+        state.first_loss = state.recent_loss = loss
+    recent = state.recent_loss + (loss - state.recent_loss) / RECENT
+    if not math.isfinite(loss + norm):
+        what = "the loss or its gradient is no longer a number"
+    elif recent > state.first_loss + math.log(10):
+        what = f"perplexity has risen from {math.exp(state.first_loss):.0f} to over ten times that"
+    else:
+        state.recent_loss = recent
+        return
+    raise DivergenceError(
+        f"Training has diverged in epoch {state.epoch} at window {state.window}: {what}; "
+        f"lower --lr (now {state.learning_rate:g}) or --clip and train again with --overwrite."
+    )
+
+
+def _evaluate(
+    state: TrainingState, settings: TrainingSettings, valid: Corpus, work: Workspace, begin: float, at_end: bool
+) -> bool:
+    """Add a record to the history, and let the learning rate follow at an epoch's end. Says whether it is the best."""
+    value = perplexity(state.model, valid, work).perplexity
+    improved = value < state.best_perplexity
+    sufficient = 1 - settings.min_improvement
+    state.seconds = time.perf_counter() - begin
+    state.history.append(
+        {
+            "epoch": state.epoch,
+            "window": state.window,
+            "train_perplexity": math.exp(min(state.loss_sum / state.predictions, 700)),
+            "valid_perplexity": value,
+            "learning_rate": state.learning_rate,
+            "seconds": round(state.seconds, 3),
+            "words_per_second": round(state.predictions / state.epoch_seconds),
+        }
+    )
+    if at_end:
+        state.poor_epochs = 0 if value < state.best_epoch_perplexity * sufficient else state.poor_epochs + 1
+        state.decaying = state.decaying or not value < state.last_epoch_perplexity * sufficient
+        if state.decaying:
+            state.learning_rate /= settings.lr_decay
+        state.last_epoch_perplexity = value
+        state.best_epoch_perplexity = min(value, state.best_epoch_perplexity)
+    state.best_perplexity = min(value, state.best_perplexity)
+    state.evaluated = True
+    return improved
+
+
+def _begin_epoch(state: TrainingState) -> None:
+    state.epoch += 1
+    state.window = 0
+    state.memories = None
+    state.evaluated = False
+    state.loss_sum = state.epoch_seconds = 0.0
+    state.predictions = 0

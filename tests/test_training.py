@@ -1,0 +1,151 @@
+"""The training loop, and its exact continuation from a saved state."""
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from rnnlm.batches import Corpus
+from rnnlm.checkpoint import ModelFolder, SavedModel, load_training, save_training
+from rnnlm.errors import DivergenceError
+from rnnlm.model import SGD, LanguageModel, ModelSettings, Workspace
+from rnnlm.text import Tokeniser
+from rnnlm.training import Evaluation, Progress, TrainingSettings, TrainingState, finished, train
+from rnnlm.vocabulary import Vocabulary
+
+SUBJECTS, VERBS = ("the cat", "a dog", "the old cat", "my dog"), ("sleeps", "eats", "sees the cat", "hears a dog")
+SENTENCES = [f"{subject} {verb}".split() for subject, verb in itertools.product(SUBJECTS, VERBS)] * 6
+VALID = [sentence for sentence in SENTENCES if "my" not in sentence][:20]
+TIMINGS = {"seconds", "words_per_second"}
+
+
+def vocabulary():
+    """Return the vocabulary of SENTENCES."""
+    counts = {}
+    for word in itertools.chain(*SENTENCES):
+        counts[word] = counts.get(word, 0) + 1
+    return Vocabulary.from_counts(counts, len(SENTENCES))
+
+
+def begin(settings, carry_state=False, truncate=None, hidden=8):
+    """Return a fresh state, the corpora and the vocabulary."""
+    words = vocabulary()
+    model_settings = ModelSettings(len(words), hidden, truncate=truncate, carry_state=carry_state)
+    model = LanguageModel.initialise(model_settings, words.counts, np.random.default_rng(settings.seed))
+    optimiser = SGD(model.parameters, words.counts, settings.momentum, settings.rate_power)
+    state = TrainingState(model, optimiser, settings.learning_rate)
+    return state, Corpus.of_sentences(SENTENCES, words), Corpus.of_sentences(VALID, words), words
+
+
+def weights(state):
+    """Return the bytes of all that training changes."""
+    arrays = {**state.model.parameters, **{f"v{name}": array for name, array in state.optimiser.velocity.items()}}
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+def untimed(history):
+    """Return the history without what the clock decides."""
+    return [{name: value for name, value in record.items() if name not in TIMINGS} for record in history]
+
+
+def test_training_learns():
+    """Validation perplexity falls far below that of word frequencies, and the history says so."""
+    settings = TrainingSettings(window=6, streams=4, epochs=12)
+    state, corpus, valid, words = begin(settings)
+    events = list(train(state, settings, corpus, valid, Workspace()))
+    frequency = words.counts / words.counts.sum()
+    with np.errstate(divide="ignore"):
+        unigram = math.exp(-np.mean(np.log(frequency)[valid.ids]))
+    assert state.best_perplexity < unigram / 3
+    evaluations = [event for event in events if isinstance(event, Evaluation)]
+    assert [event.record for event in evaluations] == state.history
+    assert {"epoch", "train_perplexity", "valid_perplexity", "learning_rate", *TIMINGS} <= set(state.history[0])
+    assert [event.improved for event in evaluations][0]
+    seen = sum(event.predictions for event in events if isinstance(event, Progress) and event.epoch == 1)
+    assert seen == corpus.predictions
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize(("carry_state", "window", "truncate"), [(False, 5, None), (True, 5, 2), (False, 0, 1)])
+def test_resuming_is_exact_from_any_event(tmp_path, carry_state, window, truncate, momentum):
+    """Saved at any event and loaded again, training ends with the same bytes and the same history."""
+    settings = TrainingSettings(window=window, streams=4, epochs=3, momentum=momentum, eval_every=4)
+    state, corpus, valid, words = begin(settings, carry_state, truncate)
+    saved = SavedModel(state.model, words, Tokeniser(), {})
+    folder = ModelFolder(tmp_path)
+    total = len(list(train(copy.deepcopy(state), settings, corpus, valid, Workspace())))
+    whole = copy.deepcopy(state)
+    list(train(whole, settings, corpus, valid, Workspace()))
+    for stop in np.random.default_rng(0).choice(total, size=min(total, 12), replace=False):
+        part = copy.deepcopy(state)
+        list(itertools.islice(train(part, settings, corpus, valid, Workspace()), int(stop)))
+        save_training(folder.last, part, settings, saved)
+        resumed, loaded_settings, _ = load_training(folder)
+        assert loaded_settings == settings
+        list(train(resumed, settings, corpus, valid, Workspace()))
+        assert weights(resumed) == weights(whole)
+        assert untimed(resumed.history) == untimed(whole.history)
+
+
+def test_threads_change_nothing():
+    """One thread and three end with the same bytes."""
+    settings = TrainingSettings(window=6, streams=4, epochs=2)
+    state, corpus, valid, _ = begin(settings)
+    other = copy.deepcopy(state)
+    work = Workspace(3)
+    list(train(state, settings, corpus, valid, Workspace()))
+    list(train(other, settings, corpus, valid, work))
+    work.close()
+    assert weights(state) == weights(other)
+
+
+def test_learning_rate_falls_and_patience_ends():
+    """After the first epoch without enough improvement the rate is divided each epoch; patience counts such epochs."""
+    settings = TrainingSettings(window=6, streams=4, epochs=50, min_improvement=0.9, patience=3, lr_decay=2.0)
+    state, corpus, valid, _ = begin(settings)
+    list(train(state, settings, corpus, valid, Workspace()))
+    rates = [record["learning_rate"] for record in state.history]
+    assert rates == [0.015, 0.015, 0.0075, 0.00375]  # the first epoch has nothing to be compared with
+    assert "has not improved" in finished(state, settings)
+    assert finished(state, TrainingSettings(epochs=50, min_improvement=0.9, patience=5)) is None
+
+
+def test_epochs_end():
+    """The last epoch is the one asked for, and one more goes on from there."""
+    settings = TrainingSettings(window=6, streams=4, epochs=2)
+    state, corpus, valid, _ = begin(settings)
+    list(train(state, settings, corpus, valid, Workspace()))
+    assert [record["epoch"] for record in state.history] == [1, 2]
+    assert finished(state, settings) == "2 epochs are done"
+    list(train(state, TrainingSettings(window=6, streams=4, epochs=3), corpus, valid, Workspace()))
+    assert [record["epoch"] for record in state.history] == [1, 2, 3]
+
+
+def test_divergence_is_an_error_that_leaves_the_state_alone():
+    """A rate far too high stops training with the remedy, before the step that would have spoilt the parameters."""
+    settings = TrainingSettings(window=6, streams=4, epochs=30, learning_rate=500.0, rate_power=0.0, clip=0.0)
+    state, corpus, valid, _ = begin(settings)
+    with pytest.raises(DivergenceError, match=r"diverged in epoch .* lower --lr"):
+        list(train(state, settings, corpus, valid, Workspace()))
+
+
+def test_a_loss_that_is_no_number_is_divergence():
+    """NaN among the parameters is told in a sentence, not carried on."""
+    settings = TrainingSettings(window=6, streams=4, epochs=1)
+    state, corpus, valid, _ = begin(settings)
+    state.model.parameters["W"][0, 0] = np.nan
+    with pytest.raises(DivergenceError, match="no longer a number"):
+        list(train(state, settings, corpus, valid, Workspace()))
+    assert state.history == []
+
+
+def test_clipping_bounds_the_step():
+    """With momentum 0 and equal rates, no step is longer than rate times steps times the clipping norm."""
+    settings = TrainingSettings(window=6, streams=4, epochs=1, clip=0.01, rate_power=0.0, learning_rate=1.0)
+    state, corpus, valid, _ = begin(settings)
+    before = copy.deepcopy(state.model.parameters)
+    next(train(state, settings, corpus, valid, Workspace()))
+    moved = sum(np.sum((state.model.parameters[name] - before[name]) ** 2.0) for name in before)
+    assert np.sqrt(moved) == pytest.approx(0.01 * 6, rel=1e-3)
