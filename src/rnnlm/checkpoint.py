@@ -1,0 +1,222 @@
+"""Files of a model: one versioned format, written whole or not at all.
+
+A file is an `.npz`, a zip archive of arrays, whose entry `rnnlm` holds JSON as UTF-8 bytes: the format's name and
+version, the settings, and everything else that is no array. Nothing is ever pickled. docs/formats.md lists the entries.
+
+A model's folder holds `best.npz`, self-contained, for scoring and generation; `last.npz`, which adds all that training
+needs to go on as if it had never stopped; `history.jsonl`, a line an evaluation; `curve.svg`; and `corpus/`, the
+encoded text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from rnnlm.errors import ModelError
+from rnnlm.model import CELLS, SGD, Array, LanguageModel, ModelSettings
+from rnnlm.text import Tokeniser
+from rnnlm.training import TrainingSettings, TrainingState
+from rnnlm.vocabulary import Vocabulary
+
+FORMAT = "rnnlm model"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model with all that is needed to use it."""
+
+    model: LanguageModel
+    vocabulary: Vocabulary
+    tokeniser: Tokeniser
+    information: dict[str, Any]  # settings, coverage, history: what `rnnlm info` tells
+
+
+class ModelFolder:
+    """The names of the files of one model."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.best = self.path / "best.npz"
+        self.last = self.path / "last.npz"
+        self.history = self.path / "history.jsonl"
+        self.curve = self.path / "curve.svg"
+        self.corpus = self.path / "corpus"
+
+    def holds_model(self) -> bool:
+        """Say whether training would overwrite anything here."""
+        return any(path.exists() for path in (self.best, self.last, self.history))
+
+    def create(self) -> None:
+        """Make the folder, with its parents."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ModelError(
+                f"{self.path}: cannot make this folder ({_reason(error)}); name another with --model."
+            ) from None
+
+    def clear(self) -> None:
+        """Remove the model, and keep the encoded text."""
+        for path in (self.last, self.best, self.history, self.curve):
+            path.unlink(missing_ok=True)
+
+    def write_history(self, history: list[dict[str, Any]]) -> None:
+        """Write all records, a line each."""
+        with replacing(self.history) as file:
+            file.writelines(json.dumps(record).encode() + b"\n" for record in history)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` when all of it is on the disk; until then, `path` stays as it is."""
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a kill leaves, the next write takes
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be written ({_reason(error)}); make room or name another --model.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_model(
+    path: Path, model: LanguageModel, vocabulary: Vocabulary, tokeniser: Tokeniser, information: Mapping[str, Any]
+) -> None:
+    """Write a self-contained model."""
+    arrays, about = _model_parts(model, vocabulary, tokeniser, information)
+    _write(path, about, arrays)
+
+
+def save_training(path: Path, state: TrainingState, settings: TrainingSettings, saved: SavedModel) -> None:
+    """Write a model together with where its training stands."""
+    arrays, about = _model_parts(state.model, saved.vocabulary, saved.tokeniser, saved.information)
+    arrays |= {f"velocity/{name}": array for name, array in state.optimiser.velocity.items()}
+    if state.memories is not None:
+        arrays["memories"] = state.memories
+    _write(path, {**about, "training": asdict(settings), "state": state.to_json()}, arrays)
+
+
+def load_model(path: str | Path) -> SavedModel:
+    """Read a model from its folder (its best, or its last if there is no best yet) or from an `.npz`.
+
+    Raises ModelError when the file is missing, damaged, not a model, or of a newer format.
+    """
+    return _saved_model(*_read(_model_file(Path(path))))
+
+
+def load_training(folder: ModelFolder) -> tuple[TrainingState, TrainingSettings, SavedModel]:
+    """Read all that is needed to go on training. Raises ModelError as `load_model` does."""
+    if not folder.last.exists():
+        raise ModelError(f"{folder.last}: there is no training to resume here; train without --resume.")
+    path, about, arrays = _read(folder.last)
+    saved = _saved_model(path, about, arrays)
+    with _damage_named(path):
+        settings = TrainingSettings(**about["training"])
+        optimiser = SGD(saved.model.parameters, saved.vocabulary.counts, settings.momentum, settings.rate_power)
+        for name, velocity in optimiser.velocity.items():
+            velocity[...] = arrays[f"velocity/{name}"]
+        state = TrainingState(saved.model, optimiser, memories=arrays.get("memories"), **about["state"])
+    return state, settings, saved
+
+
+def _model_parts(
+    model: LanguageModel, vocabulary: Vocabulary, tokeniser: Tokeniser, information: Mapping[str, Any]
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    arrays = {f"parameters/{name}": array for name, array in model.parameters.items()}
+    arrays |= {f"vocabulary/{name}": array for name, array in vocabulary.to_arrays().items()}
+    about = {"model": asdict(model.settings), "tokeniser": tokeniser.to_json(), "information": dict(information)}
+    return arrays, about
+
+
+def _saved_model(path: Path, about: dict[str, Any], arrays: dict[str, Array]) -> SavedModel:
+    with _damage_named(path):
+        settings = ModelSettings(**about["model"])
+        parts = {"parameters": {}, "vocabulary": {}}  # type: dict[str, dict[str, Array]]
+        for name, array in arrays.items():
+            group, _, item = name.partition("/")
+            if group in parts:
+                parts[group][item] = array
+        if settings.cell not in CELLS:
+            raise ModelError(f"{path}: has cells of the kind {settings.cell!r}, which this rnnlm lacks; upgrade rnnlm.")
+        expected = LanguageModel.shapes(settings)
+        if {name: array.shape for name, array in parts["parameters"].items()} != expected:
+            raise ValueError("shapes of parameters")
+        vocabulary = Vocabulary.from_arrays(parts["vocabulary"])
+        if len(vocabulary) != settings.words:
+            raise ValueError("size of vocabulary")
+        model = LanguageModel(settings, parts["parameters"])
+        return SavedModel(model, vocabulary, Tokeniser.from_json(about["tokeniser"]), about["information"])
+
+
+def _model_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    folder = ModelFolder(path)
+    if not folder.best.exists() and not folder.last.exists():
+        raise ModelError(
+            f"{path}: this folder holds no model; train one with `rnnlm train` or name another with --model."
+        )
+    return folder.best if folder.best.exists() else folder.last
+
+
+def _write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    text = json.dumps({"format": FORMAT, "version": VERSION, **about}, ensure_ascii=False)
+    with replacing(path) as file:
+        np.savez(file, allow_pickle=False, rnnlm=np.frombuffer(text.encode(), np.uint8), **arrays)
+
+
+def _read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Array]]:
+    try:
+        with path.open("rb") as file, _damage_named(path):
+            if file.read(4) != b"PK\x03\x04":
+                raise ModelError(f"{path}: is not a model of rnnlm; name a model's folder or its .npz with --model.")
+            file.seek(0)
+            archive = np.load(file, allow_pickle=False)
+            if "rnnlm" not in archive.files:
+                raise ModelError(f"{path}: is not a model of rnnlm; name a model's folder or its .npz with --model.")
+            about = json.loads(archive["rnnlm"].tobytes())
+            _check_version(path, about)
+            arrays = {name: archive[name] for name in archive.files if name != "rnnlm"}
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path}: there is no model here; train one with `rnnlm train` or name another with --model."
+        ) from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({_reason(error)}).") from None
+    return path, about, arrays
+
+
+def _check_version(path: Path, about: Any) -> None:
+    if about["format"] != FORMAT:
+        raise ModelError(f"{path}: is not a model of rnnlm; name a model's folder or its .npz with --model.")
+    if about["version"] > VERSION:
+        raise ModelError(
+            f"{path}: was written by a newer rnnlm (format {about['version']}, this one reads up to {VERSION}); "
+            "upgrade rnnlm to use it."
+        )
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ModelError, OSError):
+        raise
+    except Exception:  # whatever a damaged archive makes zipfile, numpy, json or our own constructors raise
+        raise ModelError(f"{path}: is damaged or incomplete; use another copy of it, or train again.") from None
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,164 @@
+"""Files of a model: written whole, read exactly, and refused in one sentence when they are not what they should be."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+
+from rnnlm import checkpoint
+from rnnlm.checkpoint import ModelFolder, load_model, load_training, save_model, save_training
+from rnnlm.errors import ModelError
+from rnnlm.model import SGD, LanguageModel, ModelSettings
+from rnnlm.text import Tokeniser
+from rnnlm.training import TrainingSettings, TrainingState
+from rnnlm.vocabulary import Vocabulary
+
+
+@pytest.fixture
+def vocabulary():
+    """Return a few words, one of them not ASCII."""
+    return Vocabulary.from_counts({"a": 5, "über": 3, "c": 3}, sentences=4)
+
+
+@pytest.fixture
+def model(vocabulary):
+    """Return a small model."""
+    settings = ModelSettings(len(vocabulary), hidden=3, truncate=2)
+    return LanguageModel.initialise(settings, vocabulary.counts, np.random.default_rng(1))
+
+
+@pytest.fixture
+def best(tmp_path, model, vocabulary):
+    """Return the path of a saved model."""
+    path = tmp_path / "best.npz"
+    save_model(path, model, vocabulary, Tokeniser(), {"epoch": 3})
+    return path
+
+
+def test_a_model_is_read_as_it_was_written(best, model, vocabulary):
+    """Parameters, settings, vocabulary, tokeniser and information come back, from the file and from its folder."""
+    for path in (best, best.parent, str(best)):
+        saved = load_model(path)
+        assert saved.model.settings == model.settings
+        assert {name: array.tobytes() for name, array in saved.model.parameters.items()} == {
+            name: array.tobytes() for name, array in model.parameters.items()
+        }
+        assert saved.vocabulary == vocabulary
+        assert saved.tokeniser == Tokeniser()
+        assert saved.information == {"epoch": 3}
+
+
+def test_the_same_model_gives_the_same_bytes(best, model, vocabulary, tmp_path):
+    """A file depends on what it holds alone, not on the clock."""
+    again = tmp_path / "again.npz"
+    save_model(again, model, vocabulary, Tokeniser(), {"epoch": 3})
+    assert again.read_bytes() == best.read_bytes()
+
+
+def test_no_byte_of_a_file_can_be_lost_unnoticed(best):
+    """Cut short anywhere, a file is refused in a sentence that names it."""
+    whole = best.read_bytes()
+    for length in sorted({*range(0, len(whole), 97), len(whole) - 1}):
+        best.write_bytes(whole[:length])
+        with pytest.raises(ModelError, match=r"best\.npz: (is damaged|is not a model)"):
+            load_model(best)
+
+
+def test_damage_is_found_or_harmless(best, model):
+    """With any one byte changed, a file is refused, or still gives exactly the model that was saved."""
+    whole = best.read_bytes()
+    refused = 0
+    for place in np.random.default_rng(1).choice(len(whole), 400, replace=False):
+        best.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            saved = load_model(best)
+        except ModelError:
+            refused += 1
+        else:
+            assert all(np.array_equal(saved.model.parameters[name], model.parameters[name]) for name in ("U", "V", "c"))
+    assert refused > 200
+
+
+def test_foreign_files_are_refused(tmp_path):
+    """A text, a pickle, another program's npz, and a missing file are each named for what they are."""
+    text = tmp_path / "text.npz"
+    text.write_text("not a model")
+    foreign = tmp_path / "foreign.npz"
+    np.savez(foreign, weights=np.zeros(3))
+    pickled = tmp_path / "pickled.npz"
+    np.savez(pickled, rnnlm=np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    for path, message in (
+        (text, "is not a model of rnnlm"),
+        (foreign, "is not a model of rnnlm"),
+        (pickled, "is damaged"),
+        (tmp_path / "missing.npz", "there is no model here"),
+        (tmp_path, "holds no model"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            load_model(path)
+
+
+def test_a_newer_format_asks_for_an_upgrade(best, monkeypatch, model, vocabulary):
+    """A file of a later format is not guessed at."""
+    monkeypatch.setattr(checkpoint, "VERSION", 99)
+    save_model(best, model, vocabulary, Tokeniser(), {})
+    monkeypatch.undo()
+    with pytest.raises(ModelError, match="newer rnnlm .* upgrade"):
+        load_model(best)
+
+
+def test_shapes_that_contradict_the_settings_are_damage(best, model, vocabulary):
+    """A parameter of another shape, or one that is missing, is refused."""
+    for change in ({"U": model.parameters["U"][:-1]}, {"extra": np.zeros(2, np.float32)}):
+        parameters = {**model.parameters, **change}
+        save_model(best, LanguageModel(model.settings, parameters), vocabulary, Tokeniser(), {})
+        with pytest.raises(ModelError, match="is damaged"):
+            load_model(best)
+
+
+def test_a_failed_write_leaves_the_old_file(best, model, vocabulary, monkeypatch):
+    """When the disk is full, the model that was there is still there, whole, and nothing else is left behind."""
+    before = best.read_bytes()
+
+    def full(file, **_arrays):
+        file.write(b"PK")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(ModelError, match="cannot be written .no space left on device"):
+        save_model(best, model, vocabulary, Tokeniser(), {})
+    assert best.read_bytes() == before
+    assert [path.name for path in best.parent.iterdir()] == ["best.npz"]
+
+
+def test_nothing_is_pickled(best):
+    """Every entry is an array of numbers, and the settings are JSON."""
+    archive = np.load(io.BytesIO(best.read_bytes()), allow_pickle=False)
+    assert all(archive[name].dtype.kind in "fiu" for name in archive.files)
+    about = json.loads(archive["rnnlm"].tobytes())
+    assert (about["format"], about["version"]) == ("rnnlm model", 1)
+
+
+def test_training_is_read_as_it_was_written(tmp_path, model, vocabulary):
+    """The state of training comes back whole: velocity, memories, numbers, infinities and not-a-numbers included."""
+    settings = TrainingSettings(momentum=0.5, seed=7)
+    optimiser = SGD(model.parameters, vocabulary.counts, momentum=0.5)
+    optimiser.velocity["W"] += 0.25
+    memories = np.full((1, 4, 3), 0.5, np.float32)
+    state = TrainingState(model, optimiser, 0.015, epoch=2, window=9, memories=memories, loss_sum=0.1 + 0.2)
+    saved = checkpoint.SavedModel(model, vocabulary, Tokeniser(), {"text": "x"})
+    folder = ModelFolder(tmp_path)
+    save_training(folder.last, state, settings, saved)
+    back, back_settings, back_saved = load_training(folder)
+    assert back_settings == settings
+    assert back_saved.information == {"text": "x"}
+    assert np.array_equal(back.memories, memories)
+    assert np.array_equal(back.optimiser.velocity["W"], optimiser.velocity["W"])
+    assert repr(back.to_json()) == repr(state.to_json())
+
+
+def test_resuming_nothing_is_an_error(tmp_path):
+    """A folder without last.npz has no training to go on with."""
+    with pytest.raises(ModelError, match="no training to resume here; train without --resume"):
+        load_training(ModelFolder(tmp_path))
