@@ -1,0 +1,407 @@
+"""The command line as a user meets it: what it prints, where, and with which exit code."""
+
+import gzip
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+from rnnlm.cli import COMMANDS, commands, main
+from rnnlm.cli.train import train as train_command
+from rnnlm.training import TrainingSettings
+
+ROOT = Path(__file__).parent.parent
+SENTENCE = re.compile(r"Error: .*\.\n\Z")  # what a user's mistake prints: one line, a full stop, nothing else
+
+
+def sentences(count, seed=1):
+    """Return that many small English sentences, a line each."""
+    choose = random.Random(seed).choice
+    nouns, verbs = ("cat", "dog", "bird", "child", "fish"), ("sleeps", "sings", "sees it", "runs", "eats")
+    return "".join(f"the {choose(nouns)} {choose(verbs)} .\n" for _ in range(count))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Return a function that runs the command line in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    previous = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rnnlm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        assert "defect of rnnlm" not in err
+        return stop.value.code, out, err
+
+    yield call
+    signal.signal(signal.SIGTERM, previous)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Return a text of 200 short sentences."""
+    path = tmp_path / "corpus.txt"
+    path.write_text(sentences(200))
+    return path
+
+
+SMALL = ("--pretokenized", "--hidden", 8, "--streams", 4, "--window", 10, "--epochs", 2, "--threads", 1)
+
+
+@pytest.fixture
+def model(run, corpus):
+    """Return the folder of a small trained model."""
+    code, _, err = run("train", corpus, *SMALL)
+    assert code == 0, err
+    return Path("model")
+
+
+def test_train_tells_what_it_did_and_what_comes_next(run, corpus):
+    """Counts, a line an epoch, the best perplexity, words/s, where the model is, and the next command to type."""
+    code, out, err = run("train", corpus, *SMALL)
+    assert (code, out) == (0, "")
+    assert "190 sentences" in err
+    assert "10 sentences" in err
+    assert re.search(r"epoch  2, .*perplexity [\d.]+ in training, [\d.]+ in validation", err)
+    assert re.search(r"Best validation perplexity [\d.]+ .*words/s, model in model/best\.npz", err)
+    assert err.endswith("Next: rnnlm generate --model model\n")
+    assert {path.name for path in Path("model").iterdir()} >= {"best.npz", "last.npz", "history.jsonl"}
+    records = [json.loads(line) for line in Path("model/history.jsonl").read_text().splitlines()]
+    names = {"valid_perplexity", "train_perplexity", "seconds", "words_per_second", "learning_rate", "epoch"}
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert all(names <= set(record) for record in records)
+
+
+def test_a_model_is_never_overwritten_unasked(run, corpus, model):
+    """Training into a folder that holds a model is refused, with both ways out named; --overwrite replaces it."""
+    before = (model / "best.npz").read_bytes()
+    code, _, err = run("train", corpus, *SMALL)
+    assert code == 1
+    assert "--resume" in err
+    assert "--overwrite" in err
+    assert SENTENCE.fullmatch(err)
+    assert (model / "best.npz").read_bytes() == before
+    assert run("train", corpus, *SMALL, "--overwrite", "--seed", 9)[0] == 0
+    assert (model / "best.npz").read_bytes() != before
+
+
+def test_a_failed_overwrite_loses_nothing(run, model, tmp_path):
+    """A text that cannot be used leaves the old model as it is, --overwrite or not."""
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    before = {path.name: path.read_bytes() for path in model.glob("*.npz")}
+    code, _, err = run("train", empty, *SMALL, "--overwrite")
+    assert code == 1
+    assert SENTENCE.fullmatch(err)
+    assert {path.name: path.read_bytes() for path in model.glob("*.npz")} == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has no words"),
+        (b"\n \n\n", "has no words"),
+        (b"good\nbad \xff byte\n", "line 2.*--encoding"),
+        (b"\x00\x01\x02\x00binary", "line 1"),
+        (b"a b\nc <s> d\n", "line 2.*<s>"),
+        (b"\x1f\x8bnot gzip", "gzip"),
+        (None, "no such file"),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_named_in_one_sentence(run, tmp_path, content, message):
+    """File, line and remedy, exit code 1, and no folder is left behind."""
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    code, out, err = run("train", path, *SMALL)
+    assert (code, out) == (1, "")
+    assert SENTENCE.fullmatch(err)
+    assert "text.txt" in err
+    assert re.search(message, err)
+    assert not Path("model").exists()
+
+
+def test_a_folder_is_no_text(run, tmp_path):
+    """A directory where a text should be is told apart from a missing file."""
+    code, _, err = run("train", tmp_path, *SMALL)
+    assert code == 1
+    assert "directory" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "x", "--hidden", "-3"),
+        ("train", "x", "--no-such-option"),
+        ("train", "x", "--lr", "nan-ish"),
+        ("train", "x", "--save-every", "soon"),
+        ("train",),
+        ("generate", "--temperature", "-1"),
+        ("no-such-command",),
+    ],
+)
+def test_wrong_usage_exits_with_2(run, arguments):
+    """Options that do not exist or cannot be are refused before anything is read."""
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert "Error" in err
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "info", "gradcheck"])
+@pytest.mark.parametrize("kind", ["missing", "garbage", "truncated", "text"])
+def test_a_model_that_cannot_be_used_is_named_in_one_sentence(run, model, corpus, command, kind):
+    """Missing, damaged, cut short or no model at all: one sentence that names it, exit code 1."""
+    path = Path("broken.npz")
+    if kind == "garbage":
+        path.write_bytes(b"PK\x03\x04" + bytes(range(256)))
+    elif kind == "truncated":
+        path.write_bytes((model / "best.npz").read_bytes()[:-100])
+    elif kind == "text":
+        path.write_text("no model")
+    code, out, err = run(command, "--model", path, *([corpus] if command == "evaluate" else []))
+    assert (code, out) == (1, "")
+    assert SENTENCE.fullmatch(err)
+    assert "broken.npz" in err
+
+
+def test_config_fills_defaults_and_the_command_line_wins(run, corpus):
+    """A TOML file sets options; one given on the command line is stronger."""
+    Path("small.toml").write_text("pretokenized = true\nhidden = 6\nepochs = 1\nstreams = 4\nthreads = 1\n")
+    assert run("train", corpus, "--config", "small.toml", "--epochs", 2)[0] == 0
+    _, out, _ = run("info", "--json")
+    assert '"hidden": 6' in out
+    assert len(Path("model/history.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("hiden = 3", "no setting 'hiden'; the nearest is 'hidden'"),
+        ("hidden = 'many'", "hidden = 'many'"),
+        ("hidden = true", "hidden wants a number"),
+        ("lowercase = 1", "lowercase wants true or false"),
+        ("hidden = ", "is not a TOML file"),
+        ("[train]\nhidden = 3", "no setting 'train'"),
+    ],
+)
+def test_a_wrong_config_is_named(run, corpus, line, message):
+    """An unknown key comes with the nearest valid one; a wrong value with the file and the key. Exit code 2."""
+    Path("wrong.toml").write_text(line)
+    code, _, err = run("train", corpus, "--config", "wrong.toml")
+    assert code == 2
+    assert "wrong.toml" in err
+    assert message in err
+
+
+def test_recipes_name_options_that_exist(run):
+    """Every file in configs/ is read without a complaint."""
+    for path in sorted((ROOT / "configs").glob("*.toml")):
+        code, _, err = run("train", "missing.txt", "--config", path)
+        assert (code, "no such file" in err) == (1, True), (path, err)
+
+
+def test_defaults_are_the_same_in_library_and_command_line():
+    """An option's default is that of the setting of the same name."""
+    settings = TrainingSettings()
+    options = {parameter.name: parameter.default for parameter in train_command.params}
+    assert {name: options[name] for name in vars(settings)} == vars(settings)
+
+
+def test_resume_asks_for_something_to_resume(run, corpus):
+    """--resume where nothing was trained says so."""
+    code, _, err = run("train", corpus, *SMALL, "--resume")
+    assert code == 1
+    assert "no training to resume" in err
+
+
+def test_resume_goes_on_for_more_epochs(run, model):
+    """A finished run goes on when it is given more epochs, without naming the text again."""
+    code, _, err = run("train", "--resume", "--epochs", 3)
+    assert code == 0
+    assert "epoch  3" in err
+    assert len(Path("model/history.jsonl").read_text().splitlines()) == 3
+
+
+def test_resume_refuses_other_settings_and_other_texts(run, model, tmp_path):
+    """What would make it another run is refused, with the option or the file named."""
+    code, _, err = run("train", "--resume", "--hidden", 9)
+    assert code == 1
+    assert "--hidden" in err
+    other = tmp_path / "other.txt"
+    other.write_text(sentences(50, seed=2))
+    code, _, err = run("train", other, "--resume", "--epochs", 3)
+    assert code == 1
+    assert "other.txt" in err
+
+
+def test_resume_finds_the_text_again_when_the_cache_is_gone(run, corpus):
+    """Without the encoded text beside the model, the text named at first is read anew; changed or gone, it is named."""
+    import shutil
+
+    run("train", corpus, *SMALL)
+    for path in Path("model").glob("encoded*"):
+        shutil.rmtree(path)
+    assert run("train", "--resume", "--epochs", 3)[0] == 0
+    for path in Path("model").glob("encoded*"):
+        shutil.rmtree(path)
+    corpus.write_text(sentences(300))
+    code, _, err = run("train", "--resume", "--epochs", 4)
+    assert code == 1
+    assert "corpus.txt" in err
+    assert SENTENCE.fullmatch(err)
+
+
+def test_standard_input_and_gzip_give_the_same_model(run, corpus, tmp_path, monkeypatch):
+    """A text is the same text from a file, compressed, or through a pipe."""
+    compressed = tmp_path / "corpus.txt.gz"
+    compressed.write_bytes(gzip.compress(corpus.read_bytes()))
+    assert run("train", corpus, *SMALL, "--model", "plain")[0] == 0
+    assert run("train", compressed, *SMALL, "--model", "gzip")[0] == 0
+    with corpus.open() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        assert run("train", "-", *SMALL, "--model", "pipe")[0] == 0
+    weights = [np.load(f"{name}/best.npz")["parameters/V"].tobytes() for name in ("plain", "gzip", "pipe")]
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_evaluate_prints_its_figures_as_json(run, model, corpus):
+    """The figures that the documentation names, and no others missing."""
+    code, out, _ = run("evaluate", corpus, "--json")
+    figures = json.loads(out)
+    assert code == 0
+    assert figures["predictions"] == figures["words"] + figures["sentences"] == 800 + 200 + sentences(200).count("it")
+    assert figures["perplexity"] == pytest.approx(2 ** figures["bits_per_word"])
+    assert set(figures) >= {"perplexity_excluding_unknown", "unknown"}
+
+
+def test_generate_is_bounded_and_repeatable(run, model):
+    """The same seed gives the same sentences on any number of threads, none longer than asked."""
+    first = run("generate", "--count", 5, "--seed", 3, "--max-words", 4, "--tokens")
+    again = run("generate", "--count", 5, "--seed", 3, "--max-words", 4, "--tokens", "--threads", 2)
+    assert first[:2] == again[:2]
+    assert first[0] == 0
+    assert len(first[1].splitlines()) == 5
+    assert all(len(line.split()) <= 4 for line in first[1].splitlines())
+
+
+def test_help_ends_with_an_example():
+    """Every command's help closes with a command that can be typed."""
+    for name in COMMANDS:
+        command = commands.get_command(click.Context(commands), name)
+        text = command.get_help(click.Context(command, info_name=f"rnnlm {name}"))
+        assert re.search(rf"Examples?:\n(\s+rnnlm .*\n?)*\s+rnnlm {name}[^\n]*\Z", text.rstrip()), name
+
+
+def test_the_page_of_the_command_line_is_true():
+    """docs/cli.md is what `make docs` writes."""
+    made = subprocess.run(
+        [sys.executable, ROOT / "docs/make_cli.py"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert made.stdout == (ROOT / "docs/cli.md").read_text()
+
+
+def test_help_loads_neither_numpy_nor_nltk():
+    """`rnnlm --help` imports click and the standard library, whatever the commands need."""
+    code = "import sys, rnnlm.cli as c\ntry: c.commands(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'numpy', 'nltk', 'tqdm', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+# Signals need processes of their own.
+
+SLOW = ("--pretokenized", "--hidden", "16", "--streams", "4", "--window", "4", "--epochs", "6", "--threads", "1")
+
+
+def start(folder, *arguments):
+    """Start the command line in a process."""
+    command = [sys.executable, "-m", "rnnlm", "train", *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def long_corpus(tmp_path):
+    """Return a text of which an epoch takes about a second."""
+    path = tmp_path / "corpus.txt"
+    path.write_text(sentences(8000))
+    return path
+
+
+def untimed(path):
+    """Return a history without what the clock decides."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        {name: record[name] for name in record if name not in ("seconds", "words_per_second")} for record in records
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_saves_says_how_to_resume_and_exits_with_130(tmp_path, long_corpus, number):
+    """Ctrl-C and SIGTERM alike end between two steps, with the state saved."""
+    process = start(tmp_path, "corpus.txt", *SLOW)
+    while not (tmp_path / "model/last.npz").exists():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.endswith("is saved. Go on with: rnnlm train --resume --model model\n")
+
+
+def test_killed_at_twenty_random_moments_training_ends_as_if_it_never_was(tmp_path, long_corpus):
+    """SIGKILL twenty times, resume each time: the weights are the same bytes, the history the same records."""
+    whole = start(tmp_path, "corpus.txt", *SLOW, "--model", "whole")
+    _, err = whole.communicate(timeout=120)
+    assert whole.returncode == 0, err
+    moments = random.Random(4)
+    process = start(tmp_path, "corpus.txt", *SLOW, "--save-every", "25")
+    kills = 0
+    while kills < 20:
+        while process.poll() is None and not (tmp_path / "model/last.npz").exists():
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0.05, 0.6))
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        process.communicate()
+        if kills < 20:
+            process = start(tmp_path, "--resume", "--save-every", "25", "--threads", "1")
+    process = start(tmp_path, "--resume")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    for name in ("best.npz", "last.npz"):
+        ours, theirs = (np.load(tmp_path / folder / name) for folder in ("model", "whole"))
+        assert set(ours.files) == set(theirs.files)
+        for entry in set(ours.files) - {"rnnlm"}:
+            assert ours[entry].tobytes() == theirs[entry].tobytes(), (name, entry)
+    assert untimed(tmp_path / "model/history.jsonl") == untimed(tmp_path / "whole/history.jsonl")
+    assert not list((tmp_path / "model").glob(".*.tmp"))
+
+
+def test_output_closed_early_is_no_error(run, model):
+    """`rnnlm generate | head -1` ends silently."""
+    command = f"{sys.executable} -m rnnlm generate --count 20000 --seed 1 | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+def test_python_m_rnnlm_is_the_same():
+    """`python -m rnnlm --version` answers like `rnnlm --version`."""
+    done = subprocess.run([sys.executable, "-m", "rnnlm", "--version"], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"rnnlm, version [\d.]+\n", done.stdout)
+    assert os.environ.get("RNNLM_TRACEBACK") is None
