@@ -1,0 +1,55 @@
+"""The installed wheel, in an environment that has nothing but what it asks for."""
+
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def call(*command, cwd=ROOT):
+    """Run a command and return what it did."""
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=cwd, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """Return the Python of a fresh environment in which a fresh wheel is installed."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    source = folder / "source"  # a copy: what an earlier build left in the tree must not get in
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "src/rnnlm", source / "src/rnnlm")
+    built = call(*pip, "wheel", "--no-deps", "--wheel-dir", folder, source)
+    assert built.returncode == 0, built.stderr
+    venv.create(folder / "env", with_pip=True)
+    python = folder / "env/bin/python"
+    (wheel,) = folder.glob("*.whl")
+    installed = call(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel)
+    assert installed.returncode == 0, installed.stderr
+    return python
+
+
+def test_the_wheel_trains_and_generates_without_any_development_package(python, tmp_path):
+    """From the wheel alone: train on raw text, generate, and check gradients."""
+    listed = call(python, "-m", "pip", "list").stdout
+    assert not {"pytest", "ruff", "mypy", "matplotlib"} & set(listed.split())
+    (tmp_path / "text.txt").write_text("The cat sleeps. The dog sings. A bird sees the cat.\n\n" * 30)
+    rnnlm = python.with_name("rnnlm")
+    for arguments in (
+        ("train", "text.txt", "--epochs", "2", "--streams", "2", "--window", "8"),
+        ("generate", "--count", "2", "--seed", "1"),
+        ("evaluate", "text.txt"),
+        ("info",),
+        ("--help",),
+    ):
+        done = call(rnnlm, *arguments, cwd=tmp_path)
+        assert done.returncode == 0, (arguments, done.stderr)
+    curve = call(rnnlm, "train", "text.txt", "--epochs", "2", "--overwrite", cwd=tmp_path).stderr
+    assert curve.count("matplotlib") == 1
