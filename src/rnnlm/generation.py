@@ -1,0 +1,199 @@
+"""Sentences drawn from a model, word after word, each from the distribution that the words before it leave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rnnlm.errors import ModelError, SettingsError
+from rnnlm.model import SENTENCE_END, Array, LanguageModel, Workspace
+
+SLOTS = 64  # sentences that advance side by side: enough for quick products
+SLOT_NUMBERS = 2**20  # and fewer where so many rows of V probabilities would have more numbers than this
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How the next word is drawn, and how long a sentence may be. Raises SettingsError where that cannot be.
+
+    The distribution is made in this order, and sums to one again after each step:
+
+    1. Words that may not come now are left out: `<unk>` unless `allow_unknown`, and `</s>` while there are fewer than
+       `min_words`.
+    2. p becomes p^(1/temperature). Temperature 0 is the limit: always the likeliest word.
+    3. `top_k` keeps the k likeliest words.
+    4. `top_p` keeps the smallest set of the likeliest words whose probability, of the distribution so far, reaches
+       top_p.
+
+    Where two words are equally likely the one with the lower id, the more frequent, counts as the likelier. The length
+    of a sentence counts the words of the prompt and not `</s>`; a sentence of `max_words` ends there.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None  # None: all words
+    top_p: float | None = None  # None: all words
+    min_words: int = 1
+    max_words: int = 100
+    allow_unknown: bool = False
+
+    def __post_init__(self) -> None:
+        possible = {
+            "--temperature takes a number from 0 upwards": 0 <= self.temperature < math.inf,
+            "--top-k takes a whole number from 1 upwards": self.top_k is None or self.top_k >= 1,
+            "--top-p takes a number above 0 and up to 1": self.top_p is None or 0 < self.top_p <= 1,
+            "--min-words takes a whole number from 0 upwards": self.min_words >= 0,
+            "--max-words takes a whole number from --min-words upwards": self.max_words >= self.min_words,
+        }
+        for requirement, holds in possible.items():
+            if not holds:
+                raise SettingsError(requirement)
+
+
+@dataclass
+class _Sentence:
+    """A sentence on its way: its place in the output, what decides its words, and the words so far."""
+
+    index: int
+    generator: np.random.Generator
+    words: list[int] = field(default_factory=list)
+
+
+def generate(
+    model: LanguageModel,
+    unknown_id: int,
+    count: int,
+    generator: np.random.Generator,
+    work: Workspace,
+    prompt: Sequence[int] = (),
+    settings: GenerationSettings | None = None,
+) -> Iterator[list[int]]:
+    """Yield `count` sentences in order, each as the ids of the words that follow the prompt, without `</s>`.
+
+    Every sentence begins from a state of zero. Each has a random stream of its own, spawned from `generator` in order,
+    and the arrays have the same shape for any count: so the i-th sentence does not depend on how many are asked for,
+    nor on the number of threads. The work per sentence is at most `max_words` steps; nothing is drawn and thrown away.
+
+    Raises SettingsError, before the first sentence, where the prompt holds `</s>` or is longer than `max_words`, and
+    where the vocabulary has no word that may be drawn.
+    """
+    settings = settings or GenerationSettings()
+    room = settings.max_words - len(prompt)
+    if SENTENCE_END in prompt:
+        raise SettingsError("the prompt holds </s>, which ends a sentence; leave it out of --prompt")
+    if room < 0:
+        message = f"the prompt has {len(prompt)} words, more than a sentence may have ({settings.max_words})"
+        raise SettingsError(f"{message}; raise --max-words or shorten --prompt")
+    if model.settings.words <= 2 - settings.allow_unknown and settings.min_words > len(prompt):
+        raise SettingsError("the vocabulary has no word that may be drawn; give --allow-unk or --min-words 0")
+    if room == 0:
+        return iter([[] for _ in range(count)])
+    return _in_order(_finished(model, unknown_id, count, generator, work, prompt, settings))
+
+
+def _in_order(finished: Iterator[_Sentence]) -> Iterator[list[int]]:
+    """Hold sentences back until those before them are done."""
+    held: dict[int, list[int]] = {}
+    wanted = 0
+    for sentence in finished:
+        held[sentence.index] = sentence.words
+        while wanted in held:
+            yield held.pop(wanted)
+            wanted += 1
+
+
+def _finished(
+    model: LanguageModel,
+    unknown_id: int,
+    count: int,
+    generator: np.random.Generator,
+    work: Workspace,
+    prompt: Sequence[int],
+    settings: GenerationSettings,
+) -> Iterator[_Sentence]:
+    """Yield sentences as they end; a slot whose sentence has ended takes the next one."""
+    first_log_p, first_state = _read(model, prompt, work)
+    slots = max(1, min(SLOTS, SLOT_NUMBERS // model.settings.words))
+    log_p, state = first_log_p.repeat(slots, axis=0), first_state.repeat(slots, axis=1)  # (B, V), (M, B, H)
+    coming = iter(range(count))
+    running: dict[int, _Sentence] = {}  # by slot
+    while True:
+        free = [slot for slot in range(slots) if slot not in running]
+        for slot, index in zip(free, coming, strict=False):
+            running[slot] = _Sentence(index, generator.spawn(1)[0])
+            log_p[slot], state[:, slot] = first_log_p[0], first_state[:, 0]
+        if not running:
+            return
+        at = list(running)
+        lengths = np.array([len(prompt) + len(running[slot].words) for slot in at])
+        allowed = _allowed(log_p[at], lengths, unknown_id, settings)
+        uniform = np.array([running[slot].generator.random() for slot in at])
+        read = np.full(slots, SENTENCE_END)
+        read[at] = draw(weights(allowed, settings), uniform)
+        for slot, length in zip(at, lengths, strict=True):
+            if read[slot] != SENTENCE_END:
+                running[slot].words.append(int(read[slot]))
+            if read[slot] == SENTENCE_END or length + 1 == settings.max_words:
+                yield running.pop(slot)
+        log_p, state = model.step(read, state, work)
+
+
+def _allowed(log_p: Array, lengths: Array, unknown_id: int, settings: GenerationSettings) -> Array:
+    """Put -inf in log p (B, V), which it overwrites, for words that may not follow `lengths` (B,) words."""
+    if not settings.allow_unknown:
+        log_p[:, unknown_id] = -np.inf
+    log_p[lengths < settings.min_words, SENTENCE_END] = -np.inf
+    return log_p
+
+
+def _read(model: LanguageModel, prompt: Sequence[int], work: Workspace) -> tuple[Array, Array]:
+    """Return log p (1, V) of the words after the prompt, and the memories (M, 1, H)."""
+    log_p, state = model.step(np.array([SENTENCE_END]), model.start(1), work)
+    for word in prompt:
+        log_p, state = model.step(np.array([word]), state, work)
+    return log_p, state
+
+
+def weights(log_p: Array, settings: GenerationSettings) -> Array:
+    """Return numbers (B, V) proportional to what steps 2 to 4 of `settings` make of the probabilities, log p (B, V).
+
+    A word that may not come has -inf; every row has one that may.
+    """
+    if settings.temperature == 0:
+        certain = np.zeros_like(log_p)
+        certain[np.arange(len(log_p)), log_p.argmax(axis=1)] = 1
+        return certain
+    temperature = min(max(settings.temperature, 1e-20), 1e20)  # beyond, nothing changes and float32 ends
+    result: Array = np.exp((log_p - log_p.max(axis=1, keepdims=True)) / temperature)
+    if settings.top_k is None and settings.top_p is None:
+        return result
+    return np.where(_likeliest(result, settings.top_k, settings.top_p), result, 0)
+
+
+def _likeliest(weights: Array, top_k: int | None, top_p: float | None) -> Array:
+    """Say which words (B, V) top_k and then top_p keep."""
+    ordered = -np.sort(-weights, axis=1)[:, :top_k]
+    mass = np.cumsum(ordered, axis=1, dtype=np.float64)
+    kept = np.full(len(weights), ordered.shape[1])
+    if top_p is not None:
+        kept = 1 + (mass[:, :-1] < top_p * mass[:, -1:]).sum(axis=1)
+    least = ordered[np.arange(len(weights)), kept - 1][:, None]  # (B, 1)
+    above, ties = weights > least, weights == least
+    places = kept - above.sum(axis=1)
+    keep: Array = above | (ties & (np.cumsum(ties, axis=1) <= places[:, None]))
+    return keep
+
+
+def draw(weights: Array, uniform: Array) -> Array:
+    """Draw a word for each row of weights (B, V), where its uniform number (B,) in [0, 1) falls in their running sum.
+
+    A word with weight 0 is never drawn. Returns ids (B,). Raises ModelError when a weight is no number.
+    """
+    mass = np.cumsum(weights, axis=1, dtype=np.float64)
+    total = mass[:, -1]
+    if not np.isfinite(total).all():
+        raise ModelError("the model's probabilities are no longer numbers, so nothing can be drawn; train it again")
+    points = uniform * total  # below the total, also when rounded, as every number of random() is below 1 - 2^-54
+    return np.array([row.searchsorted(at, side="right") for row, at in zip(mass, points, strict=True)])

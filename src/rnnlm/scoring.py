@@ -1,0 +1,113 @@
+"""How well a model predicts a text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from rnnlm.batches import Corpus, windows
+from rnnlm.errors import TextError
+from rnnlm.model import IGNORED, LanguageModel, Workspace
+
+WINDOW_NUMBERS = 2**24  # the output layer holds so many numbers at once, V for each position of a window
+POSITIONS = 1024  # and more positions than this make its products no faster
+STREAMS = 64  # sentences side by side, where each starts from zero
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a text was predicted.
+
+    A prediction is that of a word or of the `</s>` which ends a sentence; `<s>` is never predicted. An unknown word is
+    predicted as `<unk>`, one word with the probability of all that it stands for, which flatters a small vocabulary:
+    so there is a second figure, in which predictions of `<unk>` count neither in the sum nor in the number. The words
+    after an unknown one count in both, and `<unk>` is what they are predicted from.
+    """
+
+    sentences: int
+    words: int  # `</s>` is none
+    unknown: int  # words that are read as <unk>
+    predictions: int  # words + sentences
+    log_likelihood: float  # log of the text's probability, in nats
+    known_log_likelihood: float  # the same without the predictions of <unk>; NaN where they were not told apart
+
+    @property
+    def perplexity(self) -> float:
+        """The inverse of a prediction's probability, geometric mean: e^(-log_likelihood / predictions)."""
+        return _perplexity(self.log_likelihood, self.predictions)
+
+    @property
+    def perplexity_excluding_unknown(self) -> float:
+        """The same over the predictions whose target is not `<unk>`."""
+        return _perplexity(self.known_log_likelihood, self.predictions - self.unknown)
+
+    @property
+    def bits_per_word(self) -> float:
+        """The mean of -log2 p over all predictions, those of `</s>` included: the logarithm of `perplexity`."""
+        return -self.log_likelihood / self.predictions / math.log(2)
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Return what `rnnlm evaluate --json` prints; None for a figure that is no finite number."""
+        figures = {
+            name: getattr(self, name) for name in ("perplexity", "perplexity_excluding_unknown", "bits_per_word")
+        }
+        finite = {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}
+        counts = {name: getattr(self, name) for name in ("sentences", "words", "unknown", "predictions")}
+        return {**finite, **counts}
+
+
+def _perplexity(log_likelihood: float, predictions: int) -> float:
+    try:
+        return math.exp(-log_likelihood / predictions)
+    except OverflowError:
+        return math.inf
+
+
+def perplexity(
+    model: LanguageModel,
+    corpus: Corpus,
+    work: Workspace,
+    *,
+    unknown_id: int | None = None,
+    streams: int | None = None,
+    window: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Score:
+    """Score a text: every prediction once, its loss summed in float64.
+
+    `unknown_id` is the id of `<unk>`, None where no figure without unknown words is wanted. `streams` sequences are
+    read side by side, `window` steps at once; both are chosen for speed and change a figure by rounding only, but for
+    one case: a model that carries its state from sentence to sentence would begin each further stream in the middle
+    of the text from a state of zero, so that 1, the default for such models, alone is exact. `progress` is told the
+    number of predictions made since its last call.
+
+    Raises TextError when the text has no sentences.
+    """
+    if corpus.sentences == 0:
+        raise TextError("there is nothing to score: the text has no sentences; name another file")
+    positions = min(POSITIONS, max(1, WINDOW_NUMBERS // model.settings.words))
+    if streams is None:
+        streams = 1 if model.settings.carry_state else min(STREAMS, positions, corpus.sentences)
+    if window is None:
+        window = max(1, positions // streams)
+    read = windows(corpus, streams, window)
+    state = model.start(read.streams)
+    total = known = 0.0
+    for inputs, targets in read:
+        (losses, state), _ = model.losses(inputs, targets, state, work)
+        total += float(losses.sum(dtype=np.float64))  # 0 where ignored
+        if unknown_id is not None:
+            known += float(losses.sum(dtype=np.float64, where=targets != unknown_id))
+        if progress:
+            progress(int(np.count_nonzero(targets != IGNORED)))
+    return Score(
+        sentences=corpus.sentences,
+        words=corpus.words,
+        unknown=corpus.unknown,
+        predictions=corpus.predictions,
+        log_likelihood=-total,
+        known_log_likelihood=math.nan if unknown_id is None else -known,
+    )
