@@ -301,7 +301,7 @@ def test_help_ends_with_an_example():
     for name in COMMANDS:
         command = commands.get_command(click.Context(commands), name)
         text = command.get_help(click.Context(command, info_name=f"rnnlm {name}"))
-        assert re.search(rf"Examples?:\n(\s+rnnlm .*\n?)*\s+rnnlm {name}[^\n]*\Z", text.rstrip()), name
+        assert re.search(rf"Example:\n(\s+rnnlm .*\n)*\s+.*\brnnlm {name}\b.*\Z", text.rstrip()), name
 
 
 def test_the_page_of_the_command_line_is_true():

@@ -151,12 +151,15 @@ def _saved_model(path: Path, about: dict[str, Any], arrays: dict[str, Array]) ->
         if settings.cell not in CELLS:
             raise ModelError(f"{path}: has cells of the kind {settings.cell!r}, which this rnnlm lacks; upgrade rnnlm.")
         expected = LanguageModel.shapes(settings)
-        if {name: array.shape for name, array in parts["parameters"].items()} != expected:
+        parameters = parts["parameters"]
+        if {name: array.shape for name, array in parameters.items()} != expected:
             raise ValueError("shapes of parameters")
+        if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in parameters.values()):
+            raise ValueError("numbers of parameters")
         vocabulary = Vocabulary.from_arrays(parts["vocabulary"])
         if len(vocabulary) != settings.words:
             raise ValueError("size of vocabulary")
-        model = LanguageModel(settings, parts["parameters"])
+        model = LanguageModel(settings, parameters)
         return SavedModel(model, vocabulary, Tokeniser.from_json(about["tokeniser"]), about["information"])
 
 

@@ -132,18 +132,38 @@ CELLS: dict[str, Cell] = {"elman": Cell(gates=1, memories=1, forward=_elman_forw
 # The layers
 
 
-def embed(inputs: Array, U: Array, b: Array, work: Workspace) -> tuple[Array, Callable[[Array], tuple[Rows, Array]]]:
+class Dropout(NamedTuple):
+    """Zeros to put into the rows read from U and into the outputs, while training (Srivastava et al. 2014)."""
+
+    rate: float  # the probability of a zero; the rest is divided by 1 - rate, so that the expectation stays
+    generator: np.random.Generator
+
+
+def drop(values: Array, dropout: Dropout | None, name: str, work: Workspace) -> tuple[Array, Callable[[Array], Array]]:
+    """Put zeros at random into a copy of `values`. Returns it, and a function from its gradient to that of `values`."""
+    if dropout is None:
+        return values, lambda dvalues: dvalues
+    mask = work.array((name, "mask"), values.shape, values.dtype)
+    kept = dropout.generator.random(values.shape, np.float32) >= dropout.rate
+    np.multiply(kept, 1 / (1 - dropout.rate), out=mask, casting="same_kind")
+    return np.multiply(values, mask, out=work.array((name, "kept"), values.shape, values.dtype)), lambda d: d * mask
+
+
+def embed(
+    inputs: Array, U: Array, b: Array, dropout: Dropout | None, work: Workspace
+) -> tuple[Array, Callable[[Array], tuple[Rows, Array]]]:
     """Look the input words up: x_t = U[x_t] + b, the part of (1) that needs no state.
 
     Takes inputs (T, B), U (V, G*H) and b (G*H,). Returns x (T, B, G*H), and a function from dx to (dU, db).
     """
-    x = work.array("x", (*inputs.shape, U.shape[1]), U.dtype)
-    np.take(U, inputs, axis=0, out=x, mode="clip")  # "clip" spares a copy; ids are checked where a corpus is read
+    rows = work.array("rows", (*inputs.shape, U.shape[1]), U.dtype)
+    np.take(U, inputs, axis=0, out=rows, mode="clip")  # "clip" spares a copy; ids are checked where a corpus is read
+    x, drop_backward = drop(rows, dropout, "x", work)
     x += b
 
     def backward(dx: Array) -> tuple[Rows, Array]:
-        rows = dx.reshape(inputs.size, -1)
-        return sum_rows(inputs.reshape(-1), rows), rows.sum(axis=0)  # (11)
+        drows = drop_backward(dx).reshape(inputs.size, -1)
+        return sum_rows(inputs.reshape(-1), drows), dx.reshape(inputs.size, -1).sum(axis=0)  # (11)
 
     return x, backward
 
@@ -332,34 +352,37 @@ class LanguageModel:
         memories = CELLS[self.settings.cell].memories
         return np.zeros((memories, streams, self.settings.hidden), self.parameters["W"].dtype)
 
-    def states(self, inputs: Array, state: Array, work: Workspace) -> tuple[tuple[Array, Array], Callable[..., Any]]:
+    def states(
+        self, inputs: Array, state: Array, work: Workspace, dropout: Dropout | None = None
+    ) -> tuple[tuple[Array, Array], Callable[[Array], Gradients]]:
         """Read a window: inputs (T, B), and the memories before it. Returns the outputs, the memories, and backward."""
         U, W, b = (self.parameters[name] for name in ("U", "W", "b"))
         keep = np.ones((*inputs.shape, 1), W.dtype)
         if not self.settings.carry_state:
             keep[inputs == SENTENCE_END] = 0
-        x, embed_backward = embed(inputs, U, b, work)
+        x, embed_backward = embed(inputs, U, b, dropout, work)
         cell, truncate = CELLS[self.settings.cell], self.settings.truncate
         (outputs, state), recur_backward = recur(x, W, keep, state, cell, truncate, work)
+        outputs, drop_backward = drop(outputs, dropout, "outputs", work)
 
         def backward(doutputs: Array) -> Gradients:
-            dx, dW = recur_backward(doutputs)
+            dx, dW = recur_backward(drop_backward(doutputs))
             dU, db = embed_backward(dx)
             return {"U": dU, "W": dW, "b": db}
 
         return (outputs, state), backward
 
     def losses(
-        self, inputs: Array, targets: Array, state: Array, work: Workspace
+        self, inputs: Array, targets: Array, state: Array, work: Workspace, dropout: Dropout | None = None
     ) -> tuple[tuple[Array, Array], Callable[[Array], Gradients]]:
-        """Say how surprising each target of a window is.
+        """Say how surprising each target of a window is, with zeros put in where `dropout` is given.
 
         Takes inputs and targets (T, B), word ids, where a target may be IGNORED, and the memories (M, B, H) before the
         window. Returns the losses (T, B) in nats, zero where ignored, with the memories after the window; and a
         function from the weights (T, B) of the losses in L to the gradients. It reads what this call left in `work`:
         call it before the next window.
         """
-        (outputs, state), states_backward = self.states(inputs, state, work)
+        (outputs, state), states_backward = self.states(inputs, state, work, dropout)
         counted = np.flatnonzero(targets.reshape(-1) != IGNORED)
         every = counted.size == targets.size  # as in all windows but an epoch's last few: then nothing is copied
         S = outputs.reshape(targets.size, -1)

@@ -17,7 +17,7 @@ import numpy as np
 
 from rnnlm.batches import Corpus, windows
 from rnnlm.errors import DivergenceError
-from rnnlm.model import SGD, Array, LanguageModel, Workspace, joint_norm, mean_weights
+from rnnlm.model import SGD, Array, Dropout, LanguageModel, Workspace, joint_norm, mean_weights
 from rnnlm.scoring import perplexity
 
 RECENT = 50  # windows over which the loss is averaged before it is called divergent
@@ -32,6 +32,7 @@ class TrainingSettings:
     learning_rate: float = 0.015  # for the sum over a window's steps of the mean over streams
     rate_power: float = 0.5  # rows of U, V and c learn at p(word)^-power; 0: all at the same rate
     momentum: float = 0.0
+    dropout: float = 0.0  # share of the inputs' and outputs' numbers that are zeroed at each step
     clip: float = 5.0  # greatest joint norm of the gradients of the mean loss; 0: none
     epochs: int = 20
     eval_every: int = 0  # windows between evaluations, beside the one after each epoch; 0: none
@@ -138,10 +139,14 @@ def _train_window(
     began = time.perf_counter()
     model = state.model
     assert state.memories is not None  # `train` has seen to it
+    dropout = None
+    if settings.dropout:  # a generator of its own for each window, so that a resumed run draws the same zeros
+        generator = np.random.default_rng([settings.seed, state.epoch, state.window])
+        dropout = Dropout(settings.dropout, generator)
     weights = mean_weights(targets)
     predictions = int(np.count_nonzero(weights))
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as divergence, in a sentence
-        (losses, memories), backward = model.losses(inputs, targets, state.memories, work)
+        (losses, memories), backward = model.losses(inputs, targets, state.memories, work, dropout)
         loss = float(np.sum(losses, dtype=np.float64)) / predictions
         gradients = backward(weights)
         norm = joint_norm(gradients)
@@ -167,7 +172,11 @@ def _check_convergence(state: TrainingState, loss: float, norm: float) -> None:
     else:
         state.recent_loss = recent
         return
-    raise DivergenceError(
+    raise _divergence(state, what)
+
+
+def _divergence(state: TrainingState, what: str) -> DivergenceError:
+    return DivergenceError(
         f"Training has diverged in epoch {state.epoch} at window {state.window}: {what}; "
         f"lower --lr (now {state.learning_rate:g}) or --clip and train again with --overwrite."
     )
@@ -178,6 +187,8 @@ def _evaluate(
 ) -> bool:
     """Add a record to the history, and let the learning rate follow at an epoch's end. Says whether it is the best."""
     value = perplexity(state.model, valid, work).perplexity
+    if not math.isfinite(value):
+        raise _divergence(state, "the validation perplexity is no longer a number")
     improved = value < state.best_perplexity
     sufficient = 1 - settings.min_improvement
     state.seconds = time.perf_counter() - begin

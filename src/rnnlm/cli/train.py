@@ -119,6 +119,13 @@ CHANGEABLE = {"epochs", "patience", "save_every", "threads", "model", "resume", 
     help="Share of the last step that the next one repeats.",
 )
 @option(
+    "--dropout",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    group=TRAINING,
+    help="Share of the inputs' and the outputs' numbers that are zeroed at each step of training.",
+)
+@option(
     "--clip",
     type=click.FloatRange(0),
     default=5.0,
@@ -245,7 +252,7 @@ def _save_evaluation(event: Evaluation, state: TrainingState, saved: SavedModel,
     folder.write_history(state.history)
     if event.improved:
         about = {**saved.information, "epoch": state.epoch, "window": state.window}
-        about["valid_perplexity"] = event.record["valid_perplexity"]
+        about |= {"valid_perplexity": event.record["valid_perplexity"], "history": state.history}
         save_model(folder.best, state.model, saved.vocabulary, saved.tokeniser, about)
     if can_draw():
         draw_curve(state.history, folder.curve)
@@ -353,6 +360,8 @@ def _read_texts(folder: ModelFolder, options: dict[str, Any]) -> tuple[TrainingT
     from rnnlm.text import TextSettings, spooled
     from rnnlm.vocabulary import VocabularySettings
 
+    if "-" in options["corpus"] and "-" in options["valid"]:
+        raise SettingsError("standard input is one text; name a file for the other of CORPUS and --valid")
     text_settings = TextSettings(options["pretokenized"], options["lowercase"], options["encoding"])
     vocabulary_settings = VocabularySettings(options["vocab_size"], options["min_count"], options["vocabulary_file"])
     fraction = 0.0 if options["valid"] else options["valid_fraction"]
