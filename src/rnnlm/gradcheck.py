@@ -1,0 +1,420 @@
+"""The referee: compares each gradient of model.py with differences of the losses that it claims to describe.
+
+It knows the public names of model.py and nothing of how a gradient is computed there: it changes parameters, asks for
+losses, and subtracts. In float64, with x moved along a direction d,
+
+    L'(d) = (8 [L(x + hd) - L(x - hd)] - [L(x + 2hd) - L(x - 2hd)]) / 12h,    wrong by h^4 L'''''(d) / 30 and rounding.
+
+Of a small model every coordinate of every parameter is such a direction. Of a model of any size, random directions are:
+an error of any kind in the gradient shows along almost all of them, in proportion to its size.
+
+**The truncated gradient** is the derivative of no loss: with `truncate` K the error of output t stops K steps back,
+while the loss goes on depending on what came before. It is a sum of derivatives of as many functions as there are
+outputs. Let f_t(x; s) be E_t as a function of parameters x and of a state s that step t-K starts from, and let s*_k be
+the states that were met with the parameters x* as they are. Then what `backward` must return is
+
+    sum_t  weight_t  d/dx f_t(x; s*_{t-K-1})  at x = x*,          s* held constant: it is a number, not a function of x.
+
+f_t is the loss of the last target of the window t-K .. t, read from state s*_{t-K-1}: a short window, with all targets
+but one IGNORED, gives it. Where t <= K there are only the window's own steps, and f_t starts from the state before the
+window. So the sum falls into short windows, all of which may be read side by side as streams. K+1 or K-1 in place of K
+is another sum, and fails. Dropout's zeros are numbers too: each step keeps its own in every window that holds it.
+
+**What passes.** The relative error of a coordinate is |a - n| / max(|a|, |n|, FLOOR * m), a the analytic and n the
+numeric value, m the parameter's largest |n|: FLOOR keeps rounding out of coordinates that are next to nothing. A row
+passes if its worst error is a number that is not above the tolerance. NaN and infinities are infinitely wrong; so is a
+gradient that is missing, unasked for, of another shape or precision, and one that is zero throughout while the
+differences are zero too, for then nothing was compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from rnnlm.model import (
+    CELLS,
+    IGNORED,
+    SENTENCE_END,
+    Array,
+    Dropout,
+    Gradients,
+    LanguageModel,
+    ModelSettings,
+    Parameters,
+    Rows,
+    Workspace,
+)
+
+TOLERANCE = 1e-6
+FLOOR = 1e-3  # coordinates below this share of the parameter's largest are measured against that share
+COORDINATE_STEP = 1e-3  # one number moves: the formula errs by 1e-13 or so, and rounding by as much
+DIRECTION_STEP = 2e-5  # root mean square over the numbers, all of which move at once: chaotic states want it small
+
+SMALL_WORDS = 9
+SMALL_HIDDEN = 4
+SMALL_STEPS = 8  # a truncation at 4 and one at 5 must differ
+SMALL_STREAMS = 3
+DRAWS = 8  # random numbers at a position for each hidden unit: more than any kind of dropout takes
+LARGE_STEPS = 12
+LARGEST_STEPS = 64
+LARGE_STREAMS = 4
+
+
+class Kind(NamedTuple):
+    """One kind of model, as trained."""
+
+    settings: ModelSettings
+    dropout: float = 0.0
+
+
+class Window(NamedTuple):
+    """What a loss is computed on. Streams are the second axis of all arrays: windows can be set side by side."""
+
+    inputs: Array  # (T, B)
+    targets: Array  # (T, B), some perhaps IGNORED
+    weights: Array  # (T, B), of the losses in L
+    state: Array  # (M, B, H), the memories before the window
+    draws: Array  # (T, B, n), numbers that dropout takes for random ones, so that a step's zeros are its own
+    dropout: float = 0.0
+
+    def losses(self, model: LanguageModel, work: Workspace) -> tuple[tuple[Array, Array], Callable[[Array], Gradients]]:
+        """Return `model.losses` of this window, always with the same zeros."""
+        draws = cast("np.random.Generator", _Draws(self.draws))  # all that dropout asks of one is `random`
+        dropout = Dropout(self.dropout, draws) if self.dropout else None
+        return model.losses(self.inputs, self.targets, self.state, work, dropout)
+
+    def part(self, span: slice, state: Array, outputs: slice = slice(None)) -> Window:
+        """Return some steps of this window, from a state, in which only the targets of some outputs count."""
+        targets = np.full_like(self.targets[span], IGNORED)
+        targets[outputs] = self.targets[span][outputs]
+        return Window(self.inputs[span], targets, self.weights[span], state, self.draws[span], self.dropout)
+
+
+class _Draws:
+    """Stands in for a generator of random numbers, and hands prepared ones out."""
+
+    def __init__(self, prepared: Array) -> None:
+        self._left = prepared
+
+    def random(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return the next columns of the prepared numbers."""
+        drawn, self._left = np.split(self._left, [shape[-1]], axis=-1)
+        if drawn.shape != shape:
+            raise ValueError(f"dropout draws {shape}, of which {drawn.shape} were prepared")
+        return drawn.astype(dtype)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found about one parameter of one kind of model."""
+
+    kind: str
+    parameter: str  # "all" for directions in which all parameters move together
+    shape: tuple[int, ...]
+    coordinates: int  # how many derivatives were compared
+    worst_error: float  # infinite where there is nothing to compare
+    where: tuple[int, ...] | str  # index of the worst coordinate, or "direction 3", or what is wrong with the gradient
+    analytic: float  # the worst coordinate's two values
+    numeric: float
+    passed: bool
+
+
+GradientFunction = Callable[[LanguageModel, Window], Gradients]
+
+
+def model_gradients(model: LanguageModel, window: Window) -> Gradients:
+    """Ask the model for its gradients: what is checked unless another function is given."""
+    _, backward = window.losses(model, Workspace())
+    return backward(window.weights)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is checked
+
+
+def small_kinds() -> list[Kind]:
+    """List small models of every kind that can be trained; a new kind of model is a row here."""
+
+    def kinds(dropout: float, *truncations: int | None) -> list[Kind]:
+        return [
+            Kind(ModelSettings(SMALL_WORDS, SMALL_HIDDEN, cell, truncate, carry_state), dropout)
+            for cell in CELLS
+            for carry_state in (False, True)
+            for truncate in truncations
+        ]
+
+    return kinds(0, None, 0, 1, 4, SMALL_STEPS + 3) + kinds(0.3, None, 4)
+
+
+def describe(kind: Kind) -> str:
+    """Name a kind of model in a few words, such as "elman, truncate 4, carried state"."""
+    settings = kind.settings
+    reach = "window" if settings.truncate is None else f"truncate {settings.truncate}"
+    words = [settings.cell, reach, "carried state" if settings.carry_state else "sentences"]
+    return ", ".join((*words, f"dropout {kind.dropout:g}") if kind.dropout else words)
+
+
+def small_case(kind: Kind, seed: int = 0) -> tuple[LanguageModel, Window]:
+    """Make a small model of a kind, with a window in which everything happens that can happen in training.
+
+    No parameter is zero, as biases are at first, and none is so large that tanh is flat. See random_window.
+    """
+    generator = np.random.default_rng(seed)
+    model = LanguageModel.initialise(kind.settings, np.ones(kind.settings.words), generator, np.float64)
+    parameters = {name: generator.normal(0, 0.5, value.shape) for name, value in model.parameters.items()}
+    model = LanguageModel(kind.settings, parameters)
+    return model, random_window(model, SMALL_STEPS, SMALL_STREAMS, generator, kind.dropout)
+
+
+def random_window(
+    model: LanguageModel, steps: int, streams: int, generator: np.random.Generator, dropout: float = 0.0
+) -> Window:
+    """Draw a window of random words for a model.
+
+    The first stream lies within one sentence; in stream b sentences begin at b steps drawn at random. An eighth of the
+    targets are IGNORED, but have weights; weights differ; the state before is not zero. The last word is never read.
+    """
+    words = model.settings.words
+    inputs = generator.integers(1, max(2, words - 1), (steps, streams))
+    for stream in range(streams):
+        begins = generator.choice(steps, min(stream, steps), replace=False)
+        inputs[begins, stream] = SENTENCE_END
+    targets = generator.integers(0, words, (steps, streams))
+    targets.reshape(-1)[generator.choice(targets.size, targets.size // 8, replace=False)] = IGNORED
+    weights = generator.uniform(0.5, 1.5, targets.shape) / targets.size
+    state = generator.uniform(-0.5, 0.5, model.start(streams).shape)
+    draws = generator.random((steps, streams, DRAWS * model.settings.hidden if dropout else 0))
+    return Window(inputs, targets, weights, state, draws, dropout)
+
+
+def check_small_models(
+    seed: int = 0,
+    tolerance: float = TOLERANCE,
+    progress: Callable[[str], object] | None = None,
+    gradients: GradientFunction = model_gradients,
+) -> list[Row]:
+    """Check every coordinate of every parameter of a small model of every kind.
+
+    `progress` is called with a kind's description once it is done; `gradients` is the function under test. Returns a
+    row for each parameter of each kind.
+    """
+    rows = []
+    for kind in small_kinds():
+        model, window = small_case(kind, seed)
+        rows += check_coordinates(model, window, tolerance, gradients)
+        if progress is not None:
+            progress(describe(kind))
+    return rows
+
+
+@np.errstate(all="ignore")  # numbers that are not finite are findings here, and each fails its row
+def check_coordinates(
+    model: LanguageModel, window: Window, tolerance: float = TOLERANCE, gradients: GradientFunction = model_gradients
+) -> list[Row]:
+    """Check each coordinate of each parameter, on one window. Returns a row for each parameter."""
+    model = _in_float64(model)
+    loss, kind = loss_function(model, window), describe(Kind(model.settings, window.dropout))
+
+    def compare(name: str, gradient: Array) -> Row:
+        value = model.parameters[name]
+        numeric = np.empty(value.size)
+        for index in range(value.size):
+            direction = np.zeros(value.size)
+            direction[index] = 1
+            numeric[index] = _derivative(loss, {name: direction.reshape(value.shape)}, COORDINATE_STEP)
+        places = list(np.ndindex(value.shape))
+        return _row(kind, name, value.shape, places, gradient.reshape(-1), numeric, tolerance)
+
+    return _each_parameter(kind, model, gradients(model, window), compare)
+
+
+@np.errstate(all="ignore")
+def check_model(
+    model: LanguageModel,
+    generator: np.random.Generator,
+    window: Window | None = None,
+    directions: int = 4,
+    tolerance: float = TOLERANCE,
+    progress: Callable[[str], object] | None = None,
+    gradients: GradientFunction = model_gradients,
+) -> list[Row]:
+    """Check a model of any size along random unit directions, on one window: of random words if none is given.
+
+    Parameters of any precision are cast to float64 first. Returns a row for each parameter, and one named "all" for
+    directions in which all parameters move together; `progress` is called with each name once it is done.
+    """
+    model = _in_float64(model)
+    if window is None:  # longer than a truncation reaches, unless that is very far
+        steps = LARGE_STEPS if model.settings.truncate is None else min(model.settings.truncate + 4, LARGEST_STEPS)
+        window = random_window(model, steps, LARGE_STREAMS, generator)
+    loss, kind = loss_function(model, window), describe(Kind(model.settings, window.dropout))
+    claimed = gradients(model, window)
+    places = [f"direction {index}" for index in range(directions)]
+
+    def compare(name: str, dense: Parameters, shape: tuple[int, ...]) -> Row:
+        analytic, numeric = np.empty(directions), np.empty(directions)
+        size = sum(gradient.size for gradient in dense.values())
+        for index in range(directions):
+            drawn = {key: generator.standard_normal(gradient.shape) for key, gradient in dense.items()}
+            length = np.sqrt(sum(np.vdot(part, part) for part in drawn.values()))
+            direction = {key: part / length for key, part in drawn.items()}
+            analytic[index] = sum(np.vdot(gradient, direction[key]) for key, gradient in dense.items())
+            numeric[index] = _derivative(loss, direction, DIRECTION_STEP * np.sqrt(size))
+        if progress is not None:
+            progress(name)
+        return _row(kind, name, shape, places, analytic, numeric, tolerance)
+
+    rows = _each_parameter(kind, model, claimed, lambda name, dense: compare(name, {name: dense}, dense.shape))
+    if all(row.coordinates for row in rows):  # else one is not even a gradient, and its row says so
+        everything = {name: _dense(claimed[name], value.shape) for name, value in model.parameters.items()}
+        rows.append(compare("all", everything, ()))
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The numeric side
+
+
+LossFunction = Callable[[Parameters, float], float]
+
+
+def loss_function(model: LanguageModel, window: Window) -> LossFunction:
+    """Return L as a function of (direction, distance): how far, and in what direction, parameters are moved.
+
+    A direction names the parameters that move. If the model truncates, states are held constant as described above.
+    """
+    work = Workspace()
+    parts = constant_state_windows(model, window)
+
+    def loss(direction: Parameters, distance: float) -> float:
+        moved = {name: model.parameters[name] + distance * part for name, part in direction.items()}
+        neighbour = LanguageModel(model.settings, {**model.parameters, **moved})
+        total = 0.0
+        for part in parts:
+            (losses, _), _ = part.losses(neighbour, work)
+            total += float((part.weights * losses).sum())
+        return total
+
+    return loss
+
+
+def constant_state_windows(model: LanguageModel, window: Window) -> list[Window]:
+    """Cut a window into windows whose losses, states before them held constant, have the truncated gradient.
+
+    The first holds the outputs whose errors reach the window's first step: all of them without truncation. The second
+    holds the others: for each one a short window in which only the last target counts, side by side as streams.
+    """
+    steps = len(window.inputs)
+    reach = steps if model.settings.truncate is None else min(steps, model.settings.truncate + 1)
+    first = window.part(slice(0, reach), window.state)
+    others, state, work = [], window.state, Workspace()
+    for start in range(1, steps - reach + 1):
+        (_, state), _ = window.part(slice(start - 1, start), state).losses(model, work)
+        others.append(window.part(slice(start, start + reach), state, slice(reach - 1, reach)))
+    if not others:
+        return [first]
+    return [first, _side_by_side(others)]
+
+
+def _side_by_side(windows: list[Window]) -> Window:
+    def join(arrays: Iterable[Array]) -> Array:
+        return np.concatenate(list(arrays), axis=1)
+
+    return Window(
+        join(window.inputs for window in windows),
+        join(window.targets for window in windows),
+        join(window.weights for window in windows),
+        join(window.state for window in windows),
+        join(window.draws for window in windows),
+        windows[0].dropout,
+    )
+
+
+def _derivative(loss: LossFunction, direction: Parameters, step: float) -> float:
+    near = loss(direction, step) - loss(direction, -step)
+    far = loss(direction, 2 * step) - loss(direction, -2 * step)
+    return (8 * near - far) / (12 * step)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The verdict
+
+
+class _NotAGradientError(Exception):
+    """What was returned for a parameter cannot be compared at all."""
+
+
+def _in_float64(model: LanguageModel) -> LanguageModel:
+    return LanguageModel(model.settings, {name: value.astype(np.float64) for name, value in model.parameters.items()})
+
+
+def _each_parameter(
+    kind: str, model: LanguageModel, claimed: Gradients, compare: Callable[[str, Array], Row]
+) -> list[Row]:
+    """Compare each parameter's gradient; a row that fails without comparison where there is none, or one too many."""
+    rows = []
+    for name in dict.fromkeys((*model.parameters, *claimed)):
+        shape: tuple[int, ...] = ()
+        try:
+            if name not in model.parameters:
+                raise _NotAGradientError("no such parameter")
+            shape = model.parameters[name].shape
+            if name not in claimed:
+                raise _NotAGradientError("no gradient")
+            rows.append(compare(name, _dense(claimed[name], shape)))
+        except _NotAGradientError as reason:
+            nothing = (float("inf"), str(reason), float("nan"), float("nan"), False)
+            rows.append(Row(kind, name, shape, 0, *nothing))
+    return rows
+
+
+def _dense(gradient: Array | Rows, shape: tuple[int, ...]) -> Array:
+    """Write a gradient out in full, if it is one for a parameter of that shape."""
+    rows = gradient if isinstance(gradient, Rows) else None
+    values: Array = gradient.values if isinstance(gradient, Rows) else gradient
+    if values.dtype != np.float64:
+        raise _NotAGradientError(f"{values.dtype} from float64")
+    expected = shape if rows is None else (len(rows.ids), *shape[1:])
+    if values.shape != expected:
+        raise _NotAGradientError(f"shape {values.shape} for {expected}")
+    if rows is None:
+        return values
+    ids = rows.ids
+    if len(ids) and not (ids[0] >= 0 and ids[-1] < shape[0] and np.all(np.diff(ids) > 0)):
+        raise _NotAGradientError(f"rows not ascending from 0 to {shape[0] - 1}")
+    dense = np.zeros(shape)
+    dense[ids] = values
+    return dense
+
+
+def _row(
+    kind: str,
+    name: str,
+    shape: tuple[int, ...],
+    places: Sequence[Any],
+    analytic: Array,
+    numeric: Array,
+    tolerance: float,
+) -> Row:
+    """Judge one parameter by its worst coordinate: analytic and numeric (n,), and n names of places."""
+    scale = np.max(np.abs(numeric))
+    size = np.maximum(np.maximum(np.abs(analytic), np.abs(numeric)), FLOOR * scale)
+    error = np.abs(analytic - numeric) / size
+    error[~np.isfinite(error)] = np.inf  # a number that is not finite, or 0/0: everything is zero
+    worst = int(np.argmax(error))
+    return Row(
+        kind,
+        name,
+        shape,
+        len(places),
+        float(error[worst]),
+        places[worst],
+        float(analytic[worst]),
+        float(numeric[worst]),
+        bool(error[worst] <= tolerance),
+    )
