@@ -32,6 +32,7 @@ A function with a gradient returns `(output, backward)`, and `backward` takes th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -73,7 +74,7 @@ class Workspace:
 
     def array(self, name: object, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """Return an uninitialised array, the same memory each time that `name` is asked for."""
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.size < size or buffer.dtype != dtype:
             buffer = self._buffers[name] = np.empty(size, dtype)
@@ -441,7 +442,7 @@ def joint_norm(gradients: Mapping[str, Array | Rows]) -> float:
 
 def _squared_norm(gradient: Array | Rows) -> float:
     flat = (gradient.values if isinstance(gradient, Rows) else gradient).reshape(-1)
-    # float32 products of short parts, summed in float64: as quick as one float32 product, as good as float64 throughout
+    # float32 products of short parts, summed in float64: as quick as one product, and exact enough to clip by
     return sum(float(np.dot(part, part)) for part in np.array_split(flat, max(1, flat.size >> 16)))
 
 
