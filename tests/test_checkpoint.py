@@ -104,7 +104,7 @@ def test_a_newer_format_asks_for_an_upgrade(best, monkeypatch, model, vocabulary
     monkeypatch.setattr(checkpoint, "VERSION", 99)
     save_model(best, model, vocabulary, Tokeniser(), {})
     monkeypatch.undo()
-    with pytest.raises(ModelError, match="newer rnnlm .* upgrade"):
+    with pytest.raises(ModelError, match=r"newer rnnlm .* upgrade"):
         load_model(best)
 
 
@@ -126,7 +126,7 @@ def test_a_failed_write_leaves_the_old_file(best, model, vocabulary, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(ModelError, match="cannot be written .no space left on device"):
+    with pytest.raises(ModelError, match=r"cannot be written .no space left on device"):
         save_model(best, model, vocabulary, Tokeniser(), {})
     assert best.read_bytes() == before
     assert [path.name for path in best.parent.iterdir()] == ["best.npz"]
