@@ -333,8 +333,8 @@ def example_by_model(truncate: int | None = None) -> Values:
         log_p, state = language_model.step(inputs[t - 1], state, work)
         found |= {f"z_{t}": np.arctanh(s[t]), f"s_{t}": s[t], f"p_{t}": np.exp(log_p[0])}
         found |= {f"E_{t}": of_t["losses"][t - 1], f"p_{t} - 1_y{t}": of_t["c"]}
-        _, softmax_backward = softmax_loss(s[[t]], targets[t - 1], V, c, work)
-        found[f"dE_{t}/ds_{t}"] = softmax_backward(np.ones(1))[0][0]
+        _, softmax_backward = softmax_loss(s[[t]], targets[t - 1], V, c, (), work)
+        found[f"dE_{t}/ds_{t}"] = softmax_backward(np.ones(1))[0][0].copy()
         for k in range(t, 0, -1):
             if truncate is not None and t - k > truncate:
                 break

@@ -111,10 +111,15 @@ def test_every_kind_is_checked_in_full_and_passes() -> None:
 
 
 def test_kinds_are_what_train_can_build() -> None:
-    """Every entry of CELLS with every sort of truncation, one longer than the window; dropout with both sorts."""
-    reaches = {(None, 0), (0, 0), (1, 0), (4, 0), (SMALL_STEPS + 3, 0), (None, 0.3), (4, 0.3)}
+    """Every entry of CELLS with every sort of truncation, one longer than the window; dropout and tails with both."""
+    reaches = {(None, 0, 0), (0, 0, 0), (1, 0, 0), (4, 0, 0), (SMALL_STEPS + 3, 0, 0)}
+    reaches |= {(None, 0.3, 0), (4, 0.3, 0), (None, 0, 1), (4, 0, 3)}
     expected = {(cell, carry, *reach) for cell in CELLS for carry in (False, True) for reach in reaches}
-    found = [(kind.settings.cell, kind.settings.carry_state, kind.settings.truncate, kind.dropout) for kind in KINDS]
+    found = [
+        (settings.cell, settings.carry_state, settings.truncate, kind.dropout, len(settings.cutoffs))
+        for kind in KINDS
+        for settings in [kind.settings]
+    ]
     assert set(found) == expected
     assert len(found) == len(expected)
 

@@ -124,7 +124,13 @@ def load_training(folder: ModelFolder) -> tuple[TrainingState, TrainingSettings,
     saved = _saved_model(path, about, arrays)
     with _damage_named(path):
         settings = TrainingSettings(**about["training"])
-        optimiser = SGD(saved.model.parameters, saved.vocabulary.counts, settings.momentum, settings.rate_power)
+        optimiser = SGD(
+            saved.model.parameters,
+            saved.vocabulary.counts,
+            settings.momentum,
+            settings.rate_power,
+            saved.model.settings.cutoffs,
+        )
         for name, velocity in optimiser.velocity.items():
             velocity[...] = arrays[f"velocity/{name}"]
         state = TrainingState(saved.model, optimiser, memories=arrays.get("memories"), **about["state"])
@@ -142,7 +148,7 @@ def _model_parts(
 
 def _saved_model(path: Path, about: dict[str, Any], arrays: dict[str, Array]) -> SavedModel:
     with _damage_named(path):
-        settings = ModelSettings(**about["model"])
+        settings = ModelSettings(**{**about["model"], "cutoffs": tuple(about["model"]["cutoffs"])})
         parts = {"parameters": {}, "vocabulary": {}}  # type: dict[str, dict[str, Array]]
         for name, array in arrays.items():
             group, _, item = name.partition("/")

@@ -42,11 +42,13 @@ from rnnlm.model import (
     SENTENCE_END,
     Array,
     Dropout,
+    Gradient,
     Gradients,
     LanguageModel,
     ModelSettings,
     Parameters,
     Rows,
+    Spans,
     Workspace,
 )
 
@@ -140,15 +142,16 @@ def model_gradients(model: LanguageModel, window: Window) -> Gradients:
 def small_kinds() -> list[Kind]:
     """List small models of every kind that can be trained; a new kind of model is a row here."""
 
-    def kinds(dropout: float, *truncations: int | None) -> list[Kind]:
+    def kinds(dropout: float, *truncations: int | None, cutoffs: tuple[int, ...] = ()) -> list[Kind]:
         return [
-            Kind(ModelSettings(SMALL_WORDS, SMALL_HIDDEN, cell, truncate, carry_state), dropout)
+            Kind(ModelSettings(SMALL_WORDS, SMALL_HIDDEN, cell, truncate, carry_state, cutoffs), dropout)
             for cell in CELLS
             for carry_state in (False, True)
             for truncate in truncations
         ]
 
-    return kinds(0, None, 0, 1, 4, SMALL_STEPS + 3) + kinds(0.3, None, 4)
+    clustered = kinds(0, None, cutoffs=(4,)) + kinds(0, 4, cutoffs=(2, 5, 6))
+    return kinds(0, None, 0, 1, 4, SMALL_STEPS + 3) + kinds(0.3, None, 4) + clustered
 
 
 def describe(kind: Kind) -> str:
@@ -156,7 +159,11 @@ def describe(kind: Kind) -> str:
     settings = kind.settings
     reach = "window" if settings.truncate is None else f"truncate {settings.truncate}"
     words = [settings.cell, reach, "carried state" if settings.carry_state else "sentences"]
-    return ", ".join((*words, f"dropout {kind.dropout:g}") if kind.dropout else words)
+    if kind.dropout:
+        words.append(f"dropout {kind.dropout:g}")
+    if settings.cutoffs:
+        words.append(f"{len(settings.cutoffs)} tail{'s' if len(settings.cutoffs) > 1 else ''}")
+    return ", ".join(words)
 
 
 def small_case(kind: Kind, seed: int = 0) -> tuple[LanguageModel, Window]:
@@ -373,15 +380,20 @@ def _each_parameter(
     return rows
 
 
-def _dense(gradient: Array | Rows, shape: tuple[int, ...]) -> Array:
+def _dense(gradient: Gradient, shape: tuple[int, ...]) -> Array:
     """Write a gradient out in full, if it is one for a parameter of that shape."""
     rows = gradient if isinstance(gradient, Rows) else None
-    values: Array = gradient.values if isinstance(gradient, Rows) else gradient
+    values: Array = gradient.values if isinstance(gradient, Rows | Spans) else gradient
     if values.dtype != np.float64:
         raise _NotAGradientError(f"{values.dtype} from float64")
     expected = shape if rows is None else (len(rows.ids), *shape[1:])
     if values.shape != expected:
         raise _NotAGradientError(f"shape {values.shape} for {expected}")
+    if isinstance(gradient, Spans):
+        dense = np.zeros(shape)
+        for span in gradient.rows:
+            dense[span] = values[span]
+        return dense
     if rows is None:
         return values
     ids = rows.ids

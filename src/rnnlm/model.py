@@ -32,6 +32,7 @@ A function with a gradient returns `(output, backward)`, and `backward` takes th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -57,7 +58,15 @@ class Rows(NamedTuple):
     values: Array  # (R, columns)
 
 
-Gradients = dict[str, Array | Rows]
+class Spans(NamedTuple):
+    """The gradient of a table of which some runs of rows took part: all other rows are zero, whatever stands there."""
+
+    values: Array  # of the table's shape
+    rows: tuple[slice, ...]
+
+
+Gradient = Array | Rows | Spans
+Gradients = dict[str, Gradient]
 Backward = Callable[[], Gradients]
 
 
@@ -237,67 +246,131 @@ def recur(
     return (states[1:, 0], states[T].copy()), backward
 
 
-def softmax_loss(
-    S: Array, targets: Array, V: Array, c: Array, work: Workspace
-) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
-    """Say how surprising each target is: (3) and (4) in one kernel, and their gradient.
+class Softmax:
+    """Losses and gradients of one softmax over some rows of V, at N positions: (3) to (7) in one kernel.
 
-    Takes states S (N, H), targets (N,), V (V, H) and c (V,). Returns the losses (N,), in nats, and a function from the
-    weights (N,) with which they enter L to (dS, dV, dc).
-
-    The words are cut into slices, which threads take one at a time. A slice's exponentials e^{l - peak}, where `peak`
+    The rows are cut into slices, which threads take one at a time. A slice's exponentials e^{l - peak}, where `peak`
     is its own largest logit, are written once and read by both products of the backward pass: p is e^{peak - log Z}
     times them, and that factor is put on the rows of the thin S and dS rather than on the wide p.
     """
-    N, H = S.shape
-    slices = [slice(start, min(start + SLICE_WORDS, len(V))) for start in range(0, len(V), SLICE_WORDS)]
-    peaks = work.array("peaks", (len(slices), N), S.dtype)
-    sums = work.array("sums", (len(slices), N), S.dtype)
-    target_logits = work.array("target_logits", (N,), S.dtype)
-    ones = np.ones(SLICE_WORDS, S.dtype)
 
-    def exponentials(k: int) -> Array:
-        words = slices[k]
-        return work.array(("exponentials", k), (N, words.stop - words.start), S.dtype)
+    def __init__(self, name: object, S: Array, targets: Array, V: Array, c: Array, work: Workspace) -> None:
+        self.S, self.targets, self.V, self.c = S, targets, V, c  # (N, H), (N,), (rows, H), (rows,)
+        count = -(-len(V) // SLICE_WORDS)
+        edges = [len(V) * k // count for k in range(count + 1)]
+        self.slices = [slice(*edge) for edge in itertools.pairwise(edges)]
+        self.name, self.work = name, work
+        self.peaks = work.array((name, "peaks"), (count, len(S)), S.dtype)
+        self.sums = work.array((name, "sums"), (count, len(S)), S.dtype)
+        self.target_logits = work.array((name, "target_logits"), (len(S),), S.dtype)
 
-    def forward_slice(k: int) -> None:
-        words, e = slices[k], exponentials(k)
-        np.matmul(S, V[words].T, out=e)
-        e += c[words]  # the logits of (3)
-        here = np.flatnonzero((targets >= words.start) & (targets < words.stop))
-        target_logits[here] = e[here, targets[here] - words.start]
-        np.max(e, axis=1, out=peaks[k])
-        e -= peaks[k][:, None]
+    def _array(self, what: str, k: int, columns: int) -> Array:
+        return self.work.array((self.name, what, k), (len(self.S), columns), self.S.dtype)
+
+    def _targets_in(self, rows: slice) -> tuple[Array, Array]:
+        """Return the positions whose target lies in a slice, and those targets, counted from the slice's first row."""
+        here = np.flatnonzero((self.targets >= rows.start) & (self.targets < rows.stop))
+        return here, self.targets[here] - rows.start
+
+    def forward(self, k: int) -> None:
+        """Make slice k's exponentials."""
+        rows = self.slices[k]
+        e = self._array("e", k, rows.stop - rows.start)
+        np.matmul(self.S, self.V[rows].T, out=e)
+        e += self.c[rows]  # the logits of (3)
+        here, targets = self._targets_in(rows)
+        self.target_logits[here] = e[here, targets]
+        peak = np.max(e, axis=1, out=self.peaks[k])
+        e -= peak[:, None]
         np.exp(e, out=e)
-        np.matmul(e, ones[: e.shape[1]], out=sums[k])  # sums the rows four times as fast as e.sum(axis=1)
+        np.matmul(e, np.ones(e.shape[1], e.dtype), out=self.sums[k])  # four times as fast as e.sum(axis=1)
 
-    work.each(forward_slice, len(slices))
-    peak = peaks.max(axis=0)
-    log_Z = peak + np.log((sums * np.exp(peaks - peak)).sum(axis=0))  # (N,)
-    losses = log_Z - target_logits  # (4)
+    def losses(self) -> Array:
+        """Return the losses (N,), once all slices are done."""
+        peak = self.peaks.max(axis=0)
+        self.log_Z = peak + np.log((self.sums * np.exp(self.peaks - peak)).sum(axis=0))  # (N,)
+        losses: Array = self.log_Z - self.target_logits  # (4)
+        return losses
 
-    def backward(weights: Array) -> tuple[Array, Array, Array]:
+    def backward(self, k: int, weights: Array, dV: Array, dc: Array) -> None:
+        """Write slice k's rows of dV (rows, H) and dc (rows,), and keep its part of dS, given the losses' weights."""
+        rows, S = self.slices[k], self.S
+        e = self._array("e", k, rows.stop - rows.start)
+        factor = np.exp(self.peaks[k] - self.log_Z) * weights  # (N,): p is e times this, weights included: (5)
+        scaled = np.multiply(S, factor[:, None], out=self._array("scaled", k, S.shape[1]))
+        np.matmul(e.T, scaled, out=dV[rows])  # (6), p's part
+        np.matmul(factor, e, out=dc[rows])
+        dS = np.matmul(e, self.V[rows], out=self._array("dS", k, S.shape[1]))  # (7), p's part
+        dS *= factor[:, None]
+        here, targets = self._targets_in(rows)
+        if here.size:  # what 1_y takes from (6) and (7)
+            w = weights[here, None]
+            dS[here] -= self.V[rows][targets] * w
+            touched, values = sum_rows(targets, np.concatenate((S[here] * w, w), axis=1))
+            dV[rows.start + touched] -= values[:, :-1]
+            dc[rows.start + touched] -= values[:, -1]
+
+    def dstates(self) -> Array:
+        """Return dS (N, H), once all slices are done."""
+        dS = self._array("dS", 0, self.S.shape[1])
+        for k in range(1, len(self.slices)):
+            dS += self._array("dS", k, self.S.shape[1])
+        return dS
+
+
+def softmax_loss(
+    S: Array, targets: Array, V: Array, c: Array, cutoffs: tuple[int, ...], work: Workspace
+) -> tuple[Array, Callable[[Array], tuple[Array, Gradient, Gradient]]]:
+    """Say how surprising each target is: (3) and (4), and their gradient.
+
+    Takes states S (N, H), targets (N,), V (V + J, H) and c (V + J,). Returns the losses (N,), in nats, and a function
+    from the weights (N,) with which they enter L to (dS, dV, dc).
+
+    Without cutoffs (J = 0) there is one softmax over all words. J cutoffs, ascending ranks of words, split off J tails
+    of rarer words, and p(word) becomes p(tail) p(word | tail), exactly (Goodman 2001; Mikolov et al. 2011, with classes
+    of one kind; Grave et al. 2017, with few large ones): a softmax over the words before the first cutoff and a slot
+    for each tail at every position, and one over a tail's words at the positions whose target lies there, a few. The
+    rows of V are the first words, the J slots, and the tails' words.
+    """
+    J, first = len(cutoffs), cutoffs[0] if cutoffs else len(V)
+    edges = [0, first + J, *(cutoff + J for cutoff in cutoffs[1:]), len(V)]
+    tail = np.searchsorted(np.array(cutoffs, int), targets, side="right")  # (N,): 0 for a word before the first cutoff
+    head = Softmax("head", S, np.where(tail > 0, first + tail - 1, targets), V[: edges[1]], c[: edges[1]], work)
+    softmaxes: list[tuple[Softmax, Any, slice]] = [(head, slice(None), slice(0, edges[1]))]
+    for j in range(1, J + 1):
+        positions, rows = np.flatnonzero(tail == j), slice(edges[j], edges[j + 1])
+        if positions.size:
+            tail_targets = targets[positions] - cutoffs[j - 1]
+            softmax = Softmax(j, S[positions], tail_targets, V[rows], c[rows], work)
+            softmaxes.append((softmax, positions, rows))
+    tasks = [(which, k) for which, (softmax, _, _) in enumerate(softmaxes) for k in range(len(softmax.slices))]
+
+    def forward_task(number: int) -> None:
+        which, k = tasks[number]
+        softmaxes[which][0].forward(k)
+
+    work.each(forward_task, len(tasks))
+    losses = head.losses()
+    for softmax, positions, _ in softmaxes[1:]:
+        losses[positions] += softmax.losses()
+
+    def backward(weights: Array) -> tuple[Array, Gradient, Gradient]:
         dV = work.array("dV", V.shape, V.dtype)
         dc = work.array("dc", c.shape, c.dtype)
-        parts = work.array("dS", (len(slices), N, H), S.dtype)
-        factors = np.exp(peaks - log_Z) * weights  # (slices, N): p = exponentials * factors, weights included: (5)
 
-        def backward_slice(k: int) -> None:
-            words, e, factor = slices[k], exponentials(k), factors[k][:, None]
-            scaled = work.array(("scaled", k), S.shape, S.dtype)
-            np.matmul(e.T, np.multiply(S, factor, out=scaled), out=dV[words])  # (6), p's part
-            np.matmul(factors[k], e, out=dc[words])
-            np.matmul(e, V[words], out=parts[k])  # (7), p's part
-            parts[k] *= factor
+        def backward_task(number: int) -> None:
+            which, k = tasks[number]
+            softmax, positions, rows = softmaxes[which]
+            softmax.backward(k, weights[positions], dV[rows], dc[rows])
 
-        work.each(backward_slice, len(slices))
-        dS = parts.sum(axis=0)
-        ones_part = weights[:, None]  # what 1_y takes from (6) and (7)
-        dS -= V[targets] * ones_part
-        touched, values = sum_rows(targets, np.concatenate((S * ones_part, ones_part), axis=1))
-        dV[touched] -= values[:, :H]
-        dc[touched] -= values[:, H]
-        return dS, dV, dc
+        work.each(backward_task, len(tasks))
+        dS = head.dstates()
+        for softmax, positions, _ in softmaxes[1:]:
+            dS[positions] += softmax.dstates()
+        if not cutoffs:
+            return dS, dV, dc
+        spans = tuple(rows for _, _, rows in softmaxes)
+        return dS, Spans(dV, spans), Spans(dc, spans)
 
     return losses, backward
 
@@ -315,6 +388,7 @@ class ModelSettings:
     cell: str = "elman"  # a key of CELLS
     truncate: int | None = None  # K: errors reach this many steps back; None: to the window's first step
     carry_state: bool = False  # False: each sentence starts from a state of zero
+    cutoffs: tuple[int, ...] = ()  # ranks at which clusters of rarer words begin; none: one softmax over all words
 
 
 class LanguageModel:
@@ -328,7 +402,8 @@ class LanguageModel:
     def shapes(settings: ModelSettings) -> dict[str, tuple[int, ...]]:
         """Return the shape of every parameter."""
         V, H, gates = settings.words, settings.hidden, CELLS[settings.cell].gates
-        return {"U": (V, gates * H), "W": (gates * H, H), "b": (gates * H,), "V": (V, H), "c": (V,)}
+        rows = V + len(settings.cutoffs)
+        return {"U": (V, gates * H), "W": (gates * H, H), "b": (gates * H,), "V": (rows, H), "c": (rows,)}
 
     @classmethod
     def initialise(
@@ -344,8 +419,7 @@ class LanguageModel:
         for name, fan_in in (("U", settings.words), ("W", settings.hidden), ("V", settings.hidden)):
             limit = 1 / np.sqrt(fan_in)
             parameters[name] = generator.uniform(-limit, limit, shapes[name]).astype(dtype)
-        frequency = np.maximum(counts, 0.5)
-        parameters["c"] = np.log(frequency / frequency.sum()).astype(dtype)
+        parameters["c"] = np.log(output_frequencies(counts, settings.cutoffs)).astype(dtype)
         return cls(settings, {name: parameters[name] for name in shapes})
 
     def start(self, streams: int) -> Array:
@@ -389,7 +463,7 @@ class LanguageModel:
         S = outputs.reshape(targets.size, -1)
         V, c = self.parameters["V"], self.parameters["c"]
         flat_losses, softmax_backward = softmax_loss(
-            S if every else S[counted], targets.reshape(-1)[counted], V, c, work
+            S if every else S[counted], targets.reshape(-1)[counted], V, c, self.settings.cutoffs, work
         )
         losses = np.zeros(targets.size, S.dtype)
         losses[counted] = flat_losses
@@ -416,9 +490,35 @@ class LanguageModel:
 
         work.each(product, -(-len(V) // SLICE_WORDS))
         logits += c
-        logits -= logits.max(axis=1, keepdims=True)
-        log_p: Array = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))  # (3)
-        return log_p, state
+        cutoffs, J = self.settings.cutoffs, len(self.settings.cutoffs)
+        if not cutoffs:
+            return log_softmax(logits), state
+        first = cutoffs[0]
+        head = log_softmax(logits[:, : first + J])
+        tails = [
+            head[:, first + j, None] + log_softmax(logits[:, J + start : J + stop])
+            for j, (start, stop) in enumerate(itertools.pairwise((*cutoffs, self.settings.words)))
+        ]
+        return np.concatenate((head[:, :first], *tails), axis=1), state
+
+
+def log_softmax(logits: Array) -> Array:
+    """Return the logarithm of the softmax of each row."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # (3)
+    return log_p
+
+
+def output_frequencies(counts: Array, cutoffs: tuple[int, ...] = ()) -> Array:
+    """Return the frequency of what each row of V stands for, a word or a tail of words, from the words' counts (V,).
+
+    A word that never occurs counts as half an occurrence.
+    """
+    frequency = np.maximum(counts, 0.5)
+    frequency = frequency / frequency.sum()
+    slots = [frequency[start:stop].sum() for start, stop in itertools.pairwise((*cutoffs, len(frequency)))]
+    first = cutoffs[0] if cutoffs else len(frequency)
+    return np.concatenate((frequency[:first], slots if cutoffs else [], frequency[first:]))
 
 
 def mean_weights(targets: Array) -> Array:
@@ -435,27 +535,32 @@ INPUT_RATE = 4.0  # the rate of U's rows, and
 OUTPUT_RATE = 0.4  # of V's and c's, beside that of W and b: measured, see docs/benchmarks.md
 
 
-def joint_norm(gradients: Mapping[str, Array | Rows]) -> float:
+def joint_norm(gradients: Mapping[str, Gradient]) -> float:
     """Euclidean norm of all gradients taken together, the one number that clipping compares."""
-    return float(np.sqrt(sum(_squared_norm(gradient) for gradient in gradients.values())))
+    total = 0.0
+    for gradient in gradients.values():
+        if isinstance(gradient, Spans):
+            total += sum(_squared_norm(gradient.values[rows]) for rows in gradient.rows)
+        else:
+            total += _squared_norm(gradient.values if isinstance(gradient, Rows) else gradient)
+    return math.sqrt(total)
 
 
-def _squared_norm(gradient: Array | Rows) -> float:
-    flat = (gradient.values if isinstance(gradient, Rows) else gradient).reshape(-1)
+def _squared_norm(values: Array) -> float:
+    flat = values.reshape(-1)
     # float32 products of short parts, summed in float64: as quick as one product, and exact enough to clip by
     return sum(float(np.dot(part, part)) for part in np.array_split(flat, max(1, flat.size >> 16)))
 
 
-def word_rates(counts: Array, power: float) -> Array:
-    """Learning rates (V,) for the rows of U, V and c, relative to that of W: p(word)^-power.
+def word_rates(counts: Array, power: float, cutoffs: tuple[int, ...] = ()) -> Array:
+    """Learning rates for the rows of U, V and c, relative to that of W: p(word)^-power.
 
     Of the N positions in the mean, only p(w) N read row w of U: its gradient, and the loss's curvature along it, shrink
     with p(w), and a rate that is safe for "the" leaves rare words where they began. Newton's method would divide by the
     curvature, power 1. Power 1/2 is the cautious middle at which Adagrad (Duchi et al. 2011) arrives by summing squared
     gradients; here the counts give it beforehand, without state. Power 0 is plain SGD.
     """
-    frequency = np.maximum(counts, 0.5)
-    return np.asarray((frequency / frequency.sum()) ** -power)
+    return np.asarray(output_frequencies(counts, cutoffs) ** -power)
 
 
 class SGD:
@@ -465,10 +570,18 @@ class SGD:
     not read are left alone, velocity and all.
     """
 
-    def __init__(self, parameters: Parameters, counts: Array, momentum: float = 0.0, power: float = 0.5) -> None:
-        rates = word_rates(counts, power)
-        inputs, outputs = (INPUT_RATE, OUTPUT_RATE) if power else (1.0, 1.0)
-        table = {"U": rates[:, None] * inputs, "V": rates[:, None] * outputs, "c": rates * outputs}
+    def __init__(
+        self,
+        parameters: Parameters,
+        counts: Array,
+        momentum: float = 0.0,
+        power: float = 0.5,
+        cutoffs: tuple[int, ...] = (),
+    ) -> None:
+        input_factor, output_factor = (INPUT_RATE, OUTPUT_RATE) if power else (1.0, 1.0)
+        inputs = input_factor * word_rates(counts, power)
+        outputs = output_factor * word_rates(counts, power, cutoffs)
+        table = {"U": inputs[:, None], "V": outputs[:, None], "c": outputs}
         self.rates = {name: rate.astype(parameters[name].dtype) for name, rate in table.items()}
         self.momentum = momentum
         self.velocity = {name: np.zeros_like(array) for name, array in parameters.items()} if momentum else {}
@@ -484,7 +597,16 @@ class SGD:
                     step = velocity[ids] = velocity[ids] * self.momentum + step
                 parameter[ids] -= step
             else:
-                self._dense_step(parameter, gradient, velocity, relative, parameter.dtype.type(rate), work)
+                values, spans = gradient if isinstance(gradient, Spans) else (gradient, (slice(None),))
+                for rows in spans:
+                    self._dense_step(
+                        parameter[rows],
+                        values[rows],
+                        None if velocity is None else velocity[rows],
+                        None if relative is None else relative[rows],
+                        parameter.dtype.type(rate),
+                        work,
+                    )
 
     def _dense_step(
         self,

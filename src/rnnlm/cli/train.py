@@ -333,7 +333,7 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
     )
     counts = text.vocabulary.counts
     model = LanguageModel.initialise(model_settings, counts, np.random.default_rng(settings.seed))
-    optimiser = SGD(model.parameters, counts, settings.momentum, settings.rate_power)
+    optimiser = SGD(model.parameters, counts, settings.momentum, settings.rate_power, model_settings.cutoffs)
     about = {
         "corpus": _absolute(options["corpus"]),
         "valid": _absolute(options["valid"]),
