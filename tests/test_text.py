@@ -1,0 +1,750 @@
+import ast
+import gzip
+import io
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from rnnlm import text
+from rnnlm.errors import ModelError, SettingsError, TextError
+from rnnlm.text import Source, TextSettings, Tokeniser, detokenise, digests, spooled, total_bytes
+
+PLAIN = Tokeniser(TextSettings(pretokenized=True))
+PLAIN_LOWER = Tokeniser(TextSettings(pretokenized=True, lowercase=True))
+
+PROSE = """\
+Dr. Brown met Mr. Jones on Friday. They talked about the weather, as Dr. Brown always does.
+Did Mr. Jones listen? He did not!
+
+"I was asleep," said Mr. Jones. "Dr. Brown talks, and I sleep." The wet garden was
+very wet. The cats, who don't like rain, were in the house.
+
+Mr. Jones went home. Dr. Brown stayed in the garden. Who knows why? I don't.
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return a function that writes a file and gives its path."""
+
+    def write(content, name="corpus.txt"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def raw(write):
+    """Return a tokeniser of raw text that has learned from some prose."""
+    return Tokeniser.learn([write(PROSE * 4, "prose.txt")], TextSettings())
+
+
+def sentences(tokeniser, *paths, **options):
+    """Return all sentences of some files."""
+    return list(tokeniser.sentences(paths, **options))
+
+
+# Every row of docs/formats.md
+
+
+def test_documented_cases_are_tested():
+    """Each outcome in the tables of docs/formats.md is the first paragraph of some test's docstring, word for word."""
+    page = Path(__file__).parents[1] / "docs" / "formats.md"
+    tables = re.findall(r"\| case \| outcome \|\n\| --- \| --- \|\n((?:\|.*\n)+)", page.read_text("utf-8"))
+    outcomes = {row.strip("|").split("|")[1].strip() for table in tables for row in table.splitlines()}
+    assert len(outcomes) >= 29
+    promises = set()
+    for file in Path(__file__).parent.glob("test_*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                first = (ast.get_docstring(node) or "").split("\n\n")[0]
+                promises.add(" ".join(first.split()))
+    assert outcomes <= promises
+
+
+def test_literal_unknown(write, raw):
+    """A literal `<unk>` is the unknown word, in raw text too, where it remains one word whatever it touches."""
+    assert sentences(PLAIN, write("the <unk> of <UNK>\n")) == [["the", "<unk>", "of", "<UNK>"]]
+    text = 'The <unk>\'s cat, <unk>, saw foo<unk>bar "<unk>" (<unk>). And <unk>.'
+    first, second = sentences(raw, write(text))
+    assert " ".join(first) == "The <unk> 's cat , <unk> , saw foo <unk> bar `` <unk> '' ( <unk> ) ."
+    assert second == ["And", "<unk>", "."]
+
+
+def test_literal_unknown_is_folded_too(write):
+    """With lower case, <UNK> is the unknown word, in raw text as well."""
+    lower = Tokeniser.learn([write(PROSE)], TextSettings(lowercase=True))
+    assert lower.words("The <UNK>.") == ["the", "<unk>", "."]
+    assert sentences(PLAIN_LOWER, write("The <UNK>\n")) == [["the", "<unk>"]]
+
+
+@pytest.mark.parametrize("content", ["one two\nthree </s>\n", "one two\n</s> three", "one\n \t</s>\t"])
+def test_literal_sentence_end(write, raw, content):
+    """A literal `</s>` is an error that names file and line: as a word of pretokenised text, anywhere in raw text."""
+    path = write(content)
+    line = content[: content.index("<")].count("\n") + 1
+    for tokeniser in (PLAIN, raw):
+        with pytest.raises(TextError, match=rf"corpus\.txt, line {line}: '</s>' .*remove it"):
+            sentences(tokeniser, path)
+    within = write("one two\nthree</s>four\n")
+    assert sentences(PLAIN, within)[1] == ["three</s>four"]
+    with pytest.raises(TextError, match="line 2"):
+        sentences(raw, within)
+
+
+def test_literal_sentence_start(write, raw):
+    """A literal `<s>` is an error that names file and line, under the same rule as `</s>`."""
+    for tokeniser in (PLAIN, raw):
+        with pytest.raises(TextError, match=r"corpus\.txt, line 3: '<s>'"):
+            sentences(tokeniser, write("\n\n<s> one\n"))
+    assert sentences(PLAIN, write("<S>\n")) == [["<S>"]]
+    with pytest.raises(TextError, match="'<S>'"):
+        sentences(PLAIN_LOWER, write("<S>\n"))
+
+
+def test_blank_lines(write, raw):
+    """A blank line ends a paragraph of raw text; in pretokenised text it is skipped."""
+    content = "\n\none two\n \t \n\nthree\nfour\n\n"
+    assert sentences(PLAIN, write(content)) == [["one", "two"], ["three"], ["four"]]
+    assert sentences(raw, write(content)) == [["one", "two"], ["three", "four"]]
+
+
+def test_crlf(write, raw):
+    """CR LF ends a line just as LF does; a CR elsewhere is a blank."""
+    for tokeniser in (PLAIN, raw):
+        with_lf = sentences(tokeniser, write("one two\nthree.\n\nFour\n"))
+        assert sentences(tokeniser, write("one two\r\nthree.\r\n\r\nFour\r\n")) == with_lf
+    assert sentences(PLAIN, write("one\rtwo\r\n")) == [["one", "two"]]
+
+
+def test_other_line_ends(write):
+    """Form feed, vertical tab, NEL, U+2028 and U+2029 end no line."""
+    (sentence,) = sentences(PLAIN, write("a\fb\vc\x85d\u2028e\u2029f\n"))
+    assert sentence == ["a", "b", "c", "d\u2028e\u2029f"]
+
+
+def test_missing_last_newline(write, raw):
+    """The last line counts whether or not a newline ends it."""
+    for tokeniser in (PLAIN, raw):
+        assert sentences(tokeniser, write("one.\n\ntwo")) == sentences(tokeniser, write("one.\n\ntwo\n"))
+        assert len(sentences(tokeniser, write("one.\n\ntwo"))) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_byte_order_mark(write, encoding, monkeypatch):
+    """A byte-order mark at the start of a file is dropped."""
+    monkeypatch.setattr(text, "READ_BLOCK", 2)
+    tokeniser = Tokeniser(TextSettings(pretokenized=True, encoding=encoding))
+    first = write("\ufeffone\n".encode(encoding), "first.txt")
+    second = write("\ufefftwo \ufeffthree\n".encode(encoding), "second.txt")
+    assert sentences(tokeniser, first, second) == [["one"], ["two", "\ufeffthree"]]
+
+
+def test_invalid_utf8(write, raw):
+    """A byte that is not valid in the encoding is an error that names file, line, byte and offset, and `--encoding`."""
+    path = write("naïve\ncafé\n".encode("latin-1"))
+    for tokeniser in (PLAIN, raw):
+        with pytest.raises(TextError, match=r"corpus\.txt, line 1: byte 0xEF at offset 2 .*UTF-8.*--encoding latin-1"):
+            sentences(tokeniser, path)
+    latin = Tokeniser(TextSettings(pretokenized=True, encoding="latin-1"))
+    assert sentences(latin, path) == [["naïve"], ["café"]]
+    with pytest.raises(TextError, match=r"line 2: byte 0xC3 at offset 7 .*--encoding latin-1"):
+        sentences(PLAIN, write(b"first\nx\xc3"))
+
+
+def test_invalid_utf8_far_into_a_file(write, monkeypatch):
+    """The line and offset are right wherever blocks are cut, also within a character."""
+    good = "äöü ß\n" * 100
+    content = good.encode() + b"ok \xff\n"
+    for block in (1, 2, 3, 7, 64, 10_000):
+        monkeypatch.setattr(text, "READ_BLOCK", block)
+        with pytest.raises(TextError, match=f"line 101: byte 0xFF at offset {len(content) - 2} "):
+            sentences(PLAIN, write(content))
+
+
+def test_control_characters(write, raw):
+    """Control characters count as blanks, those of U+0080 to U+009F included."""
+    content = "one\x01two\x1fthree\x7ffour\x9ffive\x1b six\n"
+    for tokeniser in (PLAIN, raw):
+        assert sentences(tokeniser, write(content)) == [["one", "two", "three", "four", "five", "six"]]
+
+
+def test_nul(write, raw):
+    """A NUL character is an error that names file and line: the file is no text in this encoding."""
+    for tokeniser in (PLAIN, raw):
+        with pytest.raises(TextError, match=r"corpus\.txt, line 2: a NUL .*--encoding utf-16"):
+            sentences(tokeniser, write("one\ntwo\0\n"))
+        with pytest.raises(TextError, match="NUL"):
+            sentences(tokeniser, write("one\n".encode("utf-16-le")))
+
+
+@pytest.mark.parametrize("content", ["", "\n", " \t\r\n\n", "\ufeff", gzip.compress(b"")])
+def test_empty_file(write, raw, content):
+    """A file without a single word is an error that names the file."""
+    good = write("word\n", "good.txt")
+    for tokeniser in (PLAIN, raw):
+        with pytest.raises(TextError, match=r"corpus\.txt has no words"):
+            sentences(tokeniser, good, write(content), good)
+
+
+def test_gigantic_line(write, raw):
+    """A sentence of more than 65,536 characters is cut at blanks; a line of any length costs bounded memory."""
+    words = [f"word{number}" for number in range(30_000)]
+    for tokeniser in (PLAIN, raw):
+        found = sentences(tokeniser, write(" ".join(words)))
+        assert [word for sentence in found for word in sentence] == words
+        assert len(found) == 5
+        assert all(len(" ".join(sentence)) <= text.SENTENCE_LIMIT for sentence in found)
+
+
+def test_gigantic_line_goes_through_in_chunks(write, monkeypatch):
+    """No chunk is longer than its limit, and none is lost, when a line is longer than a chunk."""
+    monkeypatch.setattr(text, "CHUNK", 100)
+    monkeypatch.setattr(text, "CHUNK_LIMIT", 200)
+    monkeypatch.setattr(text, "READ_BLOCK", 64)
+    words = [f"word{number}" for number in range(300)]
+    blocks = list(PLAIN.blocks([write(" ".join(words))]))
+    assert len(blocks) > 10
+    assert max(map(len, blocks)) <= 200
+    assert " ".join(blocks).split() == words
+
+
+def test_gigantic_word(write, monkeypatch, raw):
+    """A word of more than two million characters is an error that names file and line: the file is no text."""
+    for tokeniser in (PLAIN, raw):
+        with pytest.raises(TextError, match=r"corpus\.txt, line 2: a word of more than 2,097,152 characters"):
+            sentences(tokeniser, write("one\n" + "x" * (text.CHUNK_LIMIT + 1)))
+
+
+def test_gzip(write, raw):
+    """A gzip file is read as what it holds; a truncated or damaged one is an error that names it."""
+    packed = gzip.compress(PROSE.encode())
+    plain = write(PROSE, "plain.gz")  # the name does not matter
+    for tokeniser in (PLAIN, raw):
+        assert sentences(tokeniser, write(packed)) == sentences(tokeniser, plain)
+        assert sentences(tokeniser, write(packed + packed)) == sentences(tokeniser, write(PROSE + PROSE))
+    header, body = packed[:10], packed[10:]
+    for damaged in (
+        packed[:-1],
+        packed[:-9],
+        packed[:5],
+        header + b"\xff" + body[1:],
+        packed[:-6] + b"\0" + packed[-5:],
+    ):
+        with pytest.raises(TextError, match=r"corpus\.txt is a truncated or damaged gzip file"):
+            sentences(PLAIN, write(damaged))
+
+
+def test_standard_input(monkeypatch, write, raw):
+    """`-` is standard input, copied to a temporary file so that it can be read more than once."""
+    for content in (PROSE.encode(), gzip.compress(PROSE.encode())):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        with spooled([write(PROSE), "-"]) as paths:
+            assert Tokeniser.learn(paths[1:], TextSettings()) == Tokeniser.learn(paths[:1], TextSettings())
+            assert sentences(raw, paths[1]) == sentences(raw, paths[0])
+            kept = paths[1].path
+        assert not kept.exists()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\n<s>\n")))
+    with spooled(["-"]) as paths, pytest.raises(TextError, match="standard input, line 2"):
+        sentences(PLAIN, *paths)
+    with pytest.raises(TextError, match="only once"), spooled(["-", "-"]):
+        pass
+
+
+def test_standard_input_must_be_spooled():
+    """A bare `-` is a mistake of the program, not an empty text."""
+    with pytest.raises(ValueError, match="spooled"):
+        sentences(PLAIN, "-")
+    assert total_bytes(["-"]) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_are_spooled(tmp_path):
+    """A pipe, such as a shell's process substitution, is kept like standard input."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["sh", "-c", f"echo one two > '{pipe}'"]), spooled([pipe]) as paths:
+        assert paths[0].name == str(pipe)
+        assert sentences(PLAIN, *paths) == sentences(PLAIN, *paths) == [["one", "two"]]
+
+
+def test_unreadable_files(tmp_path, write, monkeypatch):
+    """A file that is missing, a directory or not to be read is an error that names it."""
+    for tokenise in (lambda path: sentences(PLAIN, path), lambda path: digests([path])):
+        with pytest.raises(TextError, match=r"none\.txt: there is no such file"):
+            tokenise(tmp_path / "none.txt")
+        with pytest.raises(TextError, match="is a directory"):
+            tokenise(tmp_path)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    path = write("one\n")
+    monkeypatch.setattr(Path, "open", refuse)  # removing permissions would not stop the superuser
+    with pytest.raises(TextError, match=r"corpus\.txt cannot be read: Permission denied"):
+        sentences(PLAIN, path)
+    with pytest.raises(TextError, match="there is no such file"), spooled([tmp_path / "none.txt"]):
+        pass
+
+
+# Settings and pretokenised text
+
+
+@pytest.mark.parametrize("encoding", ["no-such-thing", "hex", "", "a\0b"])
+def test_unknown_encoding(write, encoding):
+    """An encoding that does not exist is an error that names it and some that do."""
+    settings = TextSettings(pretokenized=True, encoding=encoding)
+    with pytest.raises(SettingsError, match=r"there is no text encoding .*latin-1"):
+        Tokeniser.learn([write("one")], settings)
+    with pytest.raises(SettingsError, match="there is no text encoding"):
+        sentences(Tokeniser(settings), write("one"))
+
+
+def test_utf16_without_mark(write):
+    """Text that an encoding cannot even begin to read is an error too."""
+    tokeniser = Tokeniser(TextSettings(pretokenized=True, encoding="utf-16"))
+    with pytest.raises(TextError, match=r"corpus\.txt.*UTF-16.*--encoding"):
+        sentences(tokeniser, write("one two\n"))
+
+
+def test_pretokenised_blanks(write):
+    """Words are parted by blanks and tabs; other blanks of Unicode belong to words, as other tools count them."""
+    assert sentences(PLAIN, write("  a \t b\u00a0c  \u3000 d\n")) == [["a", "b\u00a0c", "\u3000", "d"]]
+
+
+def test_pretokenised_loads_no_nltk(write):
+    """Pretokenised text is tokenised without NLTK being loaded."""
+    program = f"""
+        import sys
+        from rnnlm.text import TextSettings, Tokeniser
+        tokeniser = Tokeniser.learn([{str(write("a b"))!r}], TextSettings(pretokenized=True))
+        assert list(tokeniser.sentences([{str(write("a b"))!r}])) == [["a", "b"]]
+        assert tokeniser.words("a  b") == ["a", "b"]
+        assert not [name for name in sys.modules if name.startswith("nltk")]
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
+
+
+def test_lowercase(write, raw):
+    """Lower case is applied to words after they were found."""
+    assert sentences(PLAIN_LOWER, write("The CAT\n")) == [["the", "cat"]]
+    lower = Tokeniser(TextSettings(lowercase=True), raw.punkt)
+    path = write(PROSE)
+    assert sentences(lower, path) == [[word.lower() for word in sentence] for sentence in sentences(raw, path)]
+
+
+# Raw text
+
+
+def test_raw_sentences(write, raw):
+    """Sentences end where they should: not after learned abbreviations, at the marks, and with their closing quotes."""
+    found = [" ".join(sentence) for sentence in sentences(raw, write(PROSE))]
+    assert found == [
+        "Dr. Brown met Mr. Jones on Friday .",
+        "They talked about the weather , as Dr. Brown always does .",
+        "Did Mr. Jones listen ?",
+        "He did not !",
+        "`` I was asleep , '' said Mr. Jones .",
+        "`` Dr. Brown talks , and I sleep . ''",
+        "The wet garden was very wet .",
+        "The cats , who do n't like rain , were in the house .",
+        "Mr. Jones went home .",
+        "Dr. Brown stayed in the garden .",
+        "Who knows why ?",
+        "I do n't .",
+    ]
+
+
+def test_quotation_mark_after_a_line_break(write, raw):
+    """A quotation mark that opens at the start of a wrapped line opens, as it does within a line."""
+    assert sentences(raw, write('He said\n"go" to me.\n')) == sentences(raw, write('He said "go" to me.\n'))
+
+
+def test_words_of_a_prompt(raw):
+    """A prompt is cut into words like a sentence, whether or not it is whole."""
+    assert raw.words("He said: \"Don't") == ["He", "said", ":", "``", "Do", "n't"]
+    assert raw.words(" \n") == PLAIN.words("\t ") == []
+    assert PLAIN.words("two\nlines\0") == ["two", "lines"]
+    with pytest.raises(TextError, match="'</s>' is the model's own mark"):
+        raw.words("and </s>")
+
+
+def test_json_round_trip(write, raw):
+    """A tokeniser restored from JSON is equal, and to_json gives nothing that JSON would change."""
+    lower = Tokeniser(TextSettings(lowercase=True, encoding="latin-1"), raw.punkt)
+    for tokeniser in (PLAIN, raw, lower):
+        value = tokeniser.to_json()
+        assert json.loads(json.dumps(value)) == value
+        assert Tokeniser.from_json(value) == tokeniser
+    assert raw.punkt.abbreviations == ("dr", "mr")
+    before = raw.to_json()
+    sentences(raw, write("Mr. Unheard came. Nobody. Dr. Unseen left."))
+    assert raw.to_json() == before
+
+
+def test_every_punkt_parameter_matters(write):
+    """Collocations, sentence starters and use of capitals survive the trip and decide where sentences end."""
+    base = text.PunktParameters((), (), (), {})
+    path = write("It was number 5. Then it ended etc. The end.")
+
+    def count(**learned):
+        parameters = text.PunktParameters(**{**base.__dict__, **learned})
+        tokeniser = Tokeniser.from_json(json.loads(json.dumps(Tokeniser(TextSettings(), parameters).to_json())))
+        return len(sentences(tokeniser, path))
+
+    assert count() == 3
+    assert count(collocations=(("##number##", "then"),)) == 2
+    assert count(abbreviations=("etc",)) == 2
+    assert count(abbreviations=("etc",), sentence_starters=("the",)) == 3
+    assert count(abbreviations=("etc",), orthography={"the": 1 << 5}) == 3
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{}, None, {"settings": {}}, {"settings": {"colour": 1}, "punkt": None}, {"settings": {}, "punkt": {}}],
+)
+def test_damaged_json(value):
+    """Anything that is no tokeniser is one clear error."""
+    with pytest.raises(ModelError, match="does not say how its text was tokenised"):
+        Tokeniser.from_json(value)
+    with pytest.raises(ModelError):
+        Tokeniser.from_json({"settings": {}, "punkt": {"abbreviations": [], "collocations": [3]}})
+
+
+def test_learning_is_repeatable(write):
+    """What is learned does not depend on the order in which Python keeps sets of words."""
+    names = [
+        "Dr",
+        "Mr",
+        "Mrs",
+        "St",
+        "No",
+        "vs",
+        "etc",
+        "Prof",
+        "Gen",
+        "Capt",
+        "Col",
+        "Sen",
+        "Gov",
+        "Jan",
+        "Feb",
+        "Inc",
+    ]
+    content = " ".join(
+        f"It was {name}. {other} Smith, {name}. and no. {n}. The {other}."
+        for n, name in enumerate(names)
+        for other in names
+    )
+    path = write(content)
+    program = f"""
+        import json
+        from rnnlm.text import TextSettings, Tokeniser
+        print(json.dumps(Tokeniser.learn([{str(path)!r}], TextSettings()).to_json()))
+    """
+    learned = set()
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", textwrap.dedent(program)]
+        learned.add(subprocess.check_output(command, env={**os.environ, "PYTHONHASHSEED": seed}))
+    assert len(learned) == 1
+    assert b'"mr"' in learned.pop()
+
+
+def test_learning_stops_in_time(write, monkeypatch):
+    """Punkt learns from the start of a corpus only, and reads no further."""
+    monkeypatch.setattr(text, "CHUNK", 300)
+    monkeypatch.setattr(text, "CHUNK_LIMIT", 600)
+    monkeypatch.setattr(text, "READ_BLOCK", 300)
+    monkeypatch.setattr(text, "LEARNING_LIMIT", 1200)
+    read = []
+    learned = Tokeniser.learn([write(PROSE * 8 + "\xff\n", "a"), write(b"\xff", "b")], TextSettings(), read.append)
+    assert learned.punkt.abbreviations == ("dr", "mr")
+    assert 1200 <= sum(read) < 3000
+
+
+def test_learning_from_odd_texts(write):
+    """Punkt learns from next to nothing, and from nothing but punctuation, without complaint."""
+    for content in ("", "\n", ".", "a", "...", "1.", "A. B. C.", "!?", ". . .", "a.\n\nb.", "1. 2. 3.\n4."):
+        tokeniser = Tokeniser.learn([write(content)], TextSettings())
+        if content.strip():
+            words = [word for sentence in sentences(tokeniser, write(content)) for word in sentence]
+            assert "".join(words) == "".join(content.split())
+
+
+def test_slow_text_is_named(write, monkeypatch):
+    """When NLTK runs out of its own patience the error names the place and what to do."""
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+    from nltk.tokenize.punkt import PunktTrainer
+
+    def give_up(*_, **__):
+        raise TimeoutError("regex timed out")
+
+    path = write(PROSE)
+    tokeniser = Tokeniser.learn([path], TextSettings())
+    monkeypatch.setattr(NLTKWordTokenizer, "tokenize", give_up)
+    monkeypatch.setattr(PunktTrainer, "train", give_up)
+    with pytest.raises(TextError, match=r"corpus\.txt, after line 1: NLTK took too long .*--pretokenized"):
+        sentences(tokeniser, path)
+    with pytest.raises(TextError, match="NLTK took too long"):
+        Tokeniser.learn([path], TextSettings())
+
+
+# Chunks and processes
+
+
+def test_chunks_depend_on_the_text_alone(write, monkeypatch, raw):
+    """The blocks are the same whatever the size of reads, and paragraphs stay whole where they fit."""
+    content = "".join(f"It is number {n}. Mr. Jones said so.\n{'And more. ' * (n % 7)}\n\n" for n in range(150))
+    path = write(content)
+    whole = sentences(raw, path)
+    monkeypatch.setattr(text, "CHUNK", 1000)
+    monkeypatch.setattr(text, "CHUNK_LIMIT", 2000)
+    for tokeniser in (raw, PLAIN):
+        blocks = []
+        for block in (10, 999, 100_000):
+            monkeypatch.setattr(text, "READ_BLOCK", block)
+            blocks.append(list(tokeniser.blocks([path])))
+        assert blocks[0] == blocks[1] == blocks[2]
+        assert len(blocks[0]) > 5
+    assert sentences(raw, path) == whole
+
+
+def test_line_numbers_across_chunks(write, monkeypatch, raw):
+    """An error far into a text names the right line however it was cut."""
+    monkeypatch.setattr(text, "CHUNK", 1000)
+    monkeypatch.setattr(text, "CHUNK_LIMIT", 2000)
+    content = "".join(f"It is number {n}.\n" + "\n" * (n % 3) for n in range(400)) + "here <s> is\n"
+    line = content.count("\n")
+    for block in (64, 4096):
+        monkeypatch.setattr(text, "READ_BLOCK", block)
+        for tokeniser in (raw, PLAIN):
+            with pytest.raises(TextError, match=f"line {line}: '<s>'"):
+                sentences(tokeniser, write(content))
+
+
+def test_progress_adds_up(write, monkeypatch, raw):
+    """What progress is told adds up to the total, also for gzip, whose bytes are counted as they lie on disk."""
+    monkeypatch.setattr(text, "CHUNK", 1000)
+    monkeypatch.setattr(text, "CHUNK_LIMIT", 2000)
+    monkeypatch.setattr(text, "READ_BLOCK", 512)
+    paths = [write(PROSE * 20), write(gzip.compress((PROSE * 20).encode()), "packed")]
+    for work in (lambda told: list(raw.blocks(paths, progress=told)), lambda told: digests(paths, told)):
+        told = []
+        work(told.append)
+        assert sum(told) == total_bytes(paths) == sum(path.stat().st_size for path in paths)
+        assert len(told) > 5
+
+
+@pytest.fixture
+def many_chunks(write, monkeypatch, raw):
+    """Make small chunks, let processes pay at once, and return two files' paths and their sentences."""
+    monkeypatch.setattr(text, "CHUNK", 2000)
+    monkeypatch.setattr(text, "CHUNK_LIMIT", 4000)
+    monkeypatch.setattr(text, "PROCESSES_PAY", 1)
+    numbered = "".join(PROSE.replace("garden", f"garden{n}") for n in range(60))
+    paths = [write(numbered), write("A last one. It's short.", "last.txt")]
+    return paths, sentences(raw, *paths)
+
+
+def test_any_number_of_processes(many_chunks, raw):
+    """The sentences are the same, in the same order, for any number of processes, and none is left behind."""
+    paths, alone = many_chunks
+    assert len(alone) > 600
+    told = []
+    assert sentences(raw, *paths, processes=3, progress=told.append) == alone
+    assert sum(told) == total_bytes(paths)
+    assert sentences(raw, paths[1], processes=2) == alone[-2:]  # more processes than chunks
+    assert multiprocessing.active_children() == []
+
+
+def test_errors_with_processes(many_chunks, raw, write):
+    """Errors keep their file and line when others tokenise, and no process outlives them."""
+    path = write(PROSE * 30 + "<s>", "bad.txt")
+    with pytest.raises(TextError, match=rf"bad\.txt, line {PROSE.count(chr(10)) * 30 + 1}: '<s>'"):
+        sentences(raw, path, processes=2)
+    with pytest.raises(TextError, match=r"empty\.txt has no words"):
+        sentences(raw, many_chunks[0][0], write("", "empty.txt"), processes=2)
+    assert multiprocessing.active_children() == []
+
+
+def test_killed_process(many_chunks, raw):
+    """A process that dies, as for want of memory, is an error and not an endless wait."""
+    blocks = raw.blocks(many_chunks[0], processes=2)
+    next(blocks)
+    max(multiprocessing.active_children(), key=lambda worker: worker.pid).kill()
+    with pytest.raises(TextError, match=r"corpus\.txt, after line \d+: a process that tokenised it was killed"):
+        list(blocks)
+    assert multiprocessing.active_children() == []
+
+
+def test_small_and_pretokenised_texts_start_no_processes(write, monkeypatch, raw):
+    """Where processes would not pay, none is started."""
+    monkeypatch.setattr(text, "_workers", None)
+    path = write(PROSE)
+    assert sentences(raw, path, processes=4)
+    monkeypatch.setattr(text, "PROCESSES_PAY", 1)
+    assert sentences(PLAIN, path, processes=4)
+
+
+ENDLESS = """
+    import sys
+    from rnnlm.text import TextSettings, Tokeniser, PunktParameters
+
+    if __name__ == "__main__":
+        tokeniser = Tokeniser(TextSettings(), PunktParameters((), (), (), {}))
+        print("ready", flush=True)
+        try:
+            for number, block in enumerate(tokeniser.blocks(sys.argv[1:], processes=2)):
+                print(number, flush=True)
+        except KeyboardInterrupt:
+            sys.exit(130)
+"""
+
+
+def group_lives(group):
+    """Tell whether any process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
+@pytest.mark.parametrize(("number", "delay"), [(signal.SIGINT, 0.02), (signal.SIGINT, 0.3), (signal.SIGKILL, 1.5)])
+def test_interrupted(write, number, delay):
+    """Ctrl-C at any moment, and the death of the parent, leave no process and no traceback of a process behind."""
+    program = write(textwrap.dedent(ENDLESS), "program.py")
+    command = [sys.executable, str(program), str(write(PROSE * 8_000))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(delay)
+        # Ctrl-C reaches the whole group; a kill only the parent, while the others are in the middle of a chunk.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        deadline = time.monotonic() + 2
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    assert errors == b""
+    while group_lives(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not group_lives(process.pid)
+    assert time.monotonic() < deadline
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_processes_never_hear_an_interrupt(write):
+    """The processes are started with Ctrl-C held back, so that they cannot be caught by it before they ignore it."""
+    program = """
+        import multiprocessing, pathlib, sys
+        from rnnlm import text
+
+        if __name__ == "__main__":
+            with text._workers(text.Tokeniser(), 2):
+                for worker in multiprocessing.active_children():
+                    status = pathlib.Path(f"/proc/{worker.pid}/status").read_text()
+                    print(next(line for line in status.splitlines() if line.startswith("SigBlk")).split()[1])
+            own = pathlib.Path("/proc/self/status").read_text()
+            print(next(line for line in own.splitlines() if line.startswith("SigBlk")).split()[1])
+    """
+    path = write(textwrap.dedent(program), "program.py")
+    masks = subprocess.check_output([sys.executable, str(path)], text=True).split()
+    assert [bool(int(mask, 16) & 1 << (signal.SIGINT - 1)) for mask in masks] == [True, True, False]
+
+
+# Readable text
+
+READABLE = [
+    "The cat sat on the mat.",
+    "Who are you?",
+    "Stop, thief!",
+    "I don't know, and I can't say; he won't.",
+    "It's the cat's, isn't it?",
+    "We'll see what they've done, I'm sure you'd say they're late.",
+    '"Go," he said.',
+    'He said, "I don\'t know," and left.',
+    '"Is it?" she asked. "It is!"',
+    "He said 'go' and left.",
+    "'Go,' he said, 'or stay.'",
+    "'Tis the season, 'twas said.",
+    "Give 'em the dogs' bones.",
+    "The boys' and the girls' games (or not).",
+    "A list: one, two, three; four.",
+    "It costs $5.50, or 10% more.",
+    "He (the man [in the moon] {there}) left.",
+    "We cannot go, I'm gonna stay, you gotta see.",
+    "Wait... what?! No...",
+    "Dr. Brown, of AT & T, met Mr. Jones at 5:30 in the U.S.",
+    "A well-known man -- so he says -- left.",
+    "“Yes,” he said, “it’s ‘so’.”",
+    "One—two—three, pages 3–5.",
+    "It was #5, e.g. 3,000 or 1/2 of it.",
+    'He said ("so to speak") nothing.',
+    "O' the hill, rock 'n' roll.",
+    '<unk> saw the <unk>\'s <unk>, (<unk>) "<unk>".',
+    "a < b > c & d * e @ f",
+]
+
+
+@pytest.mark.parametrize("sentence", READABLE)
+def test_detokenise_restores_text(raw, sentence):
+    """Tokenising and detokenising gives the text back, or a text with the same words."""
+    words = raw.words(sentence)
+    readable = detokenise(words)
+    assert raw.words(readable) == words
+    if sentence not in ("O' the hill, rock 'n' roll.", "a < b > c & d * e @ f"):
+        assert readable == sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "readable"),
+    [
+        ("-LRB- so -RRB- he -LSB- said -RSB-", "(so) he [said]"),
+        ("-lrb- 1\\/2 -rrb- \\*", "(1/2) *"),
+        ('he said " go " and " stay "', 'he said "go" and "stay"'),
+        ("he 's gon na go , 't is so", "he's gonna go, 'tis so"),
+        ("mr. <unk> 's $ N million or N % of it", "mr. <unk>'s $N million or N% of it"),
+        ("'s blood", "'s blood"),
+        ("the dogs '", "the dogs'"),
+        ("`` it `` is '' so ''", '"it "is" so"'),
+        ("don ’ t say ‘ no ’", "don’t say ‘no’"),
+        ("DO N'T , I 'LL GO", "DON'T, I'LL GO"),
+        ("she said — `` go '' — and left", 'she said— "go"—and left'),
+        ("' '", "' '"),
+        ("", ""),
+        (".", "."),
+    ],
+)
+def test_detokenise(words, readable):
+    """Words of every tradition become readable: Penn Treebank brackets and slashes, straight and curly quotes."""
+    assert detokenise(words.split()) == readable
+
+
+def test_embedded_corpus_survives_the_round_trip():
+    """Every sentence of the embedded corpus's validation part is restored word for word."""
+    path = Path(__file__).parents[1] / "data" / "valid.txt"
+    tokeniser = Tokeniser.learn([path], TextSettings())
+    found = sentences(tokeniser, path)
+    assert len(found) > 500
+    for words in found:
+        assert tokeniser.words(detokenise(words)) == words
+
+
+def test_detokenise_never_makes_a_reserved_word():
+    """Brackets that NLTK parted are not joined into marks of the model."""
+    assert detokenise(["<", "s", ">", "<", "unk", ">"]) == "< s > < unk >"
+
+
+def test_sources_compare_by_value(tmp_path):
+    """A source is a name and a path."""
+    assert Source("a", tmp_path) == Source("a", tmp_path)
