@@ -76,6 +76,13 @@ CHANGEABLE = {"epochs", "patience", "save_every", "threads", "model", "resume", 
 )
 @option("--hidden", type=click.IntRange(1), default=100, group=SHAPE, help="Hidden units.")
 @option(
+    "--clusters",
+    type=click.IntRange(1),
+    group=SHAPE,
+    show_default="as many as are quickest",
+    help="Clusters of words, by frequency, in which the softmax is computed; 1: one softmax over all words.",
+)
+@option(
     "--truncate",
     type=click.IntRange(0),
     group=SHAPE,
@@ -315,6 +322,7 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
     import numpy as np
 
     from rnnlm.checkpoint import SavedModel
+    from rnnlm.clusters import choose_cutoffs
     from rnnlm.model import SGD, LanguageModel, ModelSettings
     from rnnlm.training import TrainingSettings, TrainingState
 
@@ -328,10 +336,15 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
     text, valid = _read_texts(folder, options)
     _tell_texts(text, valid, options)
     settings = TrainingSettings(**{item.name: options[item.name] for item in dataclasses.fields(TrainingSettings)})
-    model_settings = ModelSettings(
-        len(text.vocabulary), options["hidden"], truncate=options["truncate"], carry_state=options["carry_state"]
-    )
     counts = text.vocabulary.counts
+    positions = settings.streams * (settings.window or text.train.predictions // text.train.sentences)
+    model_settings = ModelSettings(
+        words=len(text.vocabulary),
+        hidden=options["hidden"],
+        truncate=options["truncate"],
+        carry_state=options["carry_state"],
+        cutoffs=choose_cutoffs(counts, options["hidden"], positions, options["clusters"]),
+    )
     model = LanguageModel.initialise(model_settings, counts, np.random.default_rng(settings.seed))
     optimiser = SGD(model.parameters, counts, settings.momentum, settings.rate_power, model_settings.cutoffs)
     about = {
