@@ -9,7 +9,7 @@ import pytest
 from rnnlm import checkpoint
 from rnnlm.checkpoint import ModelFolder, load_model, load_training, save_model, save_training
 from rnnlm.errors import ModelError
-from rnnlm.model import SGD, LanguageModel, ModelSettings
+from rnnlm.model import LanguageModel, ModelSettings, Optimiser
 from rnnlm.text import Tokeniser
 from rnnlm.training import TrainingSettings, TrainingState
 from rnnlm.vocabulary import Vocabulary
@@ -143,8 +143,8 @@ def test_nothing_is_pickled(best):
 def test_training_is_read_as_it_was_written(tmp_path, model, vocabulary):
     """The state of training comes back whole: velocity, memories, numbers, infinities and not-a-numbers included."""
     settings = TrainingSettings(momentum=0.5, seed=7)
-    optimiser = SGD(model.parameters, vocabulary.counts, momentum=0.5)
-    optimiser.velocity["W"] += 0.25
+    optimiser = Optimiser("sgd", model.parameters, vocabulary.counts, momentum=0.5)
+    optimiser.memory["W"]["velocity"] += 0.25
     memories = np.full((1, 4, 3), 0.5, np.float32)
     state = TrainingState(model, optimiser, 0.015, epoch=2, window=9, memories=memories, loss_sum=0.1 + 0.2)
     saved = checkpoint.SavedModel(model, vocabulary, Tokeniser(), {"text": "x"})
@@ -154,7 +154,7 @@ def test_training_is_read_as_it_was_written(tmp_path, model, vocabulary):
     assert back_settings == settings
     assert back_saved.information == {"text": "x"}
     assert np.array_equal(back.memories, memories)
-    assert np.array_equal(back.optimiser.velocity["W"], optimiser.velocity["W"])
+    assert np.array_equal(back.optimiser.memory["W"]["velocity"], optimiser.memory["W"]["velocity"])
     assert repr(back.to_json()) == repr(state.to_json())
 
 

@@ -16,14 +16,15 @@ from rnnlm.model import (
     INPUT_RATE,
     OUTPUT_RATE,
     SENTENCE_END,
-    SGD,
     Array,
     Dropout,
     Gradients,
     LanguageModel,
     ModelSettings,
+    Optimiser,
     Parameters,
     Rows,
+    Spans,
     Workspace,
     drop,
     joint_norm,
@@ -267,7 +268,7 @@ PINNED = (
 
 
 def test_pinned_curve_of_ten_steps() -> None:
-    """Ten steps of SGD, rate 0.5, momentum 0.5, on one window: the loss falls, along ten known numbers.
+    """Ten steps of Optimiser, rate 0.5, momentum 0.5, on one window: the loss falls, along ten known numbers.
 
     They were computed by `plain_bptt` above, truncation 4, and velocity = 0.5 * velocity + 0.5 * gradient of the mean,
     and do not come from model.py.
@@ -275,7 +276,7 @@ def test_pinned_curve_of_ten_steps() -> None:
     model = elman(truncate=4)
     inputs, targets = sentences(13, 3)
     work = Workspace()
-    optimiser = SGD(model.parameters, np.ones(WORDS), momentum=0.5, power=0)
+    optimiser = Optimiser("sgd", model.parameters, np.ones(WORDS), momentum=0.5, power=0)
     weights = mean_weights(targets)
     curve = []
     for _ in PINNED:
@@ -382,7 +383,7 @@ def test_threads_do_not_change_a_bit(threads: int, monkeypatch: pytest.MonkeyPat
         model = LanguageModel(ModelSettings(700, 100), theta)
         text = (np.arange(8 * 6 + 1) ** 2 * 7) % 700
         inputs, targets = text[:-1].reshape(8, 6), text[1:].reshape(8, 6)
-        optimiser = SGD(theta, np.arange(700), momentum=0.9)
+        optimiser = Optimiser("sgd", theta, np.arange(700), momentum=0.9)
         results = []
         for _ in range(3):
             (losses, state), backward = model.losses(inputs, targets, model.start(6), work)
@@ -505,7 +506,7 @@ def test_float32_stays_float32(truncate: int | None) -> None:
     generator, work = np.random.default_rng(0), Workspace()
     settings = ModelSettings(WORDS, HIDDEN, truncate=truncate)
     model = LanguageModel.initialise(settings, np.arange(WORDS), generator)
-    optimiser = SGD(model.parameters, np.arange(WORDS), momentum=0.9)
+    optimiser = Optimiser("sgd", model.parameters, np.arange(WORDS), momentum=0.9)
     inputs, targets = sentences(6, 2)
     for ignored in (False, True):
         targets = np.where((np.arange(12).reshape(6, 2) == 3) & ignored, IGNORED, targets)
@@ -514,7 +515,11 @@ def test_float32_stays_float32(truncate: int | None) -> None:
         arrays = [losses, state, model.start(2), *model.step(inputs[0], state, work)]
         arrays += [part.values if isinstance(part, Rows) else part for part in gradients.values()]
         optimiser.step(model.parameters, gradients, 0.1, work)
-        arrays += [*model.parameters.values(), *optimiser.velocity.values(), *optimiser.rates.values()]
+        arrays += [
+            *model.parameters.values(),
+            *(slot for memory in optimiser.memory.values() for slot in memory.values()),
+            *optimiser.rates.values(),
+        ]
         assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
 
@@ -670,7 +675,7 @@ def test_shapes_are_those_of_the_cell(cell: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# SGD
+# Optimiser
 
 
 def some_gradients(theta: Parameters, ids: list[int], step: int) -> Gradients:
@@ -682,31 +687,59 @@ def some_gradients(theta: Parameters, ids: list[int], step: int) -> Gradients:
 @pytest.mark.parametrize("power", [0, 0.5, 1])
 @pytest.mark.parametrize("momentum", [0, 0.9])
 def test_sgd_equals_its_formula(momentum: float, power: float) -> None:
-    """Three steps equal velocity = momentum * velocity + rate * dX, X -= velocity, and leave unread rows alone."""
+    """Three steps equal velocity = momentum * velocity + dX, X -= rate * velocity, and leave unread rows alone."""
     theta = parameters()
     counts = np.arange(WORDS) * 3
     expected = {name: value.copy() for name, value in theta.items()}
     velocity = {name: np.zeros_like(value) for name, value in theta.items()}
     relative = [1 / (max(count, 0.5) / (counts.sum() + 0.5)) ** power for count in counts]
     scales = {"U": INPUT_RATE, "V": OUTPUT_RATE, "c": OUTPUT_RATE} if power else {"U": 1, "V": 1, "c": 1}
-    optimiser, work = SGD(theta, counts, momentum, power), Workspace()
+    optimiser, work = Optimiser("sgd", theta, counts, momentum, power), Workspace()
     for step, (ids, rate) in enumerate((([0, 3, 4], 0.1), ([3, 10], 0.2), ([0, 1, 10], 0.05))):
         gradients = some_gradients(theta, ids, step)
         full = in_full(gradients, LanguageModel(ModelSettings(WORDS), theta))
         for name in NAMES:
             for row in ids if name == "U" else range(len(theta[name])):
                 own_rate = rate * relative[row] * scales[name] if name in scales else rate
-                velocity[name][row] = momentum * velocity[name][row] + own_rate * full[name][row]
-                expected[name][row] -= velocity[name][row]
+                velocity[name][row] = momentum * velocity[name][row] + full[name][row]
+                expected[name][row] -= own_rate * velocity[name][row]
         optimiser.step(theta, gradients, rate, work)
     assert_close(theta, expected, 1e-13)
-    assert set(optimiser.velocity) == (set(NAMES) if momentum else set())
+    assert all(list(memory) == (["velocity"] if momentum else []) for memory in optimiser.memory.values())
+
+
+@pytest.mark.parametrize("kind", ["adagrad", "adam"])
+def test_adaptive_optimisers_equal_their_formulas(kind: str) -> None:
+    """Three steps equal the published formulas, written as loops over rows; rows that are not touched keep still."""
+    theta = parameters()
+    expected = {name: value.copy() for name, value in theta.items()}
+    first, second = ({name: np.zeros_like(value) for name, value in theta.items()} for _ in range(2))
+    optimiser, work = Optimiser(kind, theta, np.ones(WORDS)), Workspace()
+    for time, ids in enumerate(([0, 3, 4], [3, 10], [0, 1, 10]), start=1):
+        gradients = some_gradients(theta, ids, time)
+        full = in_full(gradients, LanguageModel(ModelSettings(WORDS), theta))
+        gradients["V"] = Spans(gradients["V"], (slice(0, 4), slice(6, 7)))
+        touched = {"U": ids, "V": [0, 1, 2, 3, 6]}
+        for name in NAMES:
+            for row in touched.get(name, range(len(theta[name]))):
+                g = 0.5 * full[name][row]
+                if kind == "adagrad":
+                    second[name][row] = second[name][row] + g**2
+                    change = g / (np.sqrt(second[name][row]) + 1e-8)
+                else:
+                    first[name][row] = 0.9 * first[name][row] + 0.1 * g
+                    second[name][row] = 0.999 * second[name][row] + 0.001 * g**2
+                    mean, square = first[name][row] / (1 - 0.9**time), second[name][row] / (1 - 0.999**time)
+                    change = mean / (np.sqrt(square) + 1e-8)
+                expected[name][row] = expected[name][row] - 0.1 * change
+        optimiser.step(theta, gradients, 0.1, work, shrink=0.5, time=time)
+    assert_close(theta, expected, 1e-12)
 
 
 def test_unread_rows_keep_their_velocity() -> None:
     """A row of U that is not read stays where it is, whatever its velocity; it moves on from that when read again."""
     theta = parameters()
-    optimiser, work = SGD(theta, np.ones(WORDS), momentum=0.5, power=0), Workspace()
+    optimiser, work = Optimiser("sgd", theta, np.ones(WORDS), momentum=0.5, power=0), Workspace()
     zero = {name: np.zeros_like(value) for name, value in theta.items() if name != "U"}
     before = theta["U"][2].copy()
     optimiser.step(theta, {**zero, "U": Rows(np.array([2]), np.ones((1, HIDDEN)))}, 1.0, work)
@@ -722,7 +755,7 @@ def test_large_tables_are_stepped_whole() -> None:
     for threads in (1, 3):
         theta = {"V": np.ones((5003, 67)), "U": np.zeros((5003, 67)), "c": np.zeros(5003)}
         counts = np.arange(5003) % 7
-        optimiser, work = SGD(theta, counts, momentum=0.5), Workspace(threads)
+        optimiser, work = Optimiser("sgd", theta, counts, momentum=0.5), Workspace(threads)
         gradient = np.sin(np.arange(5003 * 67.0)).reshape(5003, 67)
         optimiser.step(theta, {"V": gradient.copy()}, 0.1, work)
         work.close()

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from rnnlm.errors import ModelError
-from rnnlm.model import CELLS, SGD, Array, LanguageModel, ModelSettings
+from rnnlm.model import CELLS, Array, LanguageModel, ModelSettings, Optimiser
 from rnnlm.text import Tokeniser
 from rnnlm.training import TrainingSettings, TrainingState
 from rnnlm.vocabulary import Vocabulary
@@ -102,7 +102,8 @@ def save_model(
 def save_training(path: Path, state: TrainingState, settings: TrainingSettings, saved: SavedModel) -> None:
     """Write a model together with where its training stands."""
     arrays, about = _model_parts(state.model, saved.vocabulary, saved.tokeniser, saved.information)
-    arrays |= {f"velocity/{name}": array for name, array in state.optimiser.velocity.items()}
+    for name, memory in state.optimiser.memory.items():
+        arrays |= {f"optimiser/{slot}/{name}": array for slot, array in memory.items()}
     if state.memories is not None:
         arrays["memories"] = state.memories
     _write(path, {**about, "training": asdict(settings), "state": state.to_json()}, arrays)
@@ -124,15 +125,17 @@ def load_training(folder: ModelFolder) -> tuple[TrainingState, TrainingSettings,
     saved = _saved_model(path, about, arrays)
     with _damage_named(path):
         settings = TrainingSettings(**about["training"])
-        optimiser = SGD(
+        optimiser = Optimiser(
+            settings.optimiser,
             saved.model.parameters,
             saved.vocabulary.counts,
             settings.momentum,
             settings.rate_power,
             saved.model.settings.cutoffs,
         )
-        for name, velocity in optimiser.velocity.items():
-            velocity[...] = arrays[f"velocity/{name}"]
+        for name, memory in optimiser.memory.items():
+            for slot, array in memory.items():
+                array[...] = arrays[f"optimiser/{slot}/{name}"]
         state = TrainingState(saved.model, optimiser, memories=arrays.get("memories"), **about["state"])
     return state, settings, saved
 

@@ -563,70 +563,116 @@ def word_rates(counts: Array, power: float, cutoffs: tuple[int, ...] = ()) -> Ar
     return np.asarray(output_frequencies(counts, cutoffs) ** -power)
 
 
-class SGD:
-    """Stochastic gradient descent with momentum, and a rate of its own for each row of the tables of words.
+class Rule(NamedTuple):
+    """What one kind of optimiser computes, elementwise; `Optimiser` does everything else.
 
-    For each parameter X: velocity = momentum * velocity + rate * dX; X -= velocity. The rows of U that a window does
-    not read are left alone, velocity and all.
+    `direction(gradient, memory, time, momentum)` updates the arrays of `memory`, `slots` of them, in place, and returns
+    what the parameter moves against. `time` counts steps from 1.
+    """
+
+    slots: tuple[str, ...]
+    direction: Callable[[Array, list[Array], int, float], Array]
+    scale_free: bool  # whether a gradient ten times as large gives the same direction
+    learning_rate: float  # a good one to begin with
+
+
+def _sgd(gradient: Array, memory: list[Array], time: int, momentum: float) -> Array:
+    if not momentum:
+        return gradient
+    velocity = memory[0]
+    velocity *= momentum
+    velocity += gradient
+    return velocity
+
+
+def _adagrad(gradient: Array, memory: list[Array], time: int, momentum: float) -> Array:
+    """Divide by the root of the sum of squared gradients (Duchi et al. 2011)."""
+    squares = memory[0]
+    squares += gradient * gradient
+    return gradient / (np.sqrt(squares) + EPSILON)
+
+
+def _adam(gradient: Array, memory: list[Array], time: int, momentum: float) -> Array:
+    """Divide a running mean of gradients by the root of one of their squares (Kingma and Ba 2015)."""
+    mean, square = memory
+    mean += (1 - ADAM_MEAN) * (gradient - mean)
+    square += (1 - ADAM_SQUARE) * (gradient * gradient - square)
+    direction: Array = mean / (np.sqrt(square / (1 - ADAM_SQUARE**time)) + EPSILON)
+    direction /= 1 - ADAM_MEAN**time
+    return direction
+
+
+EPSILON, ADAM_MEAN, ADAM_SQUARE = 1e-8, 0.9, 0.999
+RULES: dict[str, Rule] = {
+    "sgd": Rule(("velocity",), _sgd, scale_free=False, learning_rate=0.015),
+    "adagrad": Rule(("squares",), _adagrad, scale_free=True, learning_rate=0.05),
+    "adam": Rule(("mean", "square"), _adam, scale_free=True, learning_rate=0.002),
+}
+
+
+class Optimiser:
+    """Steps against the gradients: for each parameter X, X -= rate * relative rate * direction.
+
+    Only "sgd" has relative rates, `word_rates`, for the rows of the tables of words; the others find their own. The
+    rows of U and V that a window does not touch are left alone, memory and all, as in lazy variants of these methods.
     """
 
     def __init__(
         self,
+        kind: str,
         parameters: Parameters,
         counts: Array,
         momentum: float = 0.0,
         power: float = 0.5,
         cutoffs: tuple[int, ...] = (),
     ) -> None:
-        input_factor, output_factor = (INPUT_RATE, OUTPUT_RATE) if power else (1.0, 1.0)
-        inputs = input_factor * word_rates(counts, power)
-        outputs = output_factor * word_rates(counts, power, cutoffs)
-        table = {"U": inputs[:, None], "V": outputs[:, None], "c": outputs}
-        self.rates = {name: rate.astype(parameters[name].dtype) for name, rate in table.items()}
+        self.rule = RULES[kind]
         self.momentum = momentum
-        self.velocity = {name: np.zeros_like(array) for name, array in parameters.items()} if momentum else {}
+        self.rates: dict[str, Array] = {}
+        if kind == "sgd" and power:
+            inputs = INPUT_RATE * word_rates(counts, power)
+            outputs = OUTPUT_RATE * word_rates(counts, power, cutoffs)
+            table = {"U": inputs[:, None], "V": outputs[:, None], "c": outputs}
+            self.rates = {name: rate.astype(parameters[name].dtype) for name, rate in table.items()}
+        slots = self.rule.slots if kind != "sgd" or momentum else ()
+        self.memory = {name: {slot: np.zeros_like(array) for slot in slots} for name, array in parameters.items()}
 
-    def step(self, parameters: Parameters, gradients: Gradients, rate: float, work: Workspace) -> None:
-        """Change the parameters in place by one step at the learning rate `rate`. The gradients are overwritten."""
-        for name, gradient in gradients.items():
-            parameter, velocity, relative = parameters[name], self.velocity.get(name), self.rates.get(name)
-            if isinstance(gradient, Rows):
-                ids, step = gradient
-                step *= rate if relative is None else relative[ids] * parameter.dtype.type(rate)
-                if velocity is not None:
-                    step = velocity[ids] = velocity[ids] * self.momentum + step
-                parameter[ids] -= step
-            else:
-                values, spans = gradient if isinstance(gradient, Spans) else (gradient, (slice(None),))
-                for rows in spans:
-                    self._dense_step(
-                        parameter[rows],
-                        values[rows],
-                        None if velocity is None else velocity[rows],
-                        None if relative is None else relative[rows],
-                        parameter.dtype.type(rate),
-                        work,
-                    )
-
-    def _dense_step(
+    def step(
         self,
-        parameter: Array,
-        step: Array,
-        velocity: Array | None,
-        relative: Array | None,
+        parameters: Parameters,
+        gradients: Gradients,
         rate: float,
         work: Workspace,
+        *,
+        shrink: float = 1.0,
+        time: int = 1,
     ) -> None:
-        count = max(1, parameter.size >> 16)  # blocks of 65,536 numbers stay in a core's cache from pass to pass
-
-        def block_step(block: int) -> None:
-            rows = slice(len(step) * block // count, len(step) * (block + 1) // count)
-            step[rows] *= rate if relative is None else relative[rows] * rate
-            if velocity is None:
-                parameter[rows] -= step[rows]
+        """Change the parameters in place, against the gradients times `shrink`. The gradients are overwritten."""
+        tasks: list[tuple[str, Any, Array]] = []
+        for name, gradient in gradients.items():
+            if isinstance(gradient, Rows):
+                tasks.append((name, gradient.ids, gradient.values))
             else:
-                velocity[rows] *= self.momentum
-                velocity[rows] += step[rows]
-                parameter[rows] -= velocity[rows]
+                values, spans = gradient if isinstance(gradient, Spans) else (gradient, (slice(0, len(gradient)),))
+                tasks += [(name, rows, values[rows]) for span in spans for rows in _blocks(span, values)]
 
-        work.each(block_step, count)
+        def move(number: int) -> None:
+            name, rows, gradient = tasks[number]
+            if shrink != 1:
+                gradient *= shrink
+            memory = [slot[rows] for slot in self.memory[name].values()]
+            direction = self.rule.direction(gradient, memory, time, self.momentum)
+            relative = self.rates[name][rows] if name in self.rates else 1
+            parameters[name][rows] -= np.multiply(direction, relative * gradient.dtype.type(rate), out=gradient)
+            if not isinstance(rows, slice):  # then memory is a copy
+                for slot, changed in zip(self.memory[name].values(), memory, strict=True):
+                    slot[rows] = changed
+
+        work.each(move, len(tasks))
+
+
+def _blocks(span: slice, values: Array) -> list[slice]:
+    """Cut rows into blocks of about 65,536 numbers, which stay in a core's cache from pass to pass."""
+    size = (span.stop - span.start) * (values.size // len(values))
+    edges = np.linspace(span.start, span.stop, 2 + (size >> 16), dtype=int).tolist()
+    return [slice(*edge) for edge in itertools.pairwise(edges)]

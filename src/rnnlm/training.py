@@ -17,7 +17,7 @@ import numpy as np
 
 from rnnlm.batches import Corpus, windows
 from rnnlm.errors import DivergenceError
-from rnnlm.model import SGD, Array, Dropout, LanguageModel, Workspace, joint_norm, mean_weights
+from rnnlm.model import Array, Dropout, LanguageModel, Optimiser, Workspace, joint_norm, mean_weights
 from rnnlm.scoring import perplexity
 
 RECENT = 50  # windows over which the loss is averaged before it is called divergent
@@ -29,7 +29,10 @@ class TrainingSettings:
 
     window: int = 35  # T, steps in a window; 0: a window is a sentence of each stream
     streams: int = 20  # B, sequences that advance side by side
-    learning_rate: float = 0.015  # for the sum over a window's steps of the mean over streams
+    optimiser: str = "sgd"  # a key of RULES
+    learning_rate: float | None = (
+        None  # of sgd, for the sum over a window's steps of the mean over streams; None: its rule's
+    )
     rate_power: float = 0.5  # rows of U, V and c learn at p(word)^-power; 0: all at the same rate
     momentum: float = 0.0
     dropout: float = 0.0  # share of the inputs' and outputs' numbers that are zeroed at each step
@@ -47,11 +50,12 @@ class TrainingState:
     """Where a run stands: everything that decides what it does next."""
 
     model: LanguageModel
-    optimiser: SGD
+    optimiser: Optimiser
     learning_rate: float
     epoch: int = 1
     window: int = 0  # the next window of this epoch
     memories: Array | None = None  # (M, B, H) before that window; None at an epoch's start
+    steps: int = 0  # since the very beginning
     evaluated: bool = False  # whether the evaluation due at this window is done
     decaying: bool = False  # whether the learning rate has begun to fall
     poor_epochs: int = 0  # in a row, without a sufficient improvement on the best
@@ -152,8 +156,11 @@ def _train_window(
         norm = joint_norm(gradients)
     _check_convergence(state, loss, norm)
     shrink = settings.clip / norm if 0 < settings.clip < norm else 1.0
-    steps = predictions / targets.shape[1]  # the gradient is the mean's; the learning rate is for the sum over steps
-    state.optimiser.step(model.parameters, gradients, state.learning_rate * steps * shrink, work)
+    # The gradient is the mean's. A rate of SGD is for the sum over steps; that of the others needs no such factor.
+    factor = 1.0 if state.optimiser.rule.scale_free else predictions / targets.shape[1]
+    state.steps += 1
+    rate = state.learning_rate * factor
+    state.optimiser.step(model.parameters, gradients, rate, work, shrink=shrink, time=state.steps)
     state.memories = memories
     state.loss_sum += loss * predictions
     state.predictions += predictions

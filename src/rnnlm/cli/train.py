@@ -104,12 +104,19 @@ CHANGEABLE = {"epochs", "patience", "save_every", "threads", "model", "resume", 
 )
 @option("--streams", type=click.IntRange(1), default=20, group=TRAINING, help="Sequences that advance side by side.")
 @option(
+    "--optimiser",
+    type=click.Choice(["sgd", "adagrad", "adam"]),
+    default="sgd",
+    group=TRAINING,
+    help="How gradients become steps.",
+)
+@option(
     "--lr",
     "learning_rate",
     type=click.FloatRange(0, min_open=True),
-    default=0.015,
     group=TRAINING,
-    help="Learning rate, for the gradient summed over a window's steps and averaged over streams.",
+    show_default="0.015 for sgd, 0.05 for adagrad, 0.002 for adam",
+    help="Learning rate; of sgd, for the gradient summed over a window's steps and averaged over streams.",
 )
 @option(
     "--rate-power",
@@ -323,7 +330,7 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
 
     from rnnlm.checkpoint import SavedModel
     from rnnlm.clusters import choose_cutoffs
-    from rnnlm.model import SGD, LanguageModel, ModelSettings
+    from rnnlm.model import RULES, LanguageModel, ModelSettings, Optimiser
     from rnnlm.training import TrainingSettings, TrainingState
 
     if not options["corpus"]:
@@ -346,7 +353,15 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
         cutoffs=choose_cutoffs(counts, options["hidden"], positions, options["clusters"]),
     )
     model = LanguageModel.initialise(model_settings, counts, np.random.default_rng(settings.seed))
-    optimiser = SGD(model.parameters, counts, settings.momentum, settings.rate_power, model_settings.cutoffs)
+    optimiser = Optimiser(
+        settings.optimiser,
+        model.parameters,
+        counts,
+        settings.momentum,
+        settings.rate_power,
+        model_settings.cutoffs,
+    )
+    rate = settings.learning_rate or RULES[settings.optimiser].learning_rate
     about = {
         "corpus": _absolute(options["corpus"]),
         "valid": _absolute(options["valid"]),
@@ -356,7 +371,7 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
     }
     folder.clear()
     saved = SavedModel(model, text.vocabulary, text.tokeniser, about)
-    return Run(TrainingState(model, optimiser, settings.learning_rate), settings, saved, text.train, valid)
+    return Run(TrainingState(model, optimiser, rate), settings, saved, text.train, valid)
 
 
 def _plain(value: Any) -> Any:
