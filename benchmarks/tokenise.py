@@ -15,7 +15,12 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from machine import peak_megabytes
+
+HEADER = ("words", "processes", "seconds", "words/s", "peak MB, parent", "peak MB, largest child")
 
 
 def main() -> None:
@@ -29,20 +34,29 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(options.text, options.measure)))
         return
-    print("| words | processes | seconds | words/s | peak MB, parent | peak MB, largest child |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| " + " | ".join(HEADER) + " |")
+    print("|" + " ---: |" * len(HEADER))
     for millions in options.words:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "text")
-            write_text(options.text.read_text("utf-8"), int(millions * 1e6), path)
-            for processes in options.processes:
-                command = [sys.executable, __file__, str(path), "--measure", str(processes)]
-                found = json.loads(subprocess.check_output(command))
-                print(
-                    f"| {found['words']:,} | {processes} | {found['seconds']:.1f} | "
-                    f"{found['words'] / found['seconds']:,.0f} | {found['parent']:.0f} | {found['child']:.0f} |",
-                    flush=True,
-                )
+        for row in rows(options.text, int(millions * 1e6), options.processes):
+            print("| " + " | ".join(row) + " |", flush=True)
+
+
+def rows(text: Path, words: int, processes: Sequence[int]) -> Iterator[tuple[str, ...]]:
+    """Yield a row of the table for each number of processes, measured on a text repeated to so many words."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "text")
+        write_text(text.read_text("utf-8"), words, path)
+        for number in processes:
+            command = [sys.executable, __file__, str(path), "--measure", str(number)]
+            found = json.loads(subprocess.check_output(command))
+            yield (
+                f"{found['words']:,}",
+                f"{number}",
+                f"{found['seconds']:.1f}",
+                f"{found['words'] / found['seconds']:,.0f}",
+                f"{found['parent']:.0f}",
+                f"{found['child']:.0f}",
+            )
 
 
 def write_text(text: str, words: int, path: Path) -> None:
@@ -80,14 +94,7 @@ def measure(path: Path, processes: int) -> dict[str, float]:
         seconds = time.perf_counter() - start
     done.set()
     watcher.join()
-    return {"words": train.words, "seconds": seconds, "parent": peak_megabytes("self"), **peaks}
-
-
-def peak_megabytes(process: int | str | None) -> float:
-    """Return the peak resident set of a process; the figure of `getrusage` would count its parent's as well."""
-    status = Path(f"/proc/{process}/status").read_text()
-    line = next((line for line in status.splitlines() if line.startswith("VmHWM")), "VmHWM: 0 kB")
-    return int(line.split()[1]) / 1024
+    return {"words": train.words, "seconds": seconds, "parent": peak_megabytes(), **peaks}
 
 
 if __name__ == "__main__":

@@ -17,18 +17,22 @@ CALL = 2.5e-4
 PRODUCTS = 6 / 100e9
 UPDATE = 2e-9
 CANDIDATES = 200  # ranks at which a cut is considered, evenly spaced in their logarithms
+# Each cluster costs a little perplexity, so unless a number is asked for there are no more than speed is worth:
+WHOLE = 2.0  # one softmax if that costs at most so many times as much as the best clusters;
+NEAR = 1.15  # else the fewest clusters that cost at most so many times as much;
+MOST = 100  # and no more than this
 
 
 def choose_cutoffs(
     counts: NDArray[np.int64], hidden: int, positions: int, clusters: int | None = None
 ) -> tuple[int, ...]:
-    """Choose the cutoffs of least expected cost, by dynamic programming over how many clusters follow a cut.
+    """Choose the cutoffs of least expected cost, by dynamic programming: the best tails from a cut on, then the head.
 
     Arguments:
         counts: occurrences of each word, by rank, (V,).
         hidden: H.
         positions: N, predictions in a window.
-        clusters: how many, the head included; None for the best number. Fewer come back where there are fewer words.
+        clusters: how many, the head included, if there are so many words; None for as many as speed is worth.
     """
     words = len(counts)
     cuts = np.unique(np.geomspace(1, words, CANDIDATES).round().astype(int))  # ascending, the last is V
@@ -38,24 +42,22 @@ def choose_cutoffs(
     slot = hidden * (positions * PRODUCTS + UPDATE)
     tails = CALL + rows * hidden * (expected * PRODUCTS + UPDATE) + slot  # of words from cut i to cut k
     tails[rows <= 0] = np.inf
-    heads = CALL + cuts * slot
-    most = len(cuts) - 1 if clusters is None else min(clusters, len(cuts)) - 1
-    # least[i]: cost of the words from cut i on, in so many tails; choice[j][i]: where the first of them ends
+    most = min(clusters or MOST, len(cuts))
+    # least[i]: cost of the words from cut i on, in so many tails; choices[j][i]: where the first of them ends
     least = np.where(cuts == words, 0.0, np.inf)
-    best: tuple[int, ...] = ()
-    best_cost = np.inf
     choices: list[NDArray[np.intp]] = []
-    for number in range(most + 1):
-        cost = heads + least
-        wanted = clusters is None or number == most
-        if wanted and cost.min() < best_cost:
-            best_cost, best = cost.min(), _follow(cuts, int(cost.argmin()), choices)
-        elif clusters is None and number > 0:
-            break  # the cost is convex in the number of tails: more of them only cost more
+    found: list[tuple[float, tuple[int, ...]]] = []  # for 1, 2, ... clusters
+    for _ in range(most):
+        costs = CALL + cuts * slot + least
+        found.append((float(costs.min()), _follow(cuts, int(costs.argmin()), choices)))
         through = tails + least[None, :]
         choices.append(through.argmin(axis=1))
         least = through.min(axis=1)
-    return best
+    if clusters is not None:
+        return found[-1][1]
+    cheapest = min(cost for cost, _ in found)
+    enough = WHOLE if found[0][0] <= WHOLE * cheapest else NEAR
+    return next(cutoffs for cost, cutoffs in found if cost <= enough * cheapest)
 
 
 def _follow(cuts: NDArray[np.int64], start: int, choices: list[NDArray[np.intp]]) -> tuple[int, ...]:

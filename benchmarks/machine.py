@@ -1,0 +1,100 @@
+"""What the machine is, and how benchmarks call rnnlm and write their tables."""
+
+import datetime
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import threadpoolctl
+
+ROOT = Path(__file__).resolve().parent.parent
+INFLUENCES = ("OPENBLAS_", "OMP_", "GOMP_", "KMP_", "MKL_", "BLIS_", "VECLIB_")  # what begins so changes the speed
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Markdown table with what stands above it."""
+
+    title: str
+    note: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """Write it; all columns but the first are figures, to the right."""
+        rules = ["---", *["---:"] * (len(self.header) - 1)]
+        lines = ["| " + " | ".join(row) + " |" for row in (self.header, rules, *self.rows)]
+        return "\n".join([f"## {self.title}", "", *([self.note, ""] if self.note else []), *lines, ""])
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def rnnlm() -> list[str]:
+    """Return the command that runs rnnlm: the script beside this Python, as a user calls it, or else the module."""
+    script = Path(sys.executable).with_name("rnnlm")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "rnnlm"]
+
+
+def has_torch() -> bool:
+    """Say whether PyTorch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def facts(threads: int) -> Table:
+    """Describe the machine and the versions of what is measured."""
+    blas = [
+        f"{pool['internal_api']} {pool['version']}, kernels for {pool.get('architecture', 'any core')}"
+        for pool in threadpoolctl.threadpool_info()
+        if pool["user_api"] == "blas"
+    ]
+    influences = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(INFLUENCES)]
+    known = {
+        "processor": f"{_processor()}, {platform.machine()}",
+        "cores that may be used": str(cores()),
+        "threads in use": str(threads),
+        "system": platform.platform(),
+        "Python": platform.python_version(),
+        "numpy": np.__version__,
+        "numpy's BLAS": "; ".join(blas) or "unknown",
+        "PyTorch": importlib.metadata.version("torch") if has_torch() else "not installed",
+        "set in the environment": ", ".join(influences) or "nothing that changes the speed",
+        "rnnlm": importlib.metadata.version("rnnlm"),
+        "date": datetime.date.today().isoformat(),
+    }
+    return Table("Machine", "", ("what", "value"), list(known.items()))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def peak_megabytes(process: int | str | None = "self") -> float:
+    """Return the peak resident set of a process, by its number, or of this one.
+
+    Linux tells it of any process; `getrusage`, the way elsewhere, knows this one only, and on Linux would count in
+    what its parent had before it began.
+    """
+    try:
+        status = Path(f"/proc/{process}/status").read_text("utf-8")
+    except FileNotFoundError:
+        if process != "self":
+            raise
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    line = next((line for line in status.splitlines() if line.startswith("VmHWM")), "VmHWM: 0 kB")
+    return int(line.split()[1]) / 1024

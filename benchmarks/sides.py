@@ -1,0 +1,193 @@
+"""The contestants: the matrix product alone, rnnlm's training, generation and evaluation, and PyTorch's training.
+
+Each `prepare_...` makes a piece of work ready and returns a function that does so many units of it: products, windows,
+batches of sentences. It is called in the contestant's own process, which alone loads what the contestant needs.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import threadpoolctl
+from contest import Run
+
+from rnnlm.batches import Corpus
+from rnnlm.clusters import choose_cutoffs
+from rnnlm.generation import generate
+from rnnlm.model import SGD, LanguageModel, ModelSettings, Workspace
+from rnnlm.scoring import perplexity
+from rnnlm.training import Progress, TrainingSettings, TrainingState, train
+
+PRODUCT = 1024  # rows and columns of the matrices whose product is timed: large enough for a core's full speed
+SENTENCE = 20  # mean words of a sentence, beside its </s>
+COUNTED = 1e9  # words of the imagined text that words were counted in
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is trained: V, H, B, T, the cutoffs between clusters (None: as many as are quickest), and on what."""
+
+    words: int
+    hidden: int
+    streams: int
+    threads: int
+    cutoffs: tuple[int, ...] | None = ()
+    window: int = 35
+    text: int = 1_000_000  # words of the text
+
+
+def zipf(words: int) -> np.ndarray:
+    """Return probabilities of words by rank, (words,): Zipf's law, as Mandelbrot mended it, and </s> before them."""
+    weight = 1 / (np.arange(1, words) + 2.7)
+    return np.concatenate(([1 / (SENTENCE + 1)], weight / weight.sum() * SENTENCE / (SENTENCE + 1)))
+
+
+def zipf_text(shape: Shape) -> Corpus:
+    """Draw a text of independent words, as training reads one."""
+    generator = np.random.default_rng(1)
+    lengths = 1 + generator.poisson(SENTENCE - 1, max(2, shape.text // SENTENCE))
+    offsets = np.concatenate(([0], np.cumsum(lengths + 1)))
+    cumulated = np.cumsum(zipf(shape.words)[1:])
+    ids = 1 + np.searchsorted(cumulated / cumulated[-1], generator.random(offsets[-1]), side="right")
+    ids[offsets[1:] - 1] = 0
+    return Corpus(np.minimum(ids, shape.words - 1).astype(np.int32), offsets, 0, shape.words - 1)
+
+
+def prepare_product(threads: int, own: bool) -> Run:
+    """Products of float32 matrices: as rnnlm makes them, one BLAS thread in each of its own, or on BLAS's threads."""
+    threadpoolctl.threadpool_limits(1 if own else threads, user_api="blas")
+    work = Workspace(threads if own else 1)
+    generator = np.random.default_rng(1)
+    products = threads if own else 1
+    left, right = (generator.random((products, PRODUCT, PRODUCT), np.float32) for _ in range(2))
+    result = np.empty_like(left)
+
+    def run(count: int) -> float:
+        for _ in range(count):
+            work.each(lambda k: np.matmul(left[k], right[k], out=result[k]), products)
+        return count * products * 2.0 * PRODUCT**3
+
+    return run
+
+
+def prepare_torch_product(threads: int) -> Run:
+    """Products of float32 matrices by PyTorch's own BLAS."""
+    import torch
+
+    torch.set_num_threads(threads)
+    left, right, result = (torch.rand(PRODUCT, PRODUCT) for _ in range(3))
+
+    def run(count: int) -> float:
+        for _ in range(count):
+            torch.mm(left, right, out=result)
+        return count * 2.0 * PRODUCT**3
+
+    return run
+
+
+def default_cutoffs(shape: Shape) -> tuple[int, ...]:
+    """Return the cutoffs that rnnlm chooses for the text unless told."""
+    return choose_cutoffs(_counts(shape), shape.hidden, shape.streams * shape.window)
+
+
+def _counts(shape: Shape) -> np.ndarray:
+    return np.round(COUNTED * zipf(shape.words)).astype(np.int64)
+
+
+def _model(shape: Shape) -> LanguageModel:
+    cutoffs = default_cutoffs(shape) if shape.cutoffs is None else shape.cutoffs
+    settings = ModelSettings(shape.words, shape.hidden, cutoffs=cutoffs)
+    return LanguageModel.initialise(settings, _counts(shape), np.random.default_rng(1))
+
+
+def _workspace(shape: Shape) -> Workspace:
+    threadpoolctl.threadpool_limits(1, user_api="blas")
+    return Workspace(shape.threads)
+
+
+def prepare_ours(shape: Shape) -> Run:
+    """Train by the loop behind `rnnlm train`, a window at a time: all that it does for a window is counted."""
+    work, corpus, model = _workspace(shape), zipf_text(shape), _model(shape)
+    settings = TrainingSettings(window=shape.window, streams=shape.streams, epochs=10**9, patience=10**9)
+    optimiser = SGD(model.parameters, _counts(shape), cutoffs=model.settings.cutoffs)
+    state = TrainingState(model, optimiser, settings.learning_rate)
+    valid = Corpus(np.array([1, 0], np.int32), np.array([0, 2]), 0, 1)  # next to nothing, at an epoch's end
+    windows = (event for event in train(state, settings, corpus, valid, work) if isinstance(event, Progress))
+
+    def run(count: int) -> float:
+        return sum(event.predictions for event in itertools.islice(windows, count))
+
+    return run
+
+
+def prepare_torch(shape: Shape, compiled: bool = False) -> Run:
+    """Train the same network as one writes it in PyTorch: adaptive softmax where there are cutoffs, full otherwise."""
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(shape.threads)
+    torch.manual_seed(1)
+    embedding, recurrence = nn.Embedding(shape.words, shape.hidden), nn.RNN(shape.hidden, shape.hidden)
+    adaptive = nn.AdaptiveLogSoftmaxWithLoss(shape.hidden, shape.words, list(shape.cutoffs)) if shape.cutoffs else None
+    output = adaptive or nn.Linear(shape.hidden, shape.words)
+    parameters = list(nn.ModuleList([embedding, recurrence, output]).parameters())
+    optimiser = torch.optim.SGD(parameters, lr=0.1)
+
+    def losses(inputs, targets, state):
+        outputs, state = recurrence(embedding(inputs), state)
+        outputs = outputs.flatten(0, 1)
+        if adaptive:
+            return adaptive(outputs, targets).loss, state
+        return nn.functional.cross_entropy(output(outputs), targets), state
+
+    step = torch.compile(losses) if compiled else losses
+    windows = itertools.cycle(_torch_windows(shape))
+    state = torch.zeros(1, shape.streams, shape.hidden)
+
+    def run(count: int) -> float:
+        nonlocal state
+        for inputs, targets in itertools.islice(windows, count):
+            optimiser.zero_grad()
+            loss, last = step(inputs, targets, state)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 5.0)
+            optimiser.step()
+            state = last.detach()
+        return count * shape.window * shape.streams
+
+    return run
+
+
+def _torch_windows(shape: Shape) -> list[tuple]:
+    """Cut the text into windows beforehand, inputs (T, B) and targets (T*B,): that is not counted."""
+    import torch
+
+    ids = torch.from_numpy(zipf_text(shape).ids.astype(np.int64))
+    count = len(ids) // (shape.window * shape.streams)
+    if not count:
+        raise ValueError("the text is shorter than a window")
+    inputs = ids[: count * shape.window * shape.streams].reshape(shape.streams, -1).T  # (count*T, B)
+    targets = inputs.roll(-1, 0)
+    pairs = zip(inputs.split(shape.window), targets.split(shape.window), strict=True)
+    return [(before.contiguous(), after.flatten()) for before, after in pairs]
+
+
+def prepare_generation(shape: Shape, sentences: int) -> Run:
+    """Generate so many sentences at once, as `rnnlm generate --count` does."""
+    work, model = _workspace(shape), _model(shape)
+
+    def run(count: int) -> float:
+        made = (generate(model, 1, sentences, np.random.default_rng(seed), work) for seed in range(count))
+        return sum(len(sentence) + 1 for sentence in itertools.chain.from_iterable(made))
+
+    return run
+
+
+def prepare_evaluation(shape: Shape) -> Run:
+    """Evaluate a text, as `rnnlm evaluate` does."""
+    work, model, corpus = _workspace(shape), _model(shape), zipf_text(shape)
+
+    def run(count: int) -> float:
+        return sum(perplexity(model, corpus, work).predictions for _ in range(count))
+
+    return run

@@ -1,0 +1,80 @@
+"""Clusters of words: cut where they cost least, and exact wherever they are cut."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from rnnlm import clusters
+from rnnlm.clusters import choose_cutoffs
+from rnnlm.model import LanguageModel, ModelSettings, Workspace
+
+ZIPF = (1e6 / np.arange(1, 13)).astype(int)
+
+
+def cost(counts, hidden, positions, cutoffs):
+    """Add the cost model of clusters.py up, softmax by softmax."""
+    edges = [0, *cutoffs, len(counts)]
+    total = 0.0
+    for j, (start, stop) in enumerate(itertools.pairwise(edges)):
+        share = counts[start:stop].sum() / counts.sum() if j else 1.0
+        rows = stop - start + (0 if j else len(cutoffs))
+        total += clusters.CALL + rows * hidden * (positions * share * clusters.PRODUCTS + clusters.UPDATE)
+    return total
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, None])
+@pytest.mark.parametrize("call", [1e-9, 1e-6])
+def test_the_choice_is_the_cheapest_there_is(number, call, monkeypatch):
+    """On twelve words, no set of cutoffs costs less than the one chosen, of those of the number asked for."""
+    monkeypatch.setattr(clusters, "CALL", call)
+    monkeypatch.setattr(clusters, "WHOLE", 1.0)
+    monkeypatch.setattr(clusters, "NEAR", 1.0)
+    numbers = range(12) if number is None else [number - 1]
+    every = [cutoffs for size in numbers for cutoffs in itertools.combinations(range(1, 12), size)]
+    least = min(cost(ZIPF, 100, 700, cutoffs) for cutoffs in every)
+    chosen = choose_cutoffs(ZIPF, 100, 700, number)
+    assert number is None or len(chosen) == number - 1
+    assert cost(ZIPF, 100, 700, chosen) == pytest.approx(least, rel=1e-12)
+
+
+def test_small_vocabularies_stay_whole_and_large_ones_do_not():
+    """By default a few hundred words are one softmax, and ten thousand several, more of them where H is larger."""
+    zipf = 1e7 / np.arange(1, 800_001)
+    assert choose_cutoffs(zipf[:300], 100, 700) == ()
+    sizes = [len(choose_cutoffs(zipf[:words], 200, 700)) for words in (2_000, 10_000, 50_000, 800_000)]
+    assert sizes == sorted(sizes)
+    assert sizes[1] >= 3
+    assert len(choose_cutoffs(zipf[:10_000], 400, 700)) >= len(choose_cutoffs(zipf[:10_000], 50, 700))
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 100, 1000])
+def test_the_number_asked_for_is_the_number_of_clusters(number):
+    """--clusters N gives N, and as many as there are words to cut between where there are fewer."""
+    cutoffs = choose_cutoffs(1e5 / np.arange(1, 51), 100, 700, number)
+    assert len(cutoffs) == min(number, 50) - 1
+    assert list(cutoffs) == sorted(set(cutoffs))
+    assert not cutoffs or 1 <= cutoffs[0] <= cutoffs[-1] < 50
+
+
+@pytest.mark.parametrize("cutoffs", [(), (1,), (3,), (2, 4, 9), tuple(range(1, 12))])
+def test_probabilities_are_exact_wherever_the_words_are_cut(cutoffs):
+    """After any word, the probabilities of all words sum to one, and their logarithms are what `losses` says."""
+    settings = ModelSettings(12, hidden=5, cutoffs=cutoffs)
+    model = LanguageModel.initialise(settings, ZIPF, np.random.default_rng(2), np.float64)
+    work = Workspace()
+    inputs = np.array([[3, 0, 7]])
+    log_p, _ = model.step(inputs[0], model.start(3), work)
+    np.testing.assert_allclose(np.exp(log_p).sum(axis=1), 1, rtol=1e-13)
+    for word in range(12):
+        (losses, _), _ = model.losses(inputs, np.full((1, 3), word), model.start(3), work)
+        np.testing.assert_allclose(losses[0], -log_p[:, word], rtol=1e-12)
+
+
+def test_a_fresh_clustered_model_starts_from_word_frequencies():
+    """With no weights but biases, the probability of each word is its share of the training text."""
+    settings = ModelSettings(12, hidden=5, cutoffs=(2, 5))
+    model = LanguageModel.initialise(settings, ZIPF, np.random.default_rng(2), np.float64)
+    model.parameters["V"][...] = 0
+    log_p, _ = model.step(np.array([1]), model.start(1), Workspace())
+    np.testing.assert_allclose(np.exp(log_p[0]), ZIPF / ZIPF.sum(), rtol=1e-12)
