@@ -17,7 +17,7 @@ import pytest
 
 from rnnlm.cli import COMMANDS, commands, main
 from rnnlm.cli.train import train as train_command
-from rnnlm.training import TrainingSettings
+from rnnlm.training import TrainingSettings, default_streams
 
 ROOT = Path(__file__).parent.parent
 SENTENCE = re.compile(r"Error: .*\.\n\Z")  # what a user's mistake prints: one line, a full stop, nothing else
@@ -213,10 +213,19 @@ def test_recipes_name_options_that_exist(run):
 
 
 def test_defaults_are_the_same_in_library_and_command_line():
-    """An option's default is that of the setting of the same name."""
-    settings = TrainingSettings()
-    options = {parameter.name: parameter.default for parameter in train_command.params}
-    assert {name: options[name] for name in vars(settings)} == vars(settings)
+    """An option's default is that of the setting of the same name; --streams alone is chosen by the text."""
+    settings = vars(TrainingSettings())
+    context = click.Context(train_command)
+    options = {parameter.name: parameter.get_default(context) for parameter in train_command.params}
+    assert {name for name in settings if options[name] != settings[name]} == {"streams"}
+
+
+def test_default_streams_leave_steps_enough():
+    """A short text is read by a few streams, a long one by 64; between them an epoch has 200 steps."""
+    assert default_streams(1_000, 35) == 8
+    assert default_streams(929_589, 35) == 64
+    streams = default_streams(219_600, 35)
+    assert 219_600 / (35 * streams) == pytest.approx(200, rel=0.05)
 
 
 def test_resume_asks_for_something_to_resume(run, corpus):

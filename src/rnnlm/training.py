@@ -45,6 +45,15 @@ class TrainingSettings:
     seed: int = 1
 
 
+def default_streams(predictions: int, window: int) -> int:
+    """Choose B for a text: as many as leave 200 steps of SGD in an epoch, from 8 to 64.
+
+    More streams make a step cheaper for each word, and fewer steps. With one alone, steps vary too much for the default
+    learning rate; beyond 64, products get no quicker.
+    """
+    return max(8, min(64, predictions // (200 * (window or 20))))
+
+
 @dataclass
 class TrainingState:
     """Where a run stands: everything that decides what it does next."""

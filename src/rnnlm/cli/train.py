@@ -102,7 +102,13 @@ CHANGEABLE = {"epochs", "patience", "save_every", "threads", "model", "resume", 
     group=TRAINING,
     help="Steps between updates; 0: a sentence of each stream.",
 )
-@option("--streams", type=click.IntRange(1), default=20, group=TRAINING, help="Sequences that advance side by side.")
+@option(
+    "--streams",
+    type=click.IntRange(1),
+    group=TRAINING,
+    show_default="8 to 64, by the size of the text",
+    help="Sequences that advance side by side.",
+)
 @option(
     "--optimiser",
     type=click.Choice(["sgd", "adagrad", "adam"]),
@@ -331,7 +337,7 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
     from rnnlm.checkpoint import SavedModel
     from rnnlm.clusters import choose_cutoffs
     from rnnlm.model import RULES, LanguageModel, ModelSettings, Optimiser
-    from rnnlm.training import TrainingSettings, TrainingState
+    from rnnlm.training import TrainingSettings, TrainingState, default_streams
 
     if not options["corpus"]:
         raise click.UsageError("Name a text to train on, or - for standard input; only --resume needs none.")
@@ -342,6 +348,7 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
         )
     text, valid = _read_texts(folder, options)
     _tell_texts(text, valid, options)
+    options = {**options, "streams": options["streams"] or default_streams(text.train.predictions, options["window"])}
     settings = TrainingSettings(**{item.name: options[item.name] for item in dataclasses.fields(TrainingSettings)})
     counts = text.vocabulary.counts
     positions = settings.streams * (settings.window or text.train.predictions // text.train.sentences)
