@@ -215,8 +215,7 @@ def test_recipes_name_options_that_exist(run):
 def test_defaults_are_the_same_in_library_and_command_line():
     """An option's default is that of the setting of the same name; --streams alone is chosen by the text."""
     settings = vars(TrainingSettings())
-    context = click.Context(train_command)
-    options = {parameter.name: parameter.get_default(context) for parameter in train_command.params}
+    options = train_command.make_context("train", ["corpus.txt"]).params
     assert {name for name in settings if options[name] != settings[name]} == {"streams"}
 
 
