@@ -15,6 +15,7 @@ import click
 import numpy as np
 import pytest
 
+from rnnlm.checkpoint import ModelFolder
 from rnnlm.cli import COMMANDS, commands, main
 from rnnlm.cli.train import train as train_command
 from rnnlm.training import TrainingSettings, default_streams
@@ -34,7 +35,8 @@ def sentences(count, seed=1):
 def run(monkeypatch, capsys, tmp_path):
     """Return a function that runs the command line in this process, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    previous = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["rnnlm", *map(str, arguments)])
@@ -46,7 +48,8 @@ def run(monkeypatch, capsys, tmp_path):
         return stop.value.code, out, err
 
     yield call
-    signal.signal(signal.SIGTERM, previous)
+    for number, handler in previous.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -192,6 +195,10 @@ def test_config_fills_defaults_and_the_command_line_wins(run, corpus):
         ("hidden = 'many'", "hidden = 'many'"),
         ("hidden = true", "hidden wants a number"),
         ("lowercase = 1", "lowercase wants true or false"),
+        ("hidden = 5.7", "hidden wants a whole number"),
+        ("hidden = 2020-01-01", "hidden wants a number"),
+        ("hidden = inf", "hidden wants a whole number"),
+        ("save-every = '5x'", "neither a number of windows"),
         ("hidden = ", "is not a TOML file"),
         ("[train]\nhidden = 3", "no setting 'train'"),
     ],
@@ -326,6 +333,103 @@ def test_help_loads_neither_numpy_nor_nltk():
     code += "print(sorted({'numpy', 'nltk', 'tqdm', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
+
+
+def test_a_full_disk_keeps_the_model_that_was_there(run, corpus, model, monkeypatch):
+    """--overwrite removes nothing before the new model is on the disk."""
+    before = {path.name: path.read_bytes() for path in model.glob("*.npz")}
+
+    def full(file, **_arrays):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    code, _, err = run("train", corpus, *SMALL, "--overwrite", "--seed", 9)
+    assert code == 1
+    assert "no space left" in err
+    assert {path.name: path.read_bytes() for path in model.glob("*.npz")} == before
+
+
+def test_two_runs_do_not_share_a_folder(run, corpus, model):
+    """While one trains, another is refused and touches nothing; the folder is free again afterwards."""
+    with ModelFolder(model).held():
+        code, _, err = run("train", "--resume", "--epochs", 3)
+    assert code == 1
+    assert "another rnnlm is training here" in err
+    assert run("train", "--resume", "--epochs", 3)[0] == 0
+
+
+def test_a_wrong_text_does_not_replace_the_encoded_one(run, corpus, tmp_path, monkeypatch):
+    """A model trained from standard input can still be resumed after a refused --resume with another text."""
+    with corpus.open() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        assert run("train", "-", *SMALL)[0] == 0
+    other = tmp_path / "other.txt"
+    other.write_text(sentences(50, seed=2))
+    assert run("train", other, "--resume", "--epochs", 3)[0] == 1
+    assert run("train", "--resume", "--epochs", 3)[0] == 0
+
+
+def test_a_text_from_standard_input_that_is_gone_is_asked_for(run, corpus, monkeypatch):
+    """Without its encoded form, a text that came through a pipe is asked for again, and then accepted."""
+    import shutil
+
+    for attempt in ("first", "again"):
+        with corpus.open() as stream:
+            monkeypatch.setattr(sys, "stdin", stream)
+            if attempt == "first":
+                assert run("train", "-", *SMALL)[0] == 0
+                shutil.rmtree("model/encoded-train")
+                code, _, err = run("train", "--resume", "--epochs", 3)
+                assert code == 1
+                assert "give it again" in err
+            else:
+                assert run("train", "-", "--resume", "--epochs", 3)[0] == 0
+
+
+def test_a_finished_run_says_so_when_it_is_resumed(run, model):
+    """Resumed without more epochs, a finished run names what would let it go on."""
+    code, _, err = run("train", "--resume")
+    assert code == 1
+    assert "training is finished, 2 epochs are done; give --epochs" in err
+
+
+def test_resume_with_a_wrong_validation_text_is_refused(run, model, tmp_path):
+    """--valid on --resume is read, not ignored."""
+    other = tmp_path / "other.txt"
+    other.write_text(sentences(50, seed=2))
+    code, _, err = run("train", "--resume", "--valid", other, "--epochs", 3)
+    assert code == 1
+    assert SENTENCE.fullmatch(err)
+
+
+def test_failed_runs_leave_no_folders(run, tmp_path):
+    """A model's folder and the parents that were made for it go when nothing was trained."""
+    assert run("train", tmp_path / "missing.txt", "--model", "a/b/c")[0] == 1
+    assert not Path("a").exists()
+
+
+@pytest.mark.parametrize("option", ["--lr", "--clip", "--lr-decay", "--min-improvement", "--dropout", "--momentum"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_no_option_takes_what_is_no_finite_number(run, corpus, option, value):
+    """Not-a-number and infinity are wrong usage."""
+    assert run("train", corpus, option, value)[0] == 2
+
+
+def test_config_sets_several_texts(run, corpus):
+    """An option that may be given several times is a list, or one text, in a config."""
+    Path("valid.txt").write_text(sentences(20, seed=3))
+    for value in ('"valid.txt"', '["valid.txt", "valid.txt"]'):
+        Path("c.toml").write_text(f"valid = {value}")
+        code, _, err = run("train", corpus, *SMALL, "--config", "c.toml", "--overwrite")
+        assert code == 0, err
+
+
+def test_divergence_before_any_evaluation_leaves_no_model(run, corpus):
+    """A model that has learned nothing is not left for generate to use."""
+    code, _, err = run("train", corpus, *SMALL, "--lr", 1000, "--rate-power", 0, "--clip", 0)
+    assert code == 1
+    assert "diverged" in err
+    assert not Path("model").exists()
 
 
 # Signals need processes of their own.

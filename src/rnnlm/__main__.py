@@ -1,5 +1,10 @@
 """`python -m rnnlm` is the same as `rnnlm`."""
 
-from rnnlm.cli import main
+import signal
 
-main()
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules are loading ends us without a traceback
+
+from rnnlm.cli import main  # noqa: E402 -- for that reason
+
+if __name__ == "__main__":
+    main()

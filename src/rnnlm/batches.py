@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnlm.errors import SettingsError
-from rnnlm.text import LEARNING_LIMIT, Paths, Progress, TextSettings, Tokeniser, digests, total_bytes
+from rnnlm.text import LEARNING_LIMIT, Paths, Progress, Source, TextSettings, Tokeniser, digests, total_bytes
 from rnnlm.vocabulary import SENTENCE_END, Coverage, Vocabulary, VocabularySettings
 
 IGNORED = -1  # the target where a stream has ended and others still go on
@@ -119,6 +119,7 @@ def prepare(
     text_settings: TextSettings,
     vocabulary_settings: VocabularySettings,
     *,
+    expected: str | None = None,
     valid_fraction: float = 0.0,
     processes: int = 1,
     stage: Stage = _silent,
@@ -130,6 +131,7 @@ def prepare(
         folder: where the result is kept, in `encoded-train`; made when missing.
         text_settings: how the text becomes words.
         vocabulary_settings: which of them get an id.
+        expected: the key that the text must have, if any.
         valid_fraction: share of the sentences, from the end, that is held out before the vocabulary is made.
         processes: how many processes tokenise at the same time; the result does not depend on it.
         stage: called when a stage of the work begins.
@@ -141,7 +143,7 @@ def prepare(
     listed = vocabulary_settings.checked()
     words_kept: object = listed or [vocabulary_settings.size, vocabulary_settings.min_count]
     entry = folder / "encoded-train"
-    key = _key(paths, [asdict(text_settings), LEARNING_LIMIT, words_kept, valid_fraction], stage)
+    key = _key(paths, [asdict(text_settings), LEARNING_LIMIT, words_kept, valid_fraction], stage, expected)
     facts = _find(entry, key)
     if facts:
         return _training_text(entry, facts, cached=True)
@@ -167,6 +169,7 @@ def encode(
     vocabulary: Vocabulary,
     *,
     name: str = "valid",
+    expected: str | None = None,
     processes: int = 1,
     stage: Stage = _silent,
 ) -> Corpus:
@@ -175,7 +178,7 @@ def encode(
     The other arguments and the errors are those of `prepare`.
     """
     entry = folder / f"encoded-{name}"
-    key = _key(paths, [tokeniser.to_json(), vocabulary.words], stage)
+    key = _key(paths, [tokeniser.to_json(), vocabulary.words], stage, expected)
     facts = _find(entry, key)
     if not facts:
         with _rebuilding(entry) as partial:
@@ -235,7 +238,7 @@ def _cut(partial: Path, valid_fraction: float) -> tuple[int, list[int]]:
         return sentences, [0, int(offsets[-1])]
     if sentences < 2:
         message = "the text has a single sentence, so none can be held out"
-        raise SettingsError(f"{message}; give another text with --valid, or --valid-fraction 0")
+        raise SettingsError(f"{message}; give another text with --valid")
     held_out = min(max(round(sentences * valid_fraction), 1), sentences - 1)
     cut = sentences - held_out
     return cut, [0, int(offsets[cut]), int(offsets[-1])]
@@ -271,12 +274,17 @@ def _renumber(
 # The cache. An entry is a folder of arrays and a file of facts that is written last and has a checksum of everything.
 
 
-def _key(paths: Paths, choices: list[Any], stage: Stage) -> str:
-    """Return what tells apart texts and settings with other results."""
+def _key(paths: Paths, choices: list[Any], stage: Stage, expected: str | None) -> str:
+    """Return what tells apart texts and settings with other results; raises SettingsError if another is expected."""
     with stage("checking the text", total_bytes(paths) or 0) as progress:
         content = digests(paths, progress)
     facts = [_FORMAT, importlib.metadata.version("nltk"), content, choices]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    if expected not in (None, key):
+        names = ", ".join(path.name if isinstance(path, Source) else str(path) for path in paths)
+        message = f"{names}: this is not the text, or not cut in the same way, that the model was trained on so far"
+        raise SettingsError(f"{message}; restore it to resume, or train anew with --overwrite")
+    return key
 
 
 def _find(entry: Path, key: str) -> dict[str, Any] | None:
@@ -303,7 +311,9 @@ def _rebuilding(entry: Path) -> Iterator[Path]:
             shutil.rmtree(entry)
         partial.rename(entry)
     except OSError as error:
-        raise SettingsError(f"{entry.parent} cannot be written: {error.strerror or error}") from None
+        raise SettingsError(
+            f"{entry.parent} cannot be written: {error.strerror or error}; make room, or name another folder"
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

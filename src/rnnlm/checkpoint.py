@@ -4,16 +4,18 @@ A file is an `.npz`, a zip archive of arrays, whose entry `rnnlm` holds JSON as 
 version, the settings, and everything else that is no array. Nothing is ever pickled. docs/formats.md lists the entries.
 
 A model's folder holds `best.npz`, self-contained, for scoring and generation; `last.npz`, which adds all that training
-needs to go on as if it had never stopped; `history.jsonl`, a line an evaluation; `curve.svg`; and `corpus/`, the
-encoded text.
+needs to go on as if it had never stopped; `history.jsonl`, a line an evaluation; `curve.svg`; and `encoded-train`
+and `encoded-valid`, the texts.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,24 +51,44 @@ class ModelFolder:
         self.last = self.path / "last.npz"
         self.history = self.path / "history.jsonl"
         self.curve = self.path / "curve.svg"
-        self.corpus = self.path / "corpus"
 
     def holds_model(self) -> bool:
         """Say whether training would overwrite anything here."""
         return any(path.exists() for path in (self.best, self.last, self.history))
 
-    def create(self) -> None:
-        """Make the folder, with its parents."""
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and keep other runs out of it; a folder that was made in vain is removed.
+
+        Raises ModelError when it cannot be made, or when another run is training there.
+        """
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY)
         except OSError as error:
-            raise ModelError(
-                f"{self.path}: cannot make this folder ({_reason(error)}); name another with --model."
-            ) from None
+            message = f"cannot be a model's folder ({_reason(error)}); name another with --model"
+            raise ModelError(f"{self.path}: {message}") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            message = "another rnnlm is training here; wait for it, or name another folder with --model"
+            raise ModelError(f"{self.path}: {message}") from None
+        try:
+            yield
+        finally:
+            if made and not self.holds_model():
+                for entry in self.path.glob("encoded-*"):
+                    shutil.rmtree(entry, ignore_errors=True)
+                with suppress(OSError):  # one that is not empty stays, with its parents
+                    for path in made:
+                        path.rmdir()
+            os.close(handle)
 
-    def clear(self) -> None:
-        """Remove the model, and keep the encoded text."""
-        for path in (self.last, self.best, self.history, self.curve):
+    def remove_results(self) -> None:
+        """Remove what an older model of this folder has reached, and keep `last.npz`, which is the new one's."""
+        for path in (self.best, self.history, self.curve):
             path.unlink(missing_ok=True)
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
@@ -120,7 +142,8 @@ def load_model(path: str | Path) -> SavedModel:
 def load_training(folder: ModelFolder) -> tuple[TrainingState, TrainingSettings, SavedModel]:
     """Read all that is needed to go on training. Raises ModelError as `load_model` does."""
     if not folder.last.exists():
-        raise ModelError(f"{folder.last}: there is no training to resume here; train without --resume.")
+        remedy = "train without --resume, or with --overwrite in the place of another model"
+        raise ModelError(f"{folder.last}: there is no training to resume here; {remedy}.")
     path, about, arrays = _read(folder.last)
     saved = _saved_model(path, about, arrays)
     with _damage_named(path):
@@ -184,7 +207,7 @@ def _model_file(path: Path) -> Path:
 
 
 def _write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    text = json.dumps({"format": FORMAT, "version": VERSION, **about}, ensure_ascii=False)
+    text = json.dumps({"format": FORMAT, "version": VERSION, **about})
     with replacing(path) as file:
         np.savez(file, allow_pickle=False, rnnlm=np.frombuffer(text.encode(), np.uint8), **arrays)
 

@@ -46,6 +46,7 @@ _BYTE_ORDER_MARK = "\ufeff"
 # Everything that is not text: control characters, but neither NUL (an error) nor line feed (it ends a line), and
 # the codes that Unicode sets aside as no characters at all, one of which stands in for <unk> below.
 _CONTROL = re.compile("[\x01-\x09\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _STAND_IN = "\ufdd0"  # <unk> while NLTK, which would cut it into three, looks at the sentence
 _PARAGRAPH_END = re.compile(r"\n *\n")
 _BLANK_LINES = re.compile(r"\n\s*\n")
@@ -181,7 +182,7 @@ def _check_encoding(encoding: str) -> None:
     try:
         codecs.getincrementaldecoder(encoding)
         b" ".decode(encoding)
-    except UnicodeError:
+    except UnicodeDecodeError:
         pass  # a blank need not be a whole character in it
     except (LookupError, ValueError):
         message = f"there is no text encoding {encoding!r}; --encoding takes names such as utf-8, latin-1 or utf-16"
@@ -215,6 +216,11 @@ def _pieces(source: Source, encoding: str) -> Iterator[tuple[str, int]]:
             if start and text:
                 text = text.removeprefix(_BYTE_ORDER_MARK)
                 start = False
+            surrogate = _SURROGATE.search(text)
+            if surrogate:
+                line = lines + 1 + text.count("\n", 0, surrogate.start())
+                message = f"half of a surrogate pair, U+{ord(surrogate.group()):04X}, which is no character"
+                raise TextError(f"{source.name}, line {line}: {message}; name the encoding of the text with --encoding")
             if "\0" in text:
                 raise _binary(source, lines + 1 + text.count("\n", 0, text.index("\0")))
             lines += text.count("\n")
@@ -226,6 +232,8 @@ def _undecodable(source: Source, encoding: str, error: UnicodeDecodeError, lines
     line = lines + 1 + error.object[: error.start].decode(encoding, "ignore").count("\n")
     offset = fed - len(error.object) + error.start
     other = "latin-1" if codecs.lookup(encoding).name == "utf-8" else "utf-8"
+    if offset < 2 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        other = "utf-16"
     return TextError(
         f"{source.name}, line {line}: byte 0x{error.object[error.start]:02X} at offset {offset} is not valid "
         f"{encoding.upper()}; name the encoding of the text, such as --encoding {other}"

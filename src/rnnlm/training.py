@@ -66,6 +66,7 @@ class TrainingState:
     memories: Array | None = None  # (M, B, H) before that window; None at an epoch's start
     steps: int = 0  # since the very beginning
     evaluated: bool = False  # whether the evaluation due at this window is done
+    epoch_done: bool = False  # whether that was the last of this epoch
     decaying: bool = False  # whether the learning rate has begun to fall
     poor_epochs: int = 0  # in a row, without a sufficient improvement on the best
     best_perplexity: float = math.inf  # of all evaluations
@@ -102,6 +103,7 @@ class Evaluation:
 
     record: dict[str, Any]  # the line of history.jsonl
     improved: bool  # whether this is the best model so far
+    epoch_done: bool
 
 
 def train(
@@ -124,7 +126,7 @@ def train(
             at_interval = settings.eval_every > 0 and state.window > 0 and state.window % settings.eval_every == 0
             if (at_end or at_interval) and not state.evaluated:
                 improved = _evaluate(state, settings, valid, work, begin, at_end)
-                yield Evaluation(state.history[-1], improved)
+                yield Evaluation(state.history[-1], improved, at_end)
             if at_end:
                 break
             predictions = _train_window(state, settings, *epoch[state.window], work)
@@ -133,16 +135,16 @@ def train(
             state.seconds = time.perf_counter() - begin
             mean_loss = state.loss_sum / state.predictions
             yield Progress(state.epoch, state.window, len(epoch), predictions, math.exp(min(mean_loss, 700)))
-        _begin_epoch(state)
+        if not finished(state, settings):
+            _begin_epoch(state)
 
 
 def finished(state: TrainingState, settings: TrainingSettings) -> str | None:
     """Say why training is over, or return None when it is not."""
-    if state.window == 0 and state.poor_epochs >= settings.patience:
+    if (state.epoch_done or state.window == 0) and state.poor_epochs >= settings.patience:
         return f"validation has not improved by {settings.min_improvement:.1%} for {state.poor_epochs} epochs"
-    if state.epoch > settings.epochs:
-        return f"{settings.epochs} epochs are done"
-    return None
+    done = state.epoch if state.epoch_done else state.epoch - 1
+    return f"{done} epochs are done" if done >= settings.epochs else None
 
 
 def _train_window(
@@ -194,7 +196,7 @@ def _check_convergence(state: TrainingState, loss: float, norm: float) -> None:
 def _divergence(state: TrainingState, what: str) -> DivergenceError:
     return DivergenceError(
         f"Training has diverged in epoch {state.epoch} at window {state.window}: {what}; "
-        f"lower --lr (now {state.learning_rate:g}) or --clip and train again with --overwrite."
+        f"lower --lr (now {state.learning_rate:g}), --dropout or --clip and train again with --overwrite."
     )
 
 
@@ -227,7 +229,7 @@ def _evaluate(
         state.last_epoch_perplexity = value
         state.best_epoch_perplexity = min(value, state.best_epoch_perplexity)
     state.best_perplexity = min(value, state.best_perplexity)
-    state.evaluated = True
+    state.evaluated, state.epoch_done = True, at_end
     return improved
 
 
@@ -235,6 +237,6 @@ def _begin_epoch(state: TrainingState) -> None:
     state.epoch += 1
     state.window = 0
     state.memories = None
-    state.evaluated = False
+    state.evaluated = state.epoch_done = False
     state.loss_sum = state.epoch_seconds = 0.0
     state.predictions = 0

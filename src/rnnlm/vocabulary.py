@@ -67,6 +67,8 @@ class Vocabulary:
         ranked = _ranked(words, counts)
         kept = [word for word in ranked if counts[word] >= min_count][: None if size is None else size - 2]
         if not kept:
+            if not words:
+                raise VocabularyError(f"the text has no word but {UNKNOWN}; give one with words")
             raise VocabularyError(f"no word occurs {min_count} times or more; give a smaller --min-count")
         return cls._of(kept, counts, sentences)
 

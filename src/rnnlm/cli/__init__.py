@@ -5,9 +5,12 @@ NLTK are loaded by the command that needs them.
 """
 
 import importlib
+import io
 import os
 import signal
 import sys
+import threading
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -49,10 +52,16 @@ def commands() -> None:
 
 def main() -> NoReturn:
     """Run the command line, and exit: 0 done, 1 a failed check or run, 2 wrong usage, 130 interrupted."""
+    _prepare_streams()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: temporary files are removed, training is saved
-    try:
-        code = commands.main(prog_name="rnnlm", standalone_mode=False)
+    sys.unraisablehook = _raise_again
+    try:  # commands.main() would turn a closed pipe into a failure
+        with commands.make_context("rnnlm", sys.argv[1:]) as context:
+            code = commands.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
     except click.ClickException as error:
         error.show()
         code = error.exit_code
@@ -69,7 +78,7 @@ def main() -> NoReturn:
         _say("Error: there is not enough memory for this; make --hidden, --vocab-size, --streams or --window smaller.")
         code = FAILED
     except OSError as error:
-        _say(f"Error: {error.filename or 'a file'}: {(error.strerror or str(error)).lower()}.")
+        _say(f"Error: {error.filename or 'standard output'}: {(error.strerror or str(error)).lower()}.")
         code = FAILED
     except Exception as error:
         if os.environ.get("RNNLM_TRACEBACK"):
@@ -80,6 +89,24 @@ def main() -> NoReturn:
         )
         code = FAILED
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _prepare_streams() -> None:
+    """Open what the caller has closed, and let no character stop us that a terminal cannot show."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 -- open for as long as we run
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _raise_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Send an interrupt again that came in the middle of a destructor, where Python would drop it."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:

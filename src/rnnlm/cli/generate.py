@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from rnnlm.cli.options import Command, model_option, option, threads_option
+from rnnlm.cli.options import Command, Number, model_option, option, threads_option
 from rnnlm.cli.progress import bar, say
 from rnnlm.errors import SettingsError
 
@@ -38,7 +38,7 @@ SENTENCES, WORDS = "Sentences", "Choice of words"
 @option("--tokens", is_flag=True, group=SENTENCES, help="Print words as the model knows them, separated by blanks.")
 @option(
     "--temperature",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=1.0,
     group=WORDS,
     help="Below 1 likely words become likelier, above 1 rarer ones; 0 always takes the likeliest.",
@@ -46,7 +46,7 @@ SENTENCES, WORDS = "Sentences", "Choice of words"
 @option("--top-k", type=click.IntRange(1), group=WORDS, help="Draw from this many of the likeliest words.")
 @option(
     "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     group=WORDS,
     help="Draw from the fewest words that have this much of the probability together.",
 )

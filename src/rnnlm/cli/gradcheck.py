@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rnnlm.cli.options import Command, json_option, option
+from rnnlm.cli.options import Command, Number, json_option, option
 from rnnlm.cli.progress import bar
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ DIRECTIONS = 4
 )
 @option(
     "--tolerance",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=1e-6,
     help="The greatest relative error that passes.",
 )

@@ -44,6 +44,7 @@ def _report(saved: SavedModel) -> dict[str, Any]:
             "hidden": settings.hidden,
             "truncate": settings.truncate,
             "carry_state": settings.carry_state,
+            "cutoffs": list(settings.cutoffs),
             "parameters": sum(array.size for array in parameters.values()),
             "bytes": sum(array.nbytes for array in parameters.values()),
             "shapes": {name: list(array.shape) for name, array in parameters.items()},
@@ -55,6 +56,7 @@ def _report(saved: SavedModel) -> dict[str, Any]:
         },
         "text": {
             "files": about.get("corpus", []),
+            "valid": about.get("valid", []),
             "pretokenized": tokeniser.settings.pretokenized,
             "lowercase": tokeniser.settings.lowercase,
             "encoding": tokeniser.settings.encoding,
@@ -62,8 +64,8 @@ def _report(saved: SavedModel) -> dict[str, Any]:
             **{name: about.get("coverage", {}).get(name) for name in ("sentences", "words", "types", "unknown")},
         },
     }
-    options = {**about.get("options", {}), "epoch": about.get("epoch")}
-    said = {*report["model"], *report["text"]}
+    options = {**about.get("options", {}), "learning_rate": about.get("learning_rate"), "epoch": about.get("epoch")}
+    said = {*report["model"], *report["text"], "clusters"} | ({"valid_fraction"} if about.get("valid") else set())
     report["training"] = {name: value for name, value in options.items() if name not in said}
     return {**report, "valid_perplexity": about.get("valid_perplexity"), "history": about.get("history", [])}
 

@@ -1,6 +1,7 @@
 """Options that commands share: groups in the help, a file of settings, sizes of machines."""
 
 import difflib
+import math
 import os
 import re
 import tomllib
@@ -90,7 +91,7 @@ def _read_config(ctx: click.Context, _parameter: click.Parameter, path: Path | N
     if path is None:
         return
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.UsageError(
             f"{path}: is not a TOML file ({error}); each line sets an option, as in hidden = 200."
@@ -113,14 +114,32 @@ def _read_config(ctx: click.Context, _parameter: click.Parameter, path: Path | N
 
 def _config_value(ctx: click.Context, path: Path, key: str, parameter: click.Option, value: Any) -> Any:
     """Convert a value now, so that a wrong one is blamed on the file and not on the command line."""
-    if isinstance(value, bool) != parameter.is_flag or isinstance(value, dict | list):
-        wanted = "true or false" if parameter.is_flag else "a number or a quoted text"
-        raise click.UsageError(f"{path}: {key} wants {wanted}.")
+    several = parameter.multiple and isinstance(value, list)
+    for item in value if several else [value]:
+        if isinstance(item, bool) != parameter.is_flag or not isinstance(item, bool | int | float | str):
+            wanted = "true or false" if parameter.is_flag else "a number or a quoted text"
+            raise click.UsageError(f"{path}: {key} wants {wanted}.")
+        if isinstance(item, float) and isinstance(parameter.type, click.IntRange):
+            raise click.UsageError(f"{path}: {key} wants a whole number.")
+    value = [value] if parameter.multiple and not several else value
     try:
-        parameter.type.convert(value, parameter, ctx)
+        converted = parameter.type_cast_value(ctx, value)
+        if parameter.callback is not None:
+            parameter.callback(ctx, parameter, converted)
     except click.BadParameter as error:
         raise click.UsageError(f"{path}: {key} = {value!r}: {error.message}") from None
     return value
+
+
+class Number(click.FloatRange):
+    """A number of a range; not-a-number and infinity lie in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number, or fail."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
 
 
 def save_every_option(group: str = "Options") -> Callable[[Any], Any]:

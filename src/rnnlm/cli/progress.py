@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
-def bar(description: str, total: int | None = None, unit: str = "", **keywords: Any) -> tqdm[Any]:
-    """Return a bar, shown after a second; `update(n)` moves it."""
+def bar(description: str, total: int | None = None, unit: str = "", delay: float = 1, **keywords: Any) -> tqdm[Any]:
+    """Return a bar, shown after `delay` seconds; `update(n)` moves it."""
     from tqdm import tqdm
 
     # disable=None: only where standard error is a terminal
@@ -25,7 +25,7 @@ def bar(description: str, total: int | None = None, unit: str = "", **keywords: 
         unit_scale=True,
         file=sys.stderr,
         disable=None,
-        delay=1,
+        delay=delay,
         dynamic_ncols=True,
         leave=False,
         **keywords,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from rnnlm.cli import INTERRUPTED
-from rnnlm.cli.options import Command, config_option, option, save_every_option, threads_option
+from rnnlm.cli.options import Command, Number, config_option, option, save_every_option, threads_option
 from rnnlm.cli.progress import bar, say, stage_bar
 from rnnlm.errors import DivergenceError, ModelError, SettingsError
 
@@ -51,7 +51,7 @@ CHANGEABLE = {"epochs", "patience", "save_every", "threads", "model", "resume", 
 )
 @option(
     "--valid-fraction",
-    type=click.FloatRange(0, 0.5, min_open=True),
+    type=Number(0, 0.5, min_open=True),
     default=0.05,
     group=TEXT,
     help="Share of the corpus, from its end, that is held out for validation when no --valid is given.",
@@ -61,7 +61,7 @@ CHANGEABLE = {"epochs", "patience", "save_every", "threads", "model", "resume", 
 @option("--encoding", default="utf-8", group=TEXT, help="Encoding of the texts.")
 @option(
     "--vocab-size",
-    type=click.IntRange(2),
+    type=click.IntRange(3),
     default=8000,
     group=TEXT,
     help="Words to know, </s> and <unk> included; the most frequent are kept.",
@@ -74,10 +74,10 @@ CHANGEABLE = {"epochs", "patience", "save_every", "threads", "model", "resume", 
     group=TEXT,
     help="A file of the words to know, one a line, instead of choosing them by count.",
 )
-@option("--hidden", type=click.IntRange(1), default=100, group=SHAPE, help="Hidden units.")
+@option("--hidden", type=click.IntRange(1, 100_000), default=100, group=SHAPE, help="Hidden units.")
 @option(
     "--clusters",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1000),
     group=SHAPE,
     show_default="as many as are quickest",
     help="Clusters of words, by frequency, in which the softmax is computed; 1: one softmax over all words.",
@@ -119,35 +119,35 @@ CHANGEABLE = {"epochs", "patience", "save_every", "threads", "model", "resume", 
 @option(
     "--lr",
     "learning_rate",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     group=TRAINING,
     show_default="0.015 for sgd, 0.05 for adagrad, 0.002 for adam",
     help="Learning rate; of sgd, for the gradient summed over a window's steps and averaged over streams.",
 )
 @option(
     "--rate-power",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.5,
     group=TRAINING,
     help="Rows of the tables of words learn at p(word) to minus this power; 0: all at the same rate.",
 )
 @option(
     "--momentum",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Number(0, 1, max_open=True),
     default=0.0,
     group=TRAINING,
     help="Share of the last step that the next one repeats.",
 )
 @option(
     "--dropout",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Number(0, 1, max_open=True),
     default=0.0,
     group=TRAINING,
     help="Share of the inputs' and the outputs' numbers that are zeroed at each step of training.",
 )
 @option(
     "--clip",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=5.0,
     group=TRAINING,
     help="Greatest joint norm of the gradients; 0: none.",
@@ -162,14 +162,14 @@ CHANGEABLE = {"epochs", "patience", "save_every", "threads", "model", "resume", 
 )
 @option(
     "--min-improvement",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.003,
     group=TRAINING,
     help="Share by which an epoch must lower the validation perplexity, or the learning rate begins to fall.",
 )
 @option(
     "--lr-decay",
-    type=click.FloatRange(1),
+    type=Number(1),
     default=2.0,
     group=TRAINING,
     help="What the learning rate is divided by after each epoch from then on.",
@@ -198,14 +198,18 @@ def train(ctx: click.Context, /, **options: Any) -> None:
     from rnnlm.checkpoint import ModelFolder
     from rnnlm.model import Workspace
 
+    if options["resume"] and options["overwrite"]:
+        raise click.UsageError("--resume goes on with a model and --overwrite replaces it; give one of them.")
+    if not options["corpus"] and not options["resume"]:
+        raise click.UsageError("Name a text to train on, or - for standard input; only --resume needs none.")
     folder = ModelFolder(options["model"])
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):  # the workspace's threads share the work instead
-        work = Workspace(options["threads"])
-        try:
-            run = _resume(ctx, folder, options) if options["resume"] else _begin(folder, options)
-            _follow(run, folder, work, options["save_every"])
-        finally:
-            work.close()
+    with (
+        threadpoolctl.threadpool_limits(1, user_api="blas"),  # the workspace's threads share the work instead
+        contextlib.closing(Workspace(options["threads"])) as work,
+        folder.held(),
+    ):
+        run = _resume(ctx, folder, options) if options["resume"] else _begin(folder, options)
+        _follow(run, folder, work, options["save_every"])
 
 
 class Run(NamedTuple):
@@ -227,6 +231,8 @@ def _follow(run: Run, folder: ModelFolder, work: Workspace, save_every: tuple[in
     windows, seconds = save_every
     with _stop_signals() as stop, contextlib.closing(_EpochBar(corpus, state, settings)) as progress:
         save_training(folder.last, state, settings, saved)
+        if not state.steps:  # only now may an older model go that this one overwrites
+            folder.remove_results()
         saved_at = time.monotonic()
         try:
             for event in train(state, settings, corpus, valid, work):
@@ -243,11 +249,12 @@ def _follow(run: Run, folder: ModelFolder, work: Workspace, save_every: tuple[in
                 if stop:
                     break
         except DivergenceError as error:
-            kept = (
-                f"The best model so far is kept in {folder.best}." if folder.best.exists() else "There is no model yet."
-            )
+            kept = f"The best model so far is kept in {folder.best}." if folder.best.exists() else "No model was kept."
+            if not folder.best.exists():  # it has learned nothing: an untrained model would only mislead
+                folder.last.unlink()
             raise DivergenceError(f"{error} {kept}") from None
-    resume = f"rnnlm train --resume --model {folder.path}"
+    name = shlex.quote(str(folder.path))
+    resume = f"rnnlm train --resume --model {name}"
     if stop:
         say(f"Interrupted; epoch {state.epoch}, window {state.window} is saved. Go on with: {resume}")
         raise click.exceptions.Exit(INTERRUPTED)
@@ -257,7 +264,7 @@ def _follow(run: Run, folder: ModelFolder, work: Workspace, save_every: tuple[in
         f"Best validation perplexity {best['valid_perplexity']:.2f} (epoch {best['epoch']}), "
         f"{_mean_speed(state):,.0f} words/s, model in {folder.best}."
     )
-    say(f"Next: rnnlm generate --model {folder.path}")
+    say(f"Next: rnnlm generate --model {name}")
 
 
 def _mean_speed(state: TrainingState) -> float:
@@ -297,13 +304,16 @@ class _EpochBar:
         if event.epoch != self.epoch:
             self.close()
             self.epoch = event.epoch
-            self.bar = bar(f"epoch {event.epoch}/{self.settings.epochs}", self.total, " words", initial=self.done)
+            name = f"epoch {event.epoch}/{self.settings.epochs}"
+            self.bar = bar(name, self.total, " words", delay=0, initial=self.done)
         self.done = 0
         self.bar.set_postfix_str(f"perplexity {event.perplexity:.1f}", refresh=False)
         self.bar.update(event.predictions)
 
     def report(self, event: Evaluation) -> None:
         record = event.record
+        if event.epoch_done:
+            self.close()
         say(
             f"epoch {record['epoch']:>2}, {record['seconds']:.0f} s: "
             f"perplexity {record['train_perplexity']:.2f} in training, "
@@ -339,8 +349,6 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
     from rnnlm.model import RULES, LanguageModel, ModelSettings, Optimiser
     from rnnlm.training import TrainingSettings, TrainingState, default_streams
 
-    if not options["corpus"]:
-        raise click.UsageError("Name a text to train on, or - for standard input; only --resume needs none.")
     if folder.holds_model() and not options["overwrite"]:
         raise ModelError(
             f"{folder.path}: holds a model already; go on training it with --resume, replace it with --overwrite, "
@@ -373,24 +381,29 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
         "corpus": _absolute(options["corpus"]),
         "valid": _absolute(options["valid"]),
         "options": {name: _plain(value) for name, value in options.items() if name not in CHANGEABLE},
+        "learning_rate": rate,
         "keys": [text.train.key, valid.key],
         "coverage": dataclasses.asdict(text.train.coverage(text.vocabulary)),
     }
-    folder.clear()
     saved = SavedModel(model, text.vocabulary, text.tokeniser, about)
     return Run(TrainingState(model, optimiser, rate), settings, saved, text.train, valid)
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+    return str(value.absolute()) if isinstance(value, Path) else value
 
 
 def _absolute(paths: tuple[str, ...]) -> list[str]:
     return [path if path == "-" else str(Path(path).absolute()) for path in paths]
 
 
-def _read_texts(folder: ModelFolder, options: dict[str, Any]) -> tuple[TrainingText, Corpus]:
-    """Tokenise and encode the training and the validation text, or find them encoded beside the model."""
+def _read_texts(
+    folder: ModelFolder, options: dict[str, Any], expected: tuple[str | None, str | None] = (None, None)
+) -> tuple[TrainingText, Corpus]:
+    """Tokenise and encode the training and the validation text, or find them encoded beside the model.
+
+    Where keys are expected, a text of another key is refused before anything is done.
+    """
     from rnnlm.batches import encode, prepare
     from rnnlm.text import TextSettings, spooled
     from rnnlm.vocabulary import VocabularySettings
@@ -401,16 +414,19 @@ def _read_texts(folder: ModelFolder, options: dict[str, Any]) -> tuple[TrainingT
     vocabulary_settings = VocabularySettings(options["vocab_size"], options["min_count"], options["vocabulary_file"])
     fraction = 0.0 if options["valid"] else options["valid_fraction"]
     how: dict[str, Any] = {"processes": options["threads"], "stage": stage_bar}
-    new = not folder.path.exists()
-    folder.create()
-    try:
-        with spooled(options["corpus"]) as files, spooled(options["valid"]) as valid_files:
-            text = prepare(files, folder.path, text_settings, vocabulary_settings, valid_fraction=fraction, **how)
-            valid = text.valid or encode(valid_files, folder.path, text.tokeniser, text.vocabulary, **how)
-    except BaseException:
-        if new:  # leave nothing behind where there was nothing
-            shutil.rmtree(folder.path, ignore_errors=True)
-        raise
+    with spooled(options["corpus"]) as files, spooled(options["valid"]) as valid_files:
+        text = prepare(
+            files,
+            folder.path,
+            text_settings,
+            vocabulary_settings,
+            valid_fraction=fraction,
+            expected=expected[0],
+            **how,
+        )
+        valid = text.valid or encode(
+            valid_files, folder.path, text.tokeniser, text.vocabulary, expected=expected[1], **how
+        )
     return text, valid
 
 
@@ -443,18 +459,18 @@ def _resume(ctx: click.Context, folder: ModelFolder, options: dict[str, Any]) ->
     given = {name: options[name] for name in ("epochs", "patience") if _given(ctx, name)}
     settings = dataclasses.replace(settings, **given)
     about = saved.information
-    corpora = reopen(folder.path, *about["keys"]) if not options["corpus"] else None
+    corpora = None if options["corpus"] or options["valid"] else reopen(folder.path, *about["keys"])
     if corpora is None:
         again = {**options, **about["options"], "threads": options["threads"]}
-        again["corpus"] = options["corpus"] or about["corpus"]
-        again["valid"] = options["valid"] or about["valid"]
-        text, valid = _read_texts(folder, again)
-        if [text.train.key, valid.key] != about["keys"]:
-            names = ", ".join([*again["corpus"], *again["valid"]])
-            raise SettingsError(
-                f"{names}: is not the text that {folder.path} was trained on so far; restore it, or train anew with "
-                "--overwrite"
-            )
+        again["vocabulary_file"] = about["options"]["vocabulary_file"] and Path(about["options"]["vocabulary_file"])
+        for name in ("corpus", "valid"):
+            again[name] = options[name] or about[name]
+            if not options[name] and not all(Path(path).is_file() for path in about[name]):
+                raise SettingsError(
+                    f"{', '.join(about[name])}: the text is not there any more, nor encoded in {folder.path}; give it "
+                    f"again, as in rnnlm train TEXT --resume --model {shlex.quote(str(folder.path))}"
+                )
+        text, valid = _read_texts(folder, again, (about["keys"][0], about["keys"][1]))
         corpora = text.train, valid
     folder.write_history(state.history)  # a kill may have come between a line of it and the state
     over = finished(state, settings)
