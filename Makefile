@@ -1,9 +1,10 @@
 # `make` lists what there is; `make demo` and `make test` are all that a newcomer needs.
 PYTHON ?= python3
+TORCH ?= torch
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt gradcheck bench docs clean
+.PHONY: help install demo test check fmt gradcheck bench bench-ptb docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +19,10 @@ install: .venv/installed  ## make .venv and install rnnlm into it
 
 .venv/developing: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,plot]'
+	@touch $@
+
+.venv/benching: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]' $(TORCH)
 	@touch $@
 
 demo: install  ## train on the text in data/, write ten sentences, and hold both against the text's own grammar
@@ -40,8 +45,11 @@ fmt: .venv/developing  ## mend style where a tool can
 gradcheck: install  ## hold every gradient against finite differences
 	$(BIN)/rnnlm gradcheck
 
-bench: .venv/developing  ## measure speed on this machine
-	$(BIN)/python benchmarks/tokenise.py
+bench: .venv/benching  ## measure speed on this machine, beside PyTorch: benchmarks/results.md
+	$(BIN)/python benchmarks/bench.py
+
+bench-ptb: .venv/developing  ## measure time to perplexities on CORPUS=FOLDER; FULL=1: by the long recipe as well
+	$(BIN)/python benchmarks/ptb.py $(or $(CORPUS),$(error name the folder of ptb.train.txt: make bench-ptb CORPUS=FOLDER)) $(if $(FULL),--full)
 
 docs: .venv/developing  ## write docs/cli.md anew from the commands' help
 	$(BIN)/python docs/make_cli.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md

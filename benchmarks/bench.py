@@ -12,18 +12,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import sides
 import tokenise
 from contest import Entry, Result, contest
 from machine import ROOT, Table, cores, facts, has_torch, rnnlm
 from sides import Shape
 
-OURS, OWN, SHARED, TORCH_PRODUCT = "ours", "one BLAS thread in each of ours", "BLAS's own threads", "PyTorch's threads"
-EAGER, COMPILED = "PyTorch", "torch.compile"
+OURS, SAME, EAGER, COMPILED = "ours", "ours, their cutoffs", "PyTorch", "torch.compile"
+OWN = "numpy, one BLAS thread in each of our threads"
+SHARED = "numpy, BLAS's own threads"
+TORCH_PRODUCT = "PyTorch's own threads"
 
 
 @dataclass(frozen=True)
@@ -37,44 +40,220 @@ class Sizes:
     hidden: tuple[int, ...] = (100, 200, 512)
     streams: tuple[int, ...] = (20, 64)
     cutoffs: tuple[int, ...] = (1000, 4000)
+    clustered: int = 200  # H of the tables with clusters, of generation and of evaluation
     vocabularies: tuple[int, ...] = (10_000, 50_000, 200_000, 800_000)
     starts: int = 10  # processes
+    raw: str = "data/train.txt"
     tokenised: int = 1_000_000
     sentences: int = 1000
-    evaluated: int = 100_000
+    evaluated: int = 30_000
 
 
-QUICK = Sizes(1, 0.01, 300, 5000, (10, 20), (2, 4), (30, 100), (300, 1200), 1, 2000, 20, 1000)
+QUICK = Sizes(
+    rounds=1,
+    seconds=0.01,
+    words=300,
+    text=5000,
+    hidden=(10,),
+    streams=(4,),
+    cutoffs=(30, 100),
+    clustered=10,
+    vocabularies=(300, 1200),
+    starts=1,
+    raw="data/valid.txt",
+    tokenised=2000,
+    sentences=20,
+    evaluated=1000,
+)
 
 
 @dataclass
 class Bench:
-    """A run: how much is measured, on how many threads, why PyTorch is missing (None: it is not), and products."""
+    """A run: how much is measured, on how many threads, and why there is no PyTorch (empty: there is)."""
 
     sizes: Sizes
     threads: int
-    missing: str | None
-    products: dict[str, list[float]] = field(default_factory=dict)  # operations a second, all that were measured
+    no_torch: str = ""
+    products: dict[str, list[float]] = field(default_factory=dict)  # operations a second, of the whole run
 
     def shape(self, hidden: int, streams: int, cutoffs: tuple[int, ...] | None = ()) -> Shape:
         """Return a shape with the usual vocabulary and text."""
         return Shape(self.sizes.words, hidden, streams, self.threads, cutoffs, text=self.sizes.text)
 
-    def contest(self, entries: dict[str, Entry]) -> Result:
-        """Let contestants take turns; the matrix product has its turns among them."""
-        theirs: dict[str, Entry] = {TORCH_PRODUCT: (sides.prepare_torch_product, self.threads)}
-        products: dict[str, Entry] = {
-            OWN: (sides.prepare_product, self.threads, True),
-            SHARED: (sides.prepare_product, self.threads, False),
-        }
-        result = contest({**products, **entries, **({} if self.missing else theirs)}, self.sizes.rounds, self.sizes.seconds)
-        for name in (*products, *theirs):
-            if name in result.rates:
-                self.products.setdefault(name, []).extend(result.rates[name])
+    def contest(self, title: str, ours: Mapping[str, Entry], theirs: Mapping[str, Entry]) -> Result:
+        """Let us, PyTorch and the bare matrix product take turns."""
+        say(title)
+        products = {name: (sides.prepare_product, self.threads, name == OWN) for name in (OWN, SHARED)}
+        theirs = {**theirs, TORCH_PRODUCT: (sides.prepare_torch_product, self.threads)}
+        entries = {**products, **ours, **({} if self.no_torch else theirs)}
+        result = contest(entries, self.sizes.rounds, self.sizes.seconds)
+        result.failures |= dict.fromkeys(theirs, self.no_torch) if self.no_torch else {}
+        for name in (OWN, SHARED, TORCH_PRODUCT):
+            self.products.setdefault(name, []).extend(result.rates.get(name, []))
         return result
 
-    def cell(self, result: Result, name: str) -> str:
-        """Write a contestant's words a second, or why there are none."""
-        if name in result.rates:
-            return f"{result.rate(name):,.0f}"
-        return result.failures.get(name) or self.missing or "-"
+
+def say(title: str) -> None:
+    """Tell whoever waits what is measured now."""
+    print(f"{time.strftime('%H:%M:%S')}  {title}", file=sys.stderr, flush=True)
+
+
+def speed(result: Result, name: str) -> str:
+    """Write a contestant's median rate, or why it has none."""
+    return result.failures.get(name) or f"{result.rate(name):,.0f}"
+
+
+def times(ratio: float) -> str:
+    """Write how many times as fast one is as another, where both could be measured."""
+    return "-" if math.isnan(ratio) else f"{ratio:.2f}"
+
+
+def product_table(bench: Bench) -> Table:
+    """Return (a): what the run has measured of the matrix product."""
+    rows = [
+        (name, *(f"{np.percentile(rates, share) / 1e9:.0f}" for share in (50, 0, 100)), f"{len(rates)}")
+        for name, rates in bench.products.items()
+        if rates
+    ]
+    note = f"Products of float32 matrices, {sides.PRODUCT} by {sides.PRODUCT}, measured in each round of (b) and (c)."
+    header = ("on", "median, GFLOP/s", "least", "most", "measurements")
+    return Table("(a) Matrix product", note, header, rows)
+
+
+def training_table(bench: Bench) -> Table:
+    """Return (b): training with the softmax over all words."""
+    rows, ratios = [], []
+    for hidden in bench.sizes.hidden:
+        for streams in bench.sizes.streams:
+            shape = bench.shape(hidden, streams)
+            theirs = {EAGER: (sides.prepare_torch, shape), COMPILED: (sides.prepare_torch, shape, True)}
+            result = bench.contest(f"training, H={hidden}, B={streams}", {OURS: (sides.prepare_ours, shape)}, theirs)
+            operations = 6 * hidden * (shape.words + hidden)  # a word
+            product = np.maximum(result.rates[OWN], result.rates[SHARED])  # the better way in each round
+            share = float(np.median(result.rates[OURS] * operations / product))
+            ratios.append([result.ratio(OURS, name) for name in theirs])
+            speeds = [speed(result, name) for name in (OURS, *theirs)]
+            rows.append((f"{hidden}", f"{streams}", *speeds, *map(times, ratios[-1]), f"{share:.0%}"))
+    means = np.exp(np.log(ratios).mean(axis=0))
+    rows.append(("geometric mean", "", "", "", "", *map(times, means), ""))
+    header = ("H", "B", "rnnlm, words/s", EAGER, COMPILED, f"rnnlm / {EAGER}", f"rnnlm / {COMPILED}", "of the product")
+    note = f"V = {bench.sizes.words:,}, T = {shape.window}; full softmax."
+    return Table("(b) Training, full softmax", note, header, rows)
+
+
+def clustered_table(bench: Bench) -> Table:
+    """Return (c): training with clusters."""
+    rows = []
+    for streams in bench.sizes.streams:
+        default = bench.shape(bench.sizes.clustered, streams, None)
+        same = replace(default, cutoffs=bench.sizes.cutoffs)
+        ours = {OURS: (sides.prepare_ours, default), SAME: (sides.prepare_ours, same)}
+        result = bench.contest(f"training with clusters, B={streams}", ours, {EAGER: (sides.prepare_torch, same)})
+        chosen = " ".join(map(str, sides.default_cutoffs(default))) or "none"
+        speeds = [speed(result, name) for name in (OURS, SAME, EAGER)]
+        rows.append((f"{streams}", chosen, *speeds, *(times(result.ratio(name, EAGER)) for name in ours)))
+    theirs = " and ".join(map(str, bench.sizes.cutoffs))
+    header = ("B", "our cutoffs", "rnnlm, words/s", f"at {theirs}", EAGER, f"rnnlm / {EAGER}", f"at {theirs} / {EAGER}")
+    note = f"V = {default.words:,}, H = {default.hidden}, T = {default.window}; PyTorch's cutoffs are {theirs}."
+    return Table("(c) Training, clustered softmax", note, header, rows)
+
+
+def growth_table(bench: Bench) -> Table:
+    """Return (d): how training slows down and grows as the vocabulary does."""
+    rows, costs = [], []
+    for words in bench.sizes.vocabularies:
+        say(f"growth, V={words:,}")
+        shape = Shape(words, bench.sizes.hidden[0], bench.sizes.streams[0], bench.threads, None, text=bench.sizes.text)
+        result = contest({OURS: (sides.prepare_ours, shape)}, bench.sizes.rounds, bench.sizes.seconds)
+        costs.append(1 / result.rate(OURS) / math.sqrt(words))
+        clusters, peak = len(sides.default_cutoffs(shape)) + 1, result.peaks.get(OURS, math.nan)
+        figures = (f"{1e6 / result.rate(OURS):.1f}", f"{costs[-1] / costs[0]:.2f}", f"{peak:,.0f}")
+        rows.append((f"{words:,}", f"{clusters}", speed(result, OURS), *figures))
+    note = f"H = {shape.hidden}, B = {shape.streams}, T = {shape.window}; clusters as rnnlm chooses them."
+    header = ("V", "clusters", "words/s", "µs a word", "the same / sqrt(V), first row 1", "peak memory, MB")
+    return Table("(d) Growth with the vocabulary", note, header, rows)
+
+
+def start_table(bench: Bench) -> Table:
+    """Return (e): how long whole processes take."""
+    say("start-up")
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--hidden", "100", "--epochs", "1", "--model", folder]
+        command = [*rnnlm(), "train", str(ROOT / "data/valid.txt"), *options]
+        subprocess.run(command, check=True, capture_output=True)
+        commands: dict[str, Sequence[str]] = {
+            "python -c pass": (sys.executable, "-c", "pass"),
+            "python -c 'import numpy'": (sys.executable, "-c", "import numpy"),
+            "rnnlm --help": (*rnnlm(), "--help"),
+            "rnnlm generate --count 10": (*rnnlm(), "generate", "--count", "10", "--seed", "1", "--model", folder),
+        }
+        rows = []
+        for name, command in commands.items():
+            seconds = []
+            for _ in range(bench.sizes.starts):
+                begin = time.perf_counter()
+                subprocess.run(command, check=True, capture_output=True)
+                seconds.append(time.perf_counter() - begin)
+            rows.append((f"`{name}`", f"{statistics.median(seconds):.3f}"))
+    note = f"Whole processes, median of {bench.sizes.starts}."
+    return Table("(e) Start-up", note, ("command", "seconds"), rows)
+
+
+def tokenising_table(bench: Bench) -> Table:
+    """Return (f): raw text to ids."""
+    say("tokenising")
+    rows = tokenise.rows(ROOT / bench.sizes.raw, bench.sizes.tokenised, range(1, bench.threads + 1))
+    note = f"Raw text, repeated from {bench.sizes.raw} with new words in each repetition; learning Punkt is counted."
+    return Table("(f) Tokenising and encoding", note, tokenise.HEADER, list(rows))
+
+
+def reading_table(bench: Bench) -> Table:
+    """Return (g): generation and evaluation."""
+    rows = []
+    for name, cutoffs in (("full softmax", ()), ("clusters", None)):
+        say(f"generation and evaluation, {name}")
+        shape = replace(bench.shape(bench.sizes.clustered, bench.sizes.streams[0], cutoffs), text=bench.sizes.evaluated)
+        entries = {
+            f"{bench.sizes.sentences:,} sentences generated": (sides.prepare_generation, shape, bench.sizes.sentences),
+            f"a text of {bench.sizes.evaluated:,} words evaluated": (sides.prepare_evaluation, shape),
+        }
+        result = contest(entries, bench.sizes.rounds, bench.sizes.seconds)
+        rows += [(entry, name, speed(result, entry)) for entry in entries]
+    note = f"V = {shape.words:,}, H = {shape.hidden}."
+    return Table("(g) Generation and evaluation", note, ("what", "softmax", "words/s"), rows)
+
+
+TABLES = {
+    "training": training_table,
+    "clusters": clustered_table,
+    "product": product_table,  # of the two before
+    "growth": growth_table,
+    "start": start_table,
+    "tokenising": tokenising_table,
+    "reading": reading_table,
+}
+
+
+def main() -> None:
+    """Measure, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results.md", help="the page to write")
+    parser.add_argument("--threads", type=int, default=cores(), help="default: the cores that this process may use")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="default: all")
+    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    options = parser.parse_args()
+    no_torch = "left out" if options.no_torch else "" if has_torch() else "not installed"
+    bench = Bench(QUICK if options.quick else Sizes(), options.threads, no_torch)
+    begin = time.perf_counter()
+    tables = [TABLES[name](bench) for name in TABLES if name in options.tables]
+    tables.sort(key=lambda table: table.title)
+    minutes = (time.perf_counter() - begin) / 60
+    pages = [table.markdown() for table in (facts(options.threads), *tables)]
+    head = f"# Speed\n\nWritten by `make bench` in {minutes:.1f} minutes; [README.md](README.md) says what it means.\n"
+    options.output.write_text("\n".join([head, *pages]), "utf-8")
+    print(f"Written: {options.output}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ import numpy as np
 import threadpoolctl
 
 ROOT = Path(__file__).resolve().parent.parent
-INFLUENCES = ("OPENBLAS_", "OMP_", "GOMP_", "KMP_", "MKL_", "BLIS_", "VECLIB_")  # what begins so changes the speed
+INFLUENCES = ("OPENBLAS_", "OMP_", "GOMP_", "MKL_", "BLIS_", "VECLIB_")  # variables that begin so change the speed
 
 
 @dataclass(frozen=True)

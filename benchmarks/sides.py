@@ -14,7 +14,7 @@ from contest import Run
 from rnnlm.batches import Corpus
 from rnnlm.clusters import choose_cutoffs
 from rnnlm.generation import generate
-from rnnlm.model import SGD, LanguageModel, ModelSettings, Workspace
+from rnnlm.model import RULES, LanguageModel, ModelSettings, Optimiser, Workspace
 from rnnlm.scoring import perplexity
 from rnnlm.training import Progress, TrainingSettings, TrainingState, train
 
@@ -109,8 +109,8 @@ def prepare_ours(shape: Shape) -> Run:
     """Train by the loop behind `rnnlm train`, a window at a time: all that it does for a window is counted."""
     work, corpus, model = _workspace(shape), zipf_text(shape), _model(shape)
     settings = TrainingSettings(window=shape.window, streams=shape.streams, epochs=10**9, patience=10**9)
-    optimiser = SGD(model.parameters, _counts(shape), cutoffs=model.settings.cutoffs)
-    state = TrainingState(model, optimiser, settings.learning_rate)
+    optimiser = Optimiser("sgd", model.parameters, _counts(shape), cutoffs=model.settings.cutoffs)
+    state = TrainingState(model, optimiser, RULES["sgd"].learning_rate)
     valid = Corpus(np.array([1, 0], np.int32), np.array([0, 2]), 0, 1)  # next to nothing, at an epoch's end
     windows = (event for event in train(state, settings, corpus, valid, work) if isinstance(event, Progress))
 
@@ -121,26 +121,29 @@ def prepare_ours(shape: Shape) -> Run:
 
 
 def prepare_torch(shape: Shape, compiled: bool = False) -> Run:
-    """Train the same network as one writes it in PyTorch: adaptive softmax where there are cutoffs, full otherwise."""
+    """Train the same network as one writes it in PyTorch: adaptive softmax where there are cutoffs, full otherwise.
+
+    What torch.compile takes is the output layer: it leaves nn.RNN alone.
+    """
     import torch
     from torch import nn
 
     torch.set_num_threads(shape.threads)
     torch.manual_seed(1)
     embedding, recurrence = nn.Embedding(shape.words, shape.hidden), nn.RNN(shape.hidden, shape.hidden)
-    adaptive = nn.AdaptiveLogSoftmaxWithLoss(shape.hidden, shape.words, list(shape.cutoffs)) if shape.cutoffs else None
-    output = adaptive or nn.Linear(shape.hidden, shape.words)
+    output = nn.Linear(shape.hidden, shape.words)
+    if shape.cutoffs:
+        output = nn.AdaptiveLogSoftmaxWithLoss(shape.hidden, shape.words, list(shape.cutoffs))
     parameters = list(nn.ModuleList([embedding, recurrence, output]).parameters())
     optimiser = torch.optim.SGD(parameters, lr=0.1)
 
-    def losses(inputs, targets, state):
-        outputs, state = recurrence(embedding(inputs), state)
-        outputs = outputs.flatten(0, 1)
-        if adaptive:
-            return adaptive(outputs, targets).loss, state
-        return nn.functional.cross_entropy(output(outputs), targets), state
+    def mean_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if shape.cutoffs:
+            return output(outputs, targets).loss
+        return nn.functional.cross_entropy(output(outputs), targets)
 
-    step = torch.compile(losses) if compiled else losses
+    if compiled:
+        mean_loss = torch.compile(mean_loss)
     windows = itertools.cycle(_torch_windows(shape))
     state = torch.zeros(1, shape.streams, shape.hidden)
 
@@ -148,8 +151,8 @@ def prepare_torch(shape: Shape, compiled: bool = False) -> Run:
         nonlocal state
         for inputs, targets in itertools.islice(windows, count):
             optimiser.zero_grad()
-            loss, last = step(inputs, targets, state)
-            loss.backward()
+            outputs, last = recurrence(embedding(inputs), state)
+            mean_loss(outputs.flatten(0, 1), targets).backward()
             nn.utils.clip_grad_norm_(parameters, 5.0)
             optimiser.step()
             state = last.detach()

@@ -1,0 +1,91 @@
+"""Measure the constants by which src/rnnlm/clusters.py weighs clusters, on one core of this machine.
+
+    python benchmarks/clusters.py
+
+times the softmax over R rows at n positions, forward and backward, with clipping and the step of SGD, for several n, R
+and H, and finds the CALL, PRODUCTS and UPDATE with which
+
+    CALL + R * H * (n * PRODUCTS + UPDATE)
+
+comes nearest to the seconds: by least squares of the relative errors, as the small ones matter as much as the large.
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+import time
+
+import numpy as np
+import threadpoolctl
+
+from rnnlm.model import Optimiser, Softmax, Workspace, joint_norm
+
+ROWS = (30, 100, 300, 1000, 3000, 10_000)
+POSITIONS = (3, 10, 30, 100, 300, 1000)
+HIDDEN = (100, 200)
+
+
+def main() -> None:
+    """Time all sizes, fit, print the constants and how well they fit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=0.2, help="to spend on each size (default: 0.2)")
+    seconds = parser.parse_args().seconds
+    threadpoolctl.threadpool_limits(1, user_api="blas")
+    sizes = np.array(list(itertools.product(ROWS, POSITIONS, HIDDEN)))
+    print(f"{len(sizes)} sizes, {len(sizes) * seconds:.0f} seconds and a little", file=sys.stderr)
+    measured = np.array([time_softmax(*size, seconds) for size in sizes.tolist()])
+    constants, fitted = fit(sizes, measured)
+    for name, value in zip(("CALL", "PRODUCTS", "UPDATE"), constants, strict=True):
+        print(f"{name} = {value:.2g}")
+    print(f"\n{1e-9 * 6 / constants[1]:.0f} GFLOP/s in the products, three of two operations for each number of a row.")
+    print("\nFitted over measured seconds:\n")
+    print("| R | " + " | ".join(f"n={n}, H={H}" for n, H in itertools.product(POSITIONS, HIDDEN)) + " |")
+    print("|" + " ---: |" * (1 + len(POSITIONS) * len(HIDDEN)))
+    for rows, ratios in zip(ROWS, (fitted / measured).reshape(len(ROWS), -1), strict=True):
+        print(f"| {rows} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+
+
+def time_softmax(rows: int, positions: int, hidden: int, seconds: float) -> float:
+    """Return the median seconds that a softmax of this size takes in a step of training."""
+    generator = np.random.default_rng(1)
+    V = generator.normal(0, 0.1, (rows, hidden)).astype(np.float32)
+    S = generator.normal(0, 0.5, (positions, hidden)).astype(np.float32)
+    targets = generator.integers(0, rows, positions)
+    parameters = {"U": np.zeros((rows, 1), np.float32), "V": V, "c": np.zeros(rows, np.float32)}
+    optimiser = Optimiser("sgd", parameters, np.ones(rows))
+    weights = np.full(positions, 1 / positions, np.float32)
+    work = Workspace()
+
+    def step() -> None:
+        softmax = Softmax("all", S, targets, V, parameters["c"], work)
+        slices = range(len(softmax.slices))
+        for k in slices:
+            softmax.forward(k)
+        softmax.losses()
+        gradients = {"V": work.array("dV", V.shape, V.dtype), "c": work.array("dc", (rows,), V.dtype)}
+        for k in slices:
+            softmax.backward(k, weights, gradients["V"], gradients["c"])
+        softmax.dstates()
+        joint_norm(gradients)
+        optimiser.step(parameters, gradients, 1e-3, work)
+
+    step()
+    taken: list[float] = []
+    while sum(taken) < seconds or len(taken) < 3:
+        begin = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken)
+
+
+def fit(sizes: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fit the constants to seconds (sizes,) measured at sizes (sizes, 3), each R, n, H. Returns them, and the fit."""
+    rows, positions, hidden = sizes.T
+    terms = np.stack((np.ones(len(sizes)), rows * hidden * positions, rows * hidden), axis=1)  # (sizes, 3)
+    constants = np.linalg.lstsq(terms / measured[:, None], np.ones(len(sizes)))[0]
+    return constants, terms @ constants
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Train by the recipes for the Penn Treebank, and write how long each takes to reach a validation perplexity.
+
+    python benchmarks/ptb.py CORPUS
+
+CORPUS is a folder with ptb.train.txt and ptb.valid.txt. Writes benchmarks/ptb.md, and the curves, ptb.svg beside it.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from machine import ROOT, Table, cores, facts, rnnlm
+
+from rnnlm.curve import can_draw
+
+MARKS = (200, 180, 160, 151.5, 145, 140, 135, 130, 125)  # 151.5 is where Mikolov's toolkit ends with 200 units
+RECIPES = [ROOT / "configs" / name for name in ("ptb-fast.toml", "ptb-fast-sgd.toml")]
+FULL = ROOT / "configs/ptb-elman.toml"
+
+History = list[dict[str, Any]]
+
+
+def main() -> None:
+    """Train by each recipe, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path, help="folder of ptb.train.txt and ptb.valid.txt")
+    parser.add_argument("--recipes", type=Path, nargs="+", default=RECIPES, help="default: the fast ones in configs/")
+    parser.add_argument("--full", action="store_true", help=f"train by {FULL.name} as well, for half an hour or so")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/ptb.md", help="the page to write")
+    options = parser.parse_args()
+    texts = [options.corpus / name for name in ("ptb.train.txt", "ptb.valid.txt")]
+    recipes = [*options.recipes, *([FULL] if options.full else [])]
+    for path in (*texts, *recipes):
+        if not path.is_file():
+            parser.error(f"there is no file {path}")
+    histories = {recipe.stem: train(recipe, *texts) for recipe in recipes}
+    parts = ["# Time to a perplexity\n\nWritten by `make bench-ptb`, with the recipes in configs/.\n"]
+    parts += [facts(cores()).markdown(), perplexity_table(histories).markdown()]
+    picture = options.output.with_suffix(".svg")
+    if can_draw():
+        draw(histories, picture)
+        parts.append(f"![Validation perplexity over seconds of training]({picture.name})\n")
+    else:
+        print(f"{picture} is not drawn, for want of matplotlib", file=sys.stderr)
+    options.output.write_text("\n".join(parts), "utf-8")
+    print(f"Written: {options.output}", file=sys.stderr)
+
+
+def train(recipe: Path, train_text: Path, valid_text: Path) -> History:
+    """Train through the command line, as a user does. Returns the records of all evaluations."""
+    print(f"\n{recipe.stem}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        texts = ["--pretokenized", str(train_text), "--valid", str(valid_text), "--vocab-size", "10000"]
+        done = subprocess.run([*rnnlm(), "train", *texts, "--config", str(recipe), "--model", folder])
+        if done.returncode:  # it has said why
+            sys.exit(done.returncode)
+        return [json.loads(line) for line in Path(folder, "history.jsonl").read_text("utf-8").splitlines()]
+
+
+def perplexity_table(histories: dict[str, History]) -> Table:
+    """Write the seconds after which each recipe first had each perplexity."""
+    rows = []
+    for name, history in histories.items():
+        best = min(history, key=lambda record: record["valid_perplexity"])
+        found = f"{best['valid_perplexity']:.1f} after {best['seconds']:,.0f}"
+        speed = sum(record["words_per_second"] for record in history) / len(history)
+        rows.append((name, *(first_seconds(history, mark) for mark in MARKS), found, f"{speed:,.0f}"))
+    note = (
+        "Seconds on the training clock, evaluations and savings counted, at the first evaluation on the validation text"
+        "\nthat gave the perplexity or less; in the last columns the best one, and the mean words/s of training."
+    )
+    return Table("Validation perplexity", note, ("recipe", *(f"{mark:g}" for mark in MARKS), "best", "words/s"), rows)
+
+
+def first_seconds(history: History, mark: float) -> str:
+    """Write when a perplexity was first reached."""
+    reached = [record["seconds"] for record in history if record["valid_perplexity"] <= mark]
+    return f"{reached[0]:,.0f}" if reached else "-"
+
+
+def draw(histories: dict[str, History], path: Path) -> None:
+    """Draw the curves of all recipes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, history in histories.items():
+        seconds = [record["seconds"] for record in history]
+        axes.plot(seconds, [record["valid_perplexity"] for record in history], marker=".", label=name)
+    axes.axhline(
+        151.5, color="grey", linewidth=1, linestyle="--", label="Mikolov's toolkit, 200 hidden units, at its end"
+    )
+    axes.set(xlabel="seconds of training", ylabel="validation perplexity", xscale="log", ylim=(100, 300))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
