@@ -19,7 +19,9 @@ def cost(counts, hidden, positions, cutoffs):
     for j, (start, stop) in enumerate(itertools.pairwise(edges)):
         share = counts[start:stop].sum() / counts.sum() if j else 1.0
         rows = stop - start + (0 if j else len(cutoffs))
-        total += clusters.CALL + rows * hidden * (positions * share * clusters.PRODUCTS + clusters.UPDATE)
+        used = 1 - np.exp(-positions * share) if j else 1.0
+        total += used * (clusters.CALL + rows * hidden * clusters.UPDATE)
+        total += rows * hidden * positions * share * clusters.PRODUCTS
     return total
 
 

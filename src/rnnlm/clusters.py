@@ -5,7 +5,7 @@ A softmax over R rows of H numbers at n positions costs, in training, the time o
     CALL + R * H * (n * PRODUCTS + UPDATE)
 
 seconds: what calling it costs, three products for each row and position, and reading and writing each row once to
-update it. The expected n of a tail is the window's positions times the tail's share of the text, so frequent words
+update it; nothing if n is 0. The expected n of a tail is the window's positions times the tail's share of the text, so frequent words
 belong into the head, where all positions pay for them, and rare ones into tails, where few do.
 """
 
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 CALL = 2.5e-4
 PRODUCTS = 6 / 100e9
 UPDATE = 2e-9
-CANDIDATES = 200  # ranks at which a cut is considered, evenly spaced in their logarithms
+CANDIDATES = 600  # ranks at which a cut is considered, evenly spaced in their logarithms
 # Each cluster costs a little perplexity, so unless a number is asked for there are no more than speed is worth:
 WHOLE = 2.0  # one softmax if that costs at most so many times as much as the best clusters;
 NEAR = 1.15  # else the fewest clusters that cost at most so many times as much;
-MOST = 100  # and no more than this
+MOST = 400  # and no more than this
 
 
 def choose_cutoffs(
@@ -40,7 +40,9 @@ def choose_cutoffs(
     share /= share[-1]
     rows, expected = cuts[None, :] - cuts[:, None], positions * (share[cuts][None, :] - share[cuts][:, None])
     slot = hidden * (positions * PRODUCTS + UPDATE)
-    tails = CALL + rows * hidden * (expected * PRODUCTS + UPDATE) + slot  # of words from cut i to cut k
+    # How often a window has a target in a tail at all; otherwise the tail costs its slot in the head and no more.
+    used = 1 - np.exp(-np.maximum(expected, 0))
+    tails = used * (CALL + rows * hidden * UPDATE) + rows * hidden * expected * PRODUCTS + slot  # from cut i to cut k
     tails[rows <= 0] = np.inf
     most = min(clusters or MOST, len(cuts))
     # least[i]: cost of the words from cut i on, in so many tails; choices[j][i]: where the first of them ends
@@ -50,6 +52,8 @@ def choose_cutoffs(
     for _ in range(most):
         costs = CALL + cuts * slot + least
         found.append((float(costs.min()), _follow(cuts, int(costs.argmin()), choices)))
+        if clusters is None and found[-1][0] > 1.2 * min(found)[0]:
+            break  # more of them only cost more
         through = tails + least[None, :]
         choices.append(through.argmin(axis=1))
         least = through.min(axis=1)
