@@ -12,13 +12,13 @@ frequent words belong into the head, where all positions pay for them, and rare 
 import numpy as np
 from numpy.typing import NDArray
 
-# Seconds on one core; `python benchmarks/clusters.py` measures them. Only their ratios matter here.
-CALL = 2.5e-4
-PRODUCTS = 6 / 100e9
-UPDATE = 2e-9
+# Seconds on one core of an AMD EPYC; `python benchmarks/clusters.py` measures them. Only their ratios matter here.
+CALL = 9.8e-5
+PRODUCTS = 6.8e-11
+UPDATE = 9.4e-10
 CANDIDATES = 600  # ranks at which a cut is considered, evenly spaced in their logarithms
 # Each cluster costs a little perplexity, so unless a number is asked for there are no more than speed is worth:
-WHOLE = 2.0  # one softmax if that costs at most so many times as much as the best clusters;
+WHOLE = 3.0  # one softmax if that costs at most so many times as much as the best clusters;
 NEAR = 1.15  # else the fewest clusters that cost at most so many times as much;
 MOST = 400  # and no more than this
 
