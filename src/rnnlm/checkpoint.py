@@ -216,11 +216,11 @@ def _read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Array]]:
     try:
         with path.open("rb") as file, _damage_named(path):
             if file.read(4) != b"PK\x03\x04":
-                raise ModelError(f"{path}: is not a model of rnnlm; name a model's folder or its .npz with --model.")
+                raise _foreign(path)
             file.seek(0)
             archive = np.load(file, allow_pickle=False)
             if "rnnlm" not in archive.files:
-                raise ModelError(f"{path}: is not a model of rnnlm; name a model's folder or its .npz with --model.")
+                raise _foreign(path)
             about = json.loads(archive["rnnlm"].tobytes())
             _check_version(path, about)
             arrays = {name: archive[name] for name in archive.files if name != "rnnlm"}
@@ -235,12 +235,16 @@ def _read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Array]]:
 
 def _check_version(path: Path, about: Any) -> None:
     if about["format"] != FORMAT:
-        raise ModelError(f"{path}: is not a model of rnnlm; name a model's folder or its .npz with --model.")
+        raise _foreign(path)
     if about["version"] > VERSION:
         raise ModelError(
             f"{path}: was written by a newer rnnlm (format {about['version']}, this one reads up to {VERSION}); "
             "upgrade rnnlm to use it."
         )
+
+
+def _foreign(path: Path) -> ModelError:
+    return ModelError(f"{path}: is not a model of rnnlm; name a model's folder or its .npz with --model.")
 
 
 @contextmanager

@@ -67,7 +67,6 @@ class Spans(NamedTuple):
 
 Gradient = Array | Rows | Spans
 Gradients = dict[str, Gradient]
-Backward = Callable[[], Gradients]
 
 
 class Workspace:
