@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -77,6 +78,7 @@ class Workspace:
     """
 
     def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._buffers: dict[object, Array] = {}
 
@@ -93,10 +95,20 @@ class Workspace:
         if self._pool is None or count == 1:
             for index in range(count):
                 function(index)
-        else:  # each call in a copy of this thread's context, so that np.errstate holds there too
-            calls = [self._pool.submit(copy_context().run, function, index) for index in range(count)]
-            for call in calls:
-                call.result()
+            return
+        waiting = deque(range(count))
+
+        def work_off() -> None:
+            while waiting:
+                try:
+                    index = waiting.popleft()
+                except IndexError:  # another thread took the last
+                    return
+                function(index)
+
+        # Each thread works in a copy of this one's context, so that np.errstate holds there too.
+        for call in [self._pool.submit(copy_context().run, work_off) for _ in range(min(self.threads, count))]:
+            call.result()
 
     def close(self) -> None:
         """End the threads."""
@@ -250,7 +262,8 @@ class Softmax:
 
     The rows are cut into slices, which threads take one at a time. A slice's exponentials e^{l - peak}, where `peak`
     is its own largest logit, are written once and read by both products of the backward pass: p is e^{peak - log Z}
-    times them, and that factor is put on the rows of the thin S and dS rather than on the wide p.
+    times them, and that factor is put on the rows of the thin S and dS rather than on the wide p. What 1_y takes from
+    p, divided by the factor, is taken from the target's e.
     """
 
     def __init__(self, name: object, S: Array, targets: Array, V: Array, c: Array, work: Workspace) -> None:
@@ -295,19 +308,16 @@ class Softmax:
         """Write slice k's rows of dV (rows, H) and dc (rows,), and keep its part of dS, given the losses' weights."""
         rows, S = self.slices[k], self.S
         e = self._array("e", k, rows.stop - rows.start)
-        factor = np.exp(self.peaks[k] - self.log_Z) * weights  # (N,): p is e times this, weights included: (5)
-        scaled = np.multiply(S, factor[:, None], out=self._array("scaled", k, S.shape[1]))
-        np.matmul(e.T, scaled, out=dV[rows])  # (6), p's part
-        np.matmul(factor, e, out=dc[rows])
-        dS = np.matmul(e, self.V[rows], out=self._array("dS", k, S.shape[1]))  # (7), p's part
-        dS *= factor[:, None]
+        least = np.finfo(S.dtype).eps ** 2  # nothing beside 1, and its inverse is still a number
+        factor = np.maximum(np.exp(self.peaks[k] - self.log_Z), least)  # (N,): p is e times this
         here, targets = self._targets_in(rows)
-        if here.size:  # what 1_y takes from (6) and (7)
-            w = weights[here, None]
-            dS[here] -= self.V[rows][targets] * w
-            touched, values = sum_rows(targets, np.concatenate((S[here] * w, w), axis=1))
-            dV[rows.start + touched] -= values[:, :-1]
-            dc[rows.start + touched] -= values[:, -1]
+        e[here, targets] -= 1 / factor[here]  # (5): now p - 1_y is e times this
+        factor *= weights
+        scaled = np.multiply(S, factor[:, None], out=self._array("scaled", k, S.shape[1]))
+        np.matmul(e.T, scaled, out=dV[rows])  # (6)
+        np.matmul(factor, e, out=dc[rows])
+        dS = np.matmul(e, self.V[rows], out=self._array("dS", k, S.shape[1]))  # (7)
+        dS *= factor[:, None]
 
     def dstates(self) -> Array:
         """Return dS (N, H), once all slices are done."""
@@ -334,10 +344,12 @@ def softmax_loss(
     J, first = len(cutoffs), cutoffs[0] if cutoffs else len(V)
     edges = [0, first + J, *(cutoff + J for cutoff in cutoffs[1:]), len(V)]
     tail = np.searchsorted(np.array(cutoffs, int), targets, side="right")  # (N,): 0 for a word before the first cutoff
+    order = np.argsort(tail, kind="stable")
+    begins = np.searchsorted(tail[order], np.arange(J + 2))  # tail j's positions are order[begins[j] : begins[j + 1]]
     head = Softmax("head", S, np.where(tail > 0, first + tail - 1, targets), V[: edges[1]], c[: edges[1]], work)
     softmaxes: list[tuple[Softmax, Any, slice]] = [(head, slice(None), slice(0, edges[1]))]
     for j in range(1, J + 1):
-        positions, rows = np.flatnonzero(tail == j), slice(edges[j], edges[j + 1])
+        positions, rows = order[begins[j] : begins[j + 1]], slice(edges[j], edges[j + 1])
         if positions.size:
             tail_targets = targets[positions] - cutoffs[j - 1]
             softmax = Softmax(j, S[positions], tail_targets, V[rows], c[rows], work)
