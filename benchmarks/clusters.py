@@ -8,6 +8,7 @@ and H, and finds the CALL, PRODUCTS and UPDATE with which
     CALL + R * H * (n * PRODUCTS + UPDATE)
 
 comes nearest to the seconds: by least squares of the relative errors, as the small ones matter as much as the large.
+REST is the median of the seconds for all else in a window, over its positions and hidden units.
 """
 
 import argparse
@@ -15,15 +16,17 @@ import itertools
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import threadpoolctl
 
-from rnnlm.model import Optimiser, Softmax, Workspace, joint_norm
+from rnnlm.model import LanguageModel, ModelSettings, Optimiser, Softmax, Workspace, joint_norm
 
 ROWS = (30, 100, 300, 1000, 3000, 10_000)
 POSITIONS = (3, 10, 30, 100, 300, 1000)
 HIDDEN = (100, 200)
+WINDOWS = ((35, 20), (35, 64))  # T, B
 
 
 def main() -> None:
@@ -36,7 +39,11 @@ def main() -> None:
     print(f"{len(sizes)} sizes, {len(sizes) * seconds:.0f} seconds and a little", file=sys.stderr)
     measured = np.array([time_softmax(*size, seconds) for size in sizes.tolist()])
     constants, fitted = fit(sizes, measured)
-    for name, value in zip(("CALL", "PRODUCTS", "UPDATE"), constants, strict=True):
+    rest = statistics.median(
+        time_rest(steps, streams, hidden, seconds) / (steps * streams * hidden)
+        for (steps, streams), hidden in itertools.product(WINDOWS, HIDDEN)
+    )
+    for name, value in zip(("CALL", "PRODUCTS", "UPDATE", "REST"), [*constants, rest], strict=True):
         print(f"{name} = {value:.2g}")
     print(f"\n{1e-9 * 6 / constants[1]:.0f} GFLOP/s in the products, three of two operations for each number of a row.")
     print("\nFitted over measured seconds:\n")
@@ -67,9 +74,33 @@ def time_softmax(rows: int, positions: int, hidden: int, seconds: float) -> floa
         for k in slices:
             softmax.backward(k, weights, gradients["V"], gradients["c"])
         softmax.dstates()
-        joint_norm(gradients)
+        joint_norm(gradients, work)
         optimiser.step(parameters, gradients, 1e-3, work)
 
+    return median_seconds(step, seconds)
+
+
+def time_rest(steps: int, streams: int, hidden: int, seconds: float) -> float:
+    """Return the median seconds that a window takes apart from its softmax."""
+    generator = np.random.default_rng(1)
+    counts = 1e6 / np.arange(1, 10_001)
+    model = LanguageModel.initialise(ModelSettings(len(counts), hidden), counts, generator)
+    optimiser = Optimiser("sgd", model.parameters, counts)
+    inputs = generator.choice(len(counts), (steps, streams), p=counts / counts.sum())
+    errors = generator.normal(0, 1e-4, (steps, streams, hidden)).astype(np.float32)
+    work = Workspace()
+
+    def step() -> None:
+        _, backward = model.states(inputs, model.start(streams), work)
+        gradients = backward(errors)
+        joint_norm(gradients, work)
+        optimiser.step(model.parameters, gradients, 1e-3, work)
+
+    return median_seconds(step, seconds)
+
+
+def median_seconds(step: Callable[[], None], seconds: float) -> float:
+    """Return the median time of a call, over so many seconds after a first one."""
     step()
     taken: list[float] = []
     while sum(taken) < seconds or len(taken) < 3:

@@ -15,7 +15,7 @@ ZIPF = (1e6 / np.arange(1, 13)).astype(int)
 def cost(counts, hidden, positions, cutoffs):
     """Add the cost model of clusters.py up, softmax by softmax."""
     edges = [0, *cutoffs, len(counts)]
-    total = 0.0
+    total = positions * hidden * clusters.REST
     for j, (start, stop) in enumerate(itertools.pairwise(edges)):
         share = counts[start:stop].sum() / counts.sum() if j else 1.0
         rows = stop - start + (0 if j else len(cutoffs))

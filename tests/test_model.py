@@ -778,5 +778,7 @@ def test_joint_norm_is_that_of_all_numbers_together(convert: Callable[[Array], A
         "U": Rows(np.array([1, 5]), convert(np.array([[3.0, 0], [0, 4]]))),
         "W": convert(np.array([[12.0]])),
     }
-    assert joint_norm(gradients) == pytest.approx(13, rel=1e-7)
-    assert joint_norm({"V": convert(np.full(300_001, 1e-3))}) == pytest.approx(1e-3 * math.sqrt(300_001), rel=1e-5)
+    assert joint_norm(gradients, Workspace()) == pytest.approx(13, rel=1e-7)
+    assert joint_norm({"V": convert(np.full(300_001, 1e-3))}, Workspace(2)) == pytest.approx(
+        1e-3 * math.sqrt(300_001), rel=1e-5
+    )

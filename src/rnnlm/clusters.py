@@ -5,7 +5,7 @@ A softmax over R rows of H numbers at n positions costs, in training, the time o
     CALL + R * H * (n * PRODUCTS + UPDATE)
 
 seconds: what calling it costs, three products for each row and position, and reading and writing each row once to
-update it; nothing if n is 0. The expected n of a tail is the window's positions times the tail's share of the text, so
+update it; nothing if n is 0. All else in a window of N positions costs N * H * REST. The expected n of a tail is the window's positions times the tail's share of the text, so
 frequent words belong into the head, where all positions pay for them, and rare ones into tails, where few do.
 """
 
@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Seconds on one core of an AMD EPYC; `python benchmarks/clusters.py` measures them. Only their ratios matter here.
-CALL = 9.8e-5
-PRODUCTS = 6.8e-11
-UPDATE = 9.4e-10
-CANDIDATES = 600  # ranks at which a cut is considered, evenly spaced in their logarithms
+CALL = 4.5e-5
+PRODUCTS = 6.0e-11
+UPDATE = 9.1e-10
+REST = 1.6e-8
+CANDIDATES = 1000  # ranks at which a cut is considered
 # Each cluster costs a little perplexity, so unless a number is asked for there are no more than speed is worth:
-WHOLE = 3.0  # one softmax if that costs at most so many times as much as the best clusters;
-NEAR = 1.15  # else the fewest clusters that cost at most so many times as much;
-MOST = 400  # and no more than this
+WHOLE = 2.0  # one softmax if a window costs at most so many times as much as with the best clusters;
+NEAR = 1.1  # else the fewest clusters with which it costs at most so many times as much;
+MOST = 1000  # and no more than this
 
 
 def choose_cutoffs(
@@ -35,7 +36,10 @@ def choose_cutoffs(
         clusters: how many, the head included, if there are so many words; None for as many as speed is worth.
     """
     words = len(counts)
-    cuts = np.unique(np.geomspace(1, words, CANDIDATES).round().astype(int))  # ascending, the last is V
+    # Tails of R rows for words of probability p cost about p R for each word and 1 / R for its share of a slot: least
+    # where R is proportional to p^-1/2. So there is a cut to each equal part of the sum of sqrt(p), and the last is V.
+    spread = np.cumsum(np.sqrt(np.maximum(counts, 0.5)))
+    cuts = np.unique(np.searchsorted(spread, np.linspace(spread[0], spread[-1], CANDIDATES)) + 1).clip(max=words)
     share = np.concatenate(([0.0], np.cumsum(np.maximum(counts, 0.5))))
     share /= share[-1]
     rows, expected = cuts[None, :] - cuts[:, None], positions * (share[cuts][None, :] - share[cuts][:, None])
@@ -50,7 +54,7 @@ def choose_cutoffs(
     choices: list[NDArray[np.intp]] = []
     found: list[tuple[float, tuple[int, ...]]] = []  # for 1, 2, ... clusters
     for _ in range(most):
-        costs = CALL + cuts * slot + least
+        costs = positions * hidden * REST + CALL + cuts * slot + least
         found.append((float(costs.min()), _follow(cuts, int(costs.argmin()), choices)))
         if clusters is None and found[-1][0] > 1.2 * min(found)[0]:
             break  # more of them only cost more

@@ -35,7 +35,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -49,6 +49,7 @@ Parameters = dict[str, Array]
 
 SENTENCE_END = 0  # the id of </s>, which is also the context of a sentence's first word
 IGNORED = -1  # a target that stands for no word: nothing is predicted there
+BLOCK = 1 << 16  # numbers that stay in a core's cache from one elementwise pass to the next
 SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
 
 
@@ -271,6 +272,7 @@ class Softmax:
         count = -(-len(V) // SLICE_WORDS)
         edges = [len(V) * k // count for k in range(count + 1)]
         self.slices = [slice(*edge) for edge in itertools.pairwise(edges)]
+        self.here: dict[int, tuple[Array, Array]] = {}  # positions whose target lies in a slice, and its column there
         self.name, self.work = name, work
         self.peaks = work.array((name, "peaks"), (count, len(S)), S.dtype)
         self.sums = work.array((name, "sums"), (count, len(S)), S.dtype)
@@ -279,19 +281,15 @@ class Softmax:
     def _array(self, what: str, k: int, columns: int) -> Array:
         return self.work.array((self.name, what, k), (len(self.S), columns), self.S.dtype)
 
-    def _targets_in(self, rows: slice) -> tuple[Array, Array]:
-        """Return the positions whose target lies in a slice, and those targets, counted from the slice's first row."""
-        here = np.flatnonzero((self.targets >= rows.start) & (self.targets < rows.stop))
-        return here, self.targets[here] - rows.start
-
     def forward(self, k: int) -> None:
         """Make slice k's exponentials."""
         rows = self.slices[k]
         e = self._array("e", k, rows.stop - rows.start)
         np.matmul(self.S, self.V[rows].T, out=e)
         e += self.c[rows]  # the logits of (3)
-        here, targets = self._targets_in(rows)
-        self.target_logits[here] = e[here, targets]
+        positions = np.flatnonzero((self.targets >= rows.start) & (self.targets < rows.stop))
+        here = self.here[k] = positions, self.targets[positions] - rows.start
+        self.target_logits[positions] = e[here]
         peak = np.max(e, axis=1, out=self.peaks[k])
         e -= peak[:, None]
         np.exp(e, out=e)
@@ -310,8 +308,7 @@ class Softmax:
         e = self._array("e", k, rows.stop - rows.start)
         least = np.finfo(S.dtype).eps ** 2  # nothing beside 1, and its inverse is still a number
         factor = np.maximum(np.exp(self.peaks[k] - self.log_Z), least)  # (N,): p is e times this
-        here, targets = self._targets_in(rows)
-        e[here, targets] -= 1 / factor[here]  # (5): now p - 1_y is e times this
+        e[self.here[k]] -= 1 / factor[self.here[k][0]]  # (5): now p - 1_y is e times this
         factor *= weights
         scaled = np.multiply(S, factor[:, None], out=self._array("scaled", k, S.shape[1]))
         np.matmul(e.T, scaled, out=dV[rows])  # (6)
@@ -546,21 +543,27 @@ INPUT_RATE = 4.0  # the rate of U's rows, and
 OUTPUT_RATE = 0.4  # of V's and c's, beside that of W and b: measured, see docs/benchmarks.md
 
 
-def joint_norm(gradients: Mapping[str, Gradient]) -> float:
+def joint_norm(gradients: Mapping[str, Gradient], work: Workspace) -> float:
     """Euclidean norm of all gradients taken together, the one number that clipping compares."""
-    total = 0.0
-    for gradient in gradients.values():
-        if isinstance(gradient, Spans):
-            total += sum(_squared_norm(gradient.values[rows]) for rows in gradient.rows)
-        else:
-            total += _squared_norm(gradient.values if isinstance(gradient, Rows) else gradient)
-    return math.sqrt(total)
+    parts = [values.reshape(-1) for gradient in gradients.values() for _, values in _blocks(gradient)]
+    squares = np.zeros(len(parts))  # float32 products of short parts, summed in float64: quick, and exact enough
+
+    def square(number: int) -> None:
+        squares[number] = np.dot(parts[number], parts[number])
+
+    work.each(square, len(parts))
+    return math.sqrt(squares.sum())
 
 
-def _squared_norm(values: Array) -> float:
-    flat = values.reshape(-1)
-    # float32 products of short parts, summed in float64: as quick as one product, and exact enough to clip by
-    return sum(float(np.dot(part, part)) for part in np.array_split(flat, max(1, flat.size >> 16)))
+def _blocks(gradient: Gradient) -> Iterator[tuple[Any, Array]]:
+    """Cut a gradient into blocks of about BLOCK numbers; yields the rows of the table, and what belongs to them."""
+    values = gradient if isinstance(gradient, np.ndarray) else gradient.values
+    spans = gradient.rows if isinstance(gradient, Spans) else (slice(0, len(values)),)
+    step = max(1, BLOCK * len(values) // values.size)
+    for span in spans:
+        for start in range(span.start, span.stop, step):
+            rows = slice(start, min(start + step, span.stop))
+            yield gradient.ids[rows] if isinstance(gradient, Rows) else rows, values[rows]
 
 
 def word_rates(counts: Array, power: float, cutoffs: tuple[int, ...] = ()) -> Array:
@@ -659,13 +662,7 @@ class Optimiser:
         time: int = 1,
     ) -> None:
         """Change the parameters in place, against the gradients times `shrink`. The gradients are overwritten."""
-        tasks: list[tuple[str, Any, Array]] = []
-        for name, gradient in gradients.items():
-            if isinstance(gradient, Rows):
-                tasks.append((name, gradient.ids, gradient.values))
-            else:
-                values, spans = gradient if isinstance(gradient, Spans) else (gradient, (slice(0, len(gradient)),))
-                tasks += [(name, rows, values[rows]) for span in spans for rows in _blocks(span, values)]
+        tasks = [(name, *block) for name, gradient in gradients.items() for block in _blocks(gradient)]
 
         def move(number: int) -> None:
             name, rows, gradient = tasks[number]
@@ -680,10 +677,3 @@ class Optimiser:
                     slot[rows] = changed
 
         work.each(move, len(tasks))
-
-
-def _blocks(span: slice, values: Array) -> list[slice]:
-    """Cut rows into blocks of about 65,536 numbers, which stay in a core's cache from pass to pass."""
-    size = (span.stop - span.start) * (values.size // len(values))
-    edges = np.linspace(span.start, span.stop, 2 + (size >> 16), dtype=int).tolist()
-    return [slice(*edge) for edge in itertools.pairwise(edges)]

@@ -164,7 +164,7 @@ def _train_window(
         (losses, memories), backward = model.losses(inputs, targets, state.memories, work, dropout)
         loss = float(np.sum(losses, dtype=np.float64)) / predictions
         gradients = backward(weights)
-        norm = joint_norm(gradients)
+        norm = joint_norm(gradients, work)
     _check_convergence(state, loss, norm)
     shrink = settings.clip / norm if 0 < settings.clip < norm else 1.0
     # The gradient is the mean's. A rate of SGD is for the sum over steps; that of the others needs no such factor.
