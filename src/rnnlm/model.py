@@ -50,6 +50,7 @@ Parameters = dict[str, Array]
 SENTENCE_END = 0  # the id of </s>, which is also the context of a sentence's first word
 IGNORED = -1  # a target that stands for no word: nothing is predicted there
 BLOCK = 1 << 16  # numbers that stay in a core's cache from one elementwise pass to the next
+PRODUCT_ROWS = 128  # rows of a product that one thread computes at a time
 SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
 
 
@@ -110,6 +111,16 @@ class Workspace:
         # Each thread works in a copy of this one's context, so that np.errstate holds there too.
         for call in [self._pool.submit(copy_context().run, work_off) for _ in range(min(self.threads, count))]:
             call.result()
+
+    def matmul(self, left: Array, right: Array, out: Array) -> Array:
+        """Multiply two matrices, PRODUCT_ROWS rows of the first at a time, on all threads."""
+
+        def multiply(number: int) -> None:
+            rows = slice(number * PRODUCT_ROWS, (number + 1) * PRODUCT_ROWS)
+            np.matmul(left[rows], right, out=out[rows])
+
+        self.each(multiply, -(-len(left) // PRODUCT_ROWS))
+        return out
 
     def close(self) -> None:
         """End the threads."""
@@ -252,8 +263,8 @@ def recur(
                 dx[at] += dx_lag
                 dq[at] += dq_lag
                 dstate = dstate[1:]  # no state of this window lies before its first step
-        dW = dq.reshape(T * B, -1).T @ previous[:, 0].reshape(T * B, H)  # (10)
-        return dx, dW
+        dW = work.array("dW", W.shape, W.dtype)
+        return dx, work.matmul(dq.reshape(T * B, -1).T, previous[:, 0].reshape(T * B, H), out=dW)  # (10)
 
     return (states[1:, 0], states[T].copy()), backward
 
@@ -318,9 +329,15 @@ class Softmax:
 
     def dstates(self) -> Array:
         """Return dS (N, H), once all slices are done."""
-        dS = self._array("dS", 0, self.S.shape[1])
-        for k in range(1, len(self.slices)):
-            dS += self._array("dS", k, self.S.shape[1])
+        dS, *others = (self._array("dS", k, self.S.shape[1]) for k in range(len(self.slices)))
+
+        def add(number: int) -> None:
+            rows = slice(number * PRODUCT_ROWS, (number + 1) * PRODUCT_ROWS)
+            for other in others:
+                dS[rows] += other[rows]
+
+        if others:
+            self.work.each(add, -(-len(dS) // PRODUCT_ROWS))
         return dS
 
 
@@ -491,12 +508,7 @@ class LanguageModel:
         (outputs, state), _ = self.states(words[None], state, work)
         V, c = self.parameters["V"], self.parameters["c"]
         logits = work.array("logits", (len(words), len(V)), V.dtype)
-
-        def product(k: int) -> None:
-            part = slice(k * SLICE_WORDS, (k + 1) * SLICE_WORDS)
-            np.matmul(outputs[0], V[part].T, out=logits[:, part])
-
-        work.each(product, -(-len(V) // SLICE_WORDS))
+        work.matmul(V, outputs[0].T, out=logits.T)
         logits += c
         cutoffs, J = self.settings.cutoffs, len(self.settings.cutoffs)
         if not cutoffs:
