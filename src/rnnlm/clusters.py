@@ -5,8 +5,9 @@ A softmax over R rows of H numbers at n positions costs, in training, the time o
     CALL + R * H * (n * PRODUCTS + UPDATE)
 
 seconds: what calling it costs, three products for each row and position, and reading and writing each row once to
-update it; nothing if n is 0. All else in a window of N positions costs N * H * REST. The expected n of a tail is the window's positions times the tail's share of the text, so
-frequent words belong into the head, where all positions pay for them, and rare ones into tails, where few do.
+update it; nothing if n is 0. The expected n of a tail is the window's positions times the tail's share of the text, so
+frequent words belong into the head, where all positions pay for them, and rare ones into tails, where few do. All else
+in a window of N positions takes N * H * REST seconds.
 """
 
 import numpy as np

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rnnlm.errors import ModelError, SettingsError
-from rnnlm.model import SENTENCE_END, Array, LanguageModel, Workspace
+from rnnlm.model import SENTENCE_END, STREAMS, Array, LanguageModel, Workspace
 
 SLOTS = 64  # sentences that advance side by side: enough for quick products
 SLOT_NUMBERS = 2**20  # and fewer where so many rows of V probabilities would have more numbers than this
@@ -131,13 +131,25 @@ def _finished(
         allowed = _allowed(log_p[at], lengths, unknown_id, settings)
         uniform = np.array([running[slot].generator.random() for slot in at])
         read = np.full(slots, SENTENCE_END)
-        read[at] = draw(weights(allowed, settings), uniform)
+        read[at] = _draw_all(allowed, uniform, settings, work)
         for slot, length in zip(at, lengths, strict=True):
             if read[slot] != SENTENCE_END:
                 running[slot].words.append(int(read[slot]))
             if read[slot] == SENTENCE_END or length + 1 == settings.max_words:
                 yield running.pop(slot)
         log_p, state = model.step(read, state, work)
+
+
+def _draw_all(log_p: Array, uniform: Array, settings: GenerationSettings, work: Workspace) -> Array:
+    """Draw a word for each row of log p (B, V), as `draw` does, on all threads."""
+    words = np.empty(len(uniform), int)
+
+    def draw_some(number: int) -> None:
+        rows = slice(number * STREAMS, (number + 1) * STREAMS)
+        words[rows] = draw(weights(log_p[rows], settings), uniform[rows])
+
+    work.each(draw_some, -(-len(uniform) // STREAMS))
+    return words
 
 
 def _allowed(log_p: Array, lengths: Array, unknown_id: int, settings: GenerationSettings) -> Array:

@@ -51,6 +51,7 @@ SENTENCE_END = 0  # the id of </s>, which is also the context of a sentence's fi
 IGNORED = -1  # a target that stands for no word: nothing is predicted there
 BLOCK = 1 << 16  # numbers that stay in a core's cache from one elementwise pass to the next
 PRODUCT_ROWS = 128  # rows of a product that one thread computes at a time
+STREAMS = 8  # streams whose next words' probabilities one thread computes at a time
 SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
 
 
@@ -509,17 +510,27 @@ class LanguageModel:
         V, c = self.parameters["V"], self.parameters["c"]
         logits = work.array("logits", (len(words), len(V)), V.dtype)
         work.matmul(V, outputs[0].T, out=logits.T)
-        logits += c
-        cutoffs, J = self.settings.cutoffs, len(self.settings.cutoffs)
-        if not cutoffs:
-            return log_softmax(logits), state
-        first = cutoffs[0]
-        head = log_softmax(logits[:, : first + J])
-        tails = [
-            head[:, first + j, None] + log_softmax(logits[:, J + start : J + stop])
-            for j, (start, stop) in enumerate(itertools.pairwise((*cutoffs, self.settings.words)))
-        ]
-        return np.concatenate((head[:, :first], *tails), axis=1), state
+        log_p = np.empty((len(words), self.settings.words), V.dtype)
+
+        def normalise(number: int) -> None:
+            rows = slice(number * STREAMS, (number + 1) * STREAMS)
+            log_p[rows] = log_probabilities(logits[rows] + c, self.settings.cutoffs)
+
+        work.each(normalise, -(-len(words) // STREAMS))
+        return log_p, state
+
+
+def log_probabilities(logits: Array, cutoffs: tuple[int, ...]) -> Array:
+    """Return log p (B, V) of all words, from the logits (B, V + J) of the rows of V that `softmax_loss` describes."""
+    if not cutoffs:
+        return log_softmax(logits)
+    J, first = len(cutoffs), cutoffs[0]
+    head = log_softmax(logits[:, : first + J])
+    tails = [
+        head[:, first + j, None] + log_softmax(logits[:, J + start : J + stop])
+        for j, (start, stop) in enumerate(itertools.pairwise((*cutoffs, logits.shape[1] - J)))
+    ]
+    return np.concatenate((head[:, :first], *tails), axis=1)
 
 
 def log_softmax(logits: Array) -> Array:
