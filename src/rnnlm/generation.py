@@ -13,6 +13,7 @@ from rnnlm.model import SENTENCE_END, STREAMS, Array, LanguageModel, Workspace
 
 SLOTS = 64  # sentences that advance side by side: enough for quick products
 SLOT_NUMBERS = 2**20  # and fewer where so many rows of V probabilities would have more numbers than this
+RUN = 128  # words whose weights are summed before their running sum is wanted
 
 
 @dataclass(frozen=True)
@@ -203,9 +204,22 @@ def draw(weights: Array, uniform: Array) -> Array:
 
     A word with weight 0 is never drawn. Returns ids (B,). Raises ModelError when a weight is no number.
     """
-    mass = np.cumsum(weights, axis=1, dtype=np.float64)
-    total = mass[:, -1]
-    if not np.isfinite(total).all():
+    # A running sum adds one number after the other, at a tenth of the speed of a plain sum: so first that of runs.
+    runs = np.add.reduceat(weights, np.arange(0, weights.shape[1], RUN), axis=1)
+    mass = np.cumsum(runs, axis=1, dtype=np.float64)
+    if not np.isfinite(mass[:, -1]).all():
         raise ModelError("the model's probabilities are no longer numbers, so nothing can be drawn; train it again")
-    points = uniform * total  # below the total, also when rounded, as every number of random() is below 1 - 2^-54
-    return np.array([row.searchsorted(at, side="right") for row, at in zip(mass, points, strict=True)])
+    words = []
+    for row, sums, part in zip(weights, mass, uniform.tolist(), strict=True):
+        run, part = _place(sums, part)
+        word, _ = _place(np.cumsum(row[run * RUN : (run + 1) * RUN], dtype=np.float64), part)
+        words.append(run * RUN + word)
+    return np.array(words)
+
+
+def _place(sums: Array, part: float) -> tuple[int, float]:
+    """Say between which running sums a part in [0, 1) of the last falls, and at which part, in [0, 1), of the gap."""
+    at = part * sums[-1]  # below it, also when rounded, as `part` is at most 1 - 2^-53
+    place = int(sums.searchsorted(at, side="right"))
+    before = sums[place - 1] if place else 0.0
+    return place, min(float((at - before) / (sums[place] - before)), 1 - 2**-53)

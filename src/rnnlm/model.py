@@ -51,7 +51,7 @@ SENTENCE_END = 0  # the id of </s>, which is also the context of a sentence's fi
 IGNORED = -1  # a target that stands for no word: nothing is predicted there
 BLOCK = 1 << 16  # numbers that stay in a core's cache from one elementwise pass to the next
 PRODUCT_ROWS = 128  # rows of a product that one thread computes at a time
-STREAMS = 8  # streams whose next words' probabilities one thread computes at a time
+STREAMS = 16  # streams whose next words' probabilities one thread computes at a time
 SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
 
 
