@@ -18,6 +18,7 @@ import pytest
 from rnnlm.checkpoint import ModelFolder
 from rnnlm.cli import COMMANDS, commands, main
 from rnnlm.cli.train import train as train_command
+from rnnlm.model import RULES
 from rnnlm.training import TrainingSettings, default_streams
 
 ROOT = Path(__file__).parent.parent
@@ -319,6 +320,14 @@ def test_help_ends_with_an_example():
         assert re.search(rf"Example:\n(\s+rnnlm .*\n)*\s+.*\brnnlm {name}\b.*\Z", text.rstrip()), name
 
 
+def test_help_tells_the_rates_that_optimisers_begin_with():
+    """The help of --lr, which cannot load the model's file, says what stands there."""
+    options = commands.get_command(click.Context(commands), "train").params
+    (parameter,) = (option for option in options if option.name == "learning_rate")
+    told = ", ".join(f"{rule.learning_rate:g} for {name}" for name, rule in RULES.items())
+    assert parameter.show_default == told
+
+
 def test_the_page_of_the_command_line_is_true():
     """docs/cli.md is what `make docs` writes."""
     made = subprocess.run(
@@ -408,7 +417,9 @@ def test_failed_runs_leave_no_folders(run, tmp_path):
     assert not Path("a").exists()
 
 
-@pytest.mark.parametrize("option", ["--lr", "--clip", "--lr-decay", "--min-improvement", "--dropout", "--momentum"])
+@pytest.mark.parametrize(
+    "option", ["--lr", "--clip", "--weight-decay", "--lr-decay", "--min-improvement", "--dropout", "--momentum"]
+)
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_no_option_takes_what_is_no_finite_number(run, corpus, option, value):
     """Not-a-number and infinity are wrong usage."""

@@ -74,7 +74,9 @@ def test_training_learns():
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"momentum": 0.5}, {"dropout": 0.2}, {"optimiser": "adagrad"}, {"optimiser": "adam"}], ids=str
+    "how",
+    [{}, {"momentum": 0.5}, {"dropout": 0.2, "weight_decay": 0.1}, {"optimiser": "adagrad"}, {"optimiser": "adam"}],
+    ids=str,
 )
 @pytest.mark.parametrize(("carry_state", "window", "truncate"), [(False, 5, None), (True, 5, 2), (False, 0, 1)])
 def test_resuming_is_exact_from_any_event(tmp_path, carry_state, window, truncate, how):
@@ -95,6 +97,21 @@ def test_resuming_is_exact_from_any_event(tmp_path, carry_state, window, truncat
         list(train(resumed, settings, corpus, valid, Workspace()))
         assert weights(resumed) == weights(whole)
         assert untimed(resumed.history) == untimed(whole.history)
+
+
+def test_weight_decay_shrinks_the_tables_of_words():
+    """By the sixteenth window U and V have lost exp(-16 T rate decay) of themselves, and nothing else has changed."""
+    with_decay, without = (TrainingSettings(window=3, streams=2, weight_decay=decay) for decay in (0.2, 0.0))
+    state, corpus, valid, _ = begin(without)
+    other = copy.deepcopy(state)
+    for settings, each in ((without, state), (with_decay, other)):
+        windows = (event for event in train(each, settings, corpus, valid, Workspace()) if isinstance(event, Progress))
+        list(itertools.islice(windows, 16))
+        assert each.steps == 16
+    kept = math.exp(-16 * 3 * 0.015 * 0.2)
+    for name, values in state.model.parameters.items():
+        expected = values * kept if name in ("U", "V") else values
+        np.testing.assert_allclose(other.model.parameters[name], expected, rtol=1e-6)
 
 
 def test_threads_change_nothing():

@@ -24,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnlm.errors import SettingsError
+from rnnlm.model import IGNORED
 from rnnlm.text import LEARNING_LIMIT, Paths, Progress, Source, TextSettings, Tokeniser, digests, total_bytes
 from rnnlm.vocabulary import SENTENCE_END, Coverage, Vocabulary, VocabularySettings
-
-IGNORED = -1  # the target where a stream has ended and others still go on
 
 _FORMAT = 1  # of the cache; raised whenever the same text and settings would give other ids
 _BLOCK = 2**20  # ids or bytes handled at once

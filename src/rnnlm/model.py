@@ -93,7 +93,7 @@ class Workspace:
             buffer = self._buffers[name] = np.empty(size, dtype)
         return buffer[:size].reshape(shape)
 
-    def each(self, function: Callable[[int], None], count: int) -> None:
+    def each(self, function: Callable[[int], object], count: int) -> None:
         """Call `function(0)` to `function(count - 1)`, on all threads."""
         if self._pool is None or count == 1:
             for index in range(count):
@@ -576,6 +576,12 @@ def joint_norm(gradients: Mapping[str, Gradient], work: Workspace) -> float:
 
     work.each(square, len(parts))
     return math.sqrt(squares.sum())
+
+
+def decay(parameters: Parameters, factor: float, work: Workspace) -> None:
+    """Shrink U and V, all of their rows, which is the step along the gradient of their squared norm (L2)."""
+    blocks = [block for name in ("U", "V") for _, block in _blocks(parameters[name])]
+    work.each(lambda number: np.multiply(blocks[number], factor, out=blocks[number]), len(blocks))
 
 
 def _blocks(gradient: Gradient) -> Iterator[tuple[Any, Array]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -17,9 +17,10 @@ import numpy as np
 
 from rnnlm.batches import Corpus, windows
 from rnnlm.errors import DivergenceError
-from rnnlm.model import Array, Dropout, LanguageModel, Optimiser, Workspace, joint_norm, mean_weights
+from rnnlm.model import Array, Dropout, LanguageModel, Optimiser, Workspace, decay, joint_norm, mean_weights
 from rnnlm.scoring import perplexity
 
+DECAY_WINDOWS = 16  # windows whose decay is made up for at once, as it passes over all rows of U and V
 RECENT = 50  # windows over which the loss is averaged before it is called divergent
 
 
@@ -36,6 +37,7 @@ class TrainingSettings:
     rate_power: float = 0.5  # rows of U, V and c learn at p(word)^-power; 0: all at the same rate
     momentum: float = 0.0
     dropout: float = 0.0  # share of the inputs' and outputs' numbers that are zeroed at each step
+    weight_decay: float = 0.0  # what each step of a window takes from U and V, as a share, over the learning rate
     clip: float = 5.0  # greatest joint norm of the gradients of the mean loss; 0: none
     epochs: int = 20
     eval_every: int = 0  # windows between evaluations, beside the one after each epoch; 0: none
@@ -107,9 +109,16 @@ class Evaluation:
 
 
 def train(
-    state: TrainingState, settings: TrainingSettings, corpus: Corpus, valid: Corpus, work: Workspace
+    state: TrainingState,
+    settings: TrainingSettings,
+    corpus: Corpus,
+    valid: Corpus,
+    work: Workspace,
+    evaluating: Callable[[int], object] | None = None,
 ) -> Iterator[Progress | Evaluation]:
     """Train `state.model` on `corpus`, and yield an event after each window and after each evaluation on `valid`.
+
+    `evaluating` is told the number of predictions that an evaluation has made since its last call.
 
     Ends when `finished` says so. Raises DivergenceError when the loss is no longer a number, or ten times as perplexed
     over many windows as at the first one; the state is then that before the offending step.
@@ -125,7 +134,8 @@ def train(
             at_end = state.window == len(epoch)
             at_interval = settings.eval_every > 0 and state.window > 0 and state.window % settings.eval_every == 0
             if (at_end or at_interval) and not state.evaluated:
-                improved = _evaluate(state, settings, valid, work, begin, at_end)
+                value = perplexity(state.model, valid, work, progress=evaluating).perplexity
+                improved = _evaluated(state, settings, value, begin, at_end)
                 yield Evaluation(state.history[-1], improved, at_end)
             if at_end:
                 break
@@ -172,6 +182,9 @@ def _train_window(
     state.steps += 1
     rate = state.learning_rate * factor
     state.optimiser.step(model.parameters, gradients, rate, work, shrink=shrink, time=state.steps)
+    if settings.weight_decay and state.steps % DECAY_WINDOWS == 0:
+        taken = DECAY_WINDOWS * len(targets) * state.learning_rate * settings.weight_decay
+        decay(model.parameters, math.exp(-taken), work)
     state.memories = memories
     state.loss_sum += loss * predictions
     state.predictions += predictions
@@ -200,11 +213,8 @@ def _divergence(state: TrainingState, what: str) -> DivergenceError:
     )
 
 
-def _evaluate(
-    state: TrainingState, settings: TrainingSettings, valid: Corpus, work: Workspace, begin: float, at_end: bool
-) -> bool:
-    """Add a record to the history, and let the learning rate follow at an epoch's end. Says whether it is the best."""
-    value = perplexity(state.model, valid, work).perplexity
+def _evaluated(state: TrainingState, settings: TrainingSettings, value: float, begin: float, at_end: bool) -> bool:
+    """Record a perplexity, and let the learning rate follow at an epoch's end. Says whether it is the best."""
     if not math.isfinite(value):
         raise _divergence(state, "the validation perplexity is no longer a number")
     improved = value < state.best_perplexity

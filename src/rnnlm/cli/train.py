@@ -22,6 +22,8 @@ from rnnlm.errors import DivergenceError, ModelError, SettingsError
 if TYPE_CHECKING:
     from types import FrameType
 
+    from tqdm import tqdm
+
     from rnnlm.batches import Corpus, TrainingText
     from rnnlm.checkpoint import ModelFolder, SavedModel
     from rnnlm.model import Workspace
@@ -146,6 +148,13 @@ CHANGEABLE = {"epochs", "patience", "save_every", "threads", "model", "resume", 
     help="Share of the inputs' and the outputs' numbers that are zeroed at each step of training.",
 )
 @option(
+    "--weight-decay",
+    type=Number(0),
+    default=0.0,
+    group=TRAINING,
+    help="Share of U and V, the tables of words, that each step takes away, over the learning rate.",
+)
+@option(
     "--clip",
     type=Number(0),
     default=5.0,
@@ -229,13 +238,13 @@ def _follow(run: Run, folder: ModelFolder, work: Workspace, save_every: tuple[in
 
     state, settings, saved, corpus, valid = run
     windows, seconds = save_every
-    with _stop_signals() as stop, contextlib.closing(_EpochBar(corpus, state, settings)) as progress:
+    with _stop_signals() as stop, contextlib.closing(_Bars(run)) as progress:
         save_training(folder.last, state, settings, saved)
         if not state.steps:  # only now may an older model go that this one overwrites
             folder.remove_results()
         saved_at = time.monotonic()
         try:
-            for event in train(state, settings, corpus, valid, work):
+            for event in train(state, settings, corpus, valid, work, progress.evaluating):
                 if isinstance(event, Progress):
                     progress.show(event)
                     due = event.window % windows == 0 if windows else time.monotonic() - saved_at >= seconds
@@ -287,31 +296,43 @@ def _save_evaluation(event: Evaluation, state: TrainingState, saved: SavedModel,
         say("No learning curve is drawn, for want of matplotlib: pip install 'rnnlm[plot]'.")
 
 
-class _EpochBar:
-    """A bar for each epoch, and a line for each evaluation."""
+class _Bars:
+    """A bar for each epoch, and a bar and a line for each evaluation."""
 
-    def __init__(self, corpus: Corpus, state: TrainingState, settings: TrainingSettings) -> None:
-        self.total = corpus.predictions
-        self.settings = settings
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self.epoch = 0
-        self.done = state.predictions
+        self.done = run.state.predictions
         self.bar = bar("")
+        self.evaluation: tqdm[Any] | None = None
 
     def close(self) -> None:
         self.bar.close()
+        self._end_evaluation()
+
+    def _end_evaluation(self) -> None:
+        if self.evaluation is not None:
+            self.evaluation.close()
+            self.evaluation = None
+
+    def evaluating(self, predictions: int) -> None:
+        if self.evaluation is None:
+            self.evaluation = bar("validation", self.run.valid.predictions, " words")
+        self.evaluation.update(predictions)
 
     def show(self, event: Progress) -> None:
         if event.epoch != self.epoch:
             self.close()
             self.epoch = event.epoch
-            name = f"epoch {event.epoch}/{self.settings.epochs}"
-            self.bar = bar(name, self.total, " words", delay=0, initial=self.done)
+            name = f"epoch {event.epoch}/{self.run.settings.epochs}"
+            self.bar = bar(name, self.run.corpus.predictions, " words", delay=0, initial=self.done)
         self.done = 0
         self.bar.set_postfix_str(f"perplexity {event.perplexity:.1f}", refresh=False)
         self.bar.update(event.predictions)
 
     def report(self, event: Evaluation) -> None:
         record = event.record
+        self._end_evaluation()
         if event.epoch_done:
             self.close()
         say(
