@@ -103,12 +103,12 @@ class _Draws:
     def __init__(self, prepared: Array) -> None:
         self._left = prepared
 
-    def random(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        """Return the next columns of the prepared numbers."""
-        drawn, self._left = np.split(self._left, [shape[-1]], axis=-1)
-        if drawn.shape != shape:
-            raise ValueError(f"dropout draws {shape}, of which {drawn.shape} were prepared")
-        return drawn.astype(dtype)
+    def random(self, dtype: DTypeLike, out: Array) -> None:
+        """Put the next columns of the prepared numbers into `out`."""
+        drawn, self._left = np.split(self._left, [out.shape[-1]], axis=-1)
+        if drawn.shape != out.shape:
+            raise ValueError(f"dropout draws {out.shape}, of which {drawn.shape} were prepared")
+        out[...] = drawn
 
 
 @dataclass(frozen=True)

