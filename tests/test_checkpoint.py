@@ -146,7 +146,7 @@ def test_training_is_read_as_it_was_written(tmp_path, model, vocabulary):
     optimiser = Optimiser("sgd", model.parameters, vocabulary.counts, momentum=0.5)
     optimiser.memory["W"]["velocity"] += 0.25
     memories = np.full((1, 4, 3), 0.5, np.float32)
-    state = TrainingState(model, optimiser, 0.015, epoch=2, window=9, memories=memories, loss_sum=0.1 + 0.2)
+    state = TrainingState(model, optimiser, 0.00075, epoch=2, window=9, memories=memories, loss_sum=0.1 + 0.2)
     saved = checkpoint.SavedModel(model, vocabulary, Tokeniser(), {"text": "x"})
     folder = ModelFolder(tmp_path)
     save_training(folder.last, state, settings, saved)

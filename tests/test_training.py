@@ -58,7 +58,7 @@ def untimed(history):
 
 def test_training_learns():
     """Validation perplexity falls far below that of word frequencies, and the history says so."""
-    settings = TrainingSettings(window=6, streams=4, epochs=12)
+    settings = TrainingSettings(window=6, streams=4, epochs=12, learning_rate=0.004)
     state, corpus, valid, words = begin(settings)
     events = list(train(state, settings, corpus, valid, Workspace()))
     frequency = words.counts / words.counts.sum()
@@ -100,15 +100,15 @@ def test_resuming_is_exact_from_any_event(tmp_path, carry_state, window, truncat
 
 
 def test_weight_decay_shrinks_the_tables_of_words():
-    """By the sixteenth window U and V have lost exp(-16 T rate decay) of themselves, and nothing else has changed."""
-    with_decay, without = (TrainingSettings(window=3, streams=2, weight_decay=decay) for decay in (0.2, 0.0))
+    """By the sixteenth window U and V are exp(-16 T B rate decay) of themselves, and nothing else has changed."""
+    with_decay, without = (TrainingSettings(window=3, streams=2, weight_decay=decay) for decay in (2.0, 0.0))
     state, corpus, valid, _ = begin(without)
     other = copy.deepcopy(state)
     for settings, each in ((without, state), (with_decay, other)):
         windows = (event for event in train(each, settings, corpus, valid, Workspace()) if isinstance(event, Progress))
         list(itertools.islice(windows, 16))
         assert each.steps == 16
-    kept = math.exp(-16 * 3 * 0.015 * 0.2)
+    kept = math.exp(-16 * 3 * 2 * RULES["sgd"].learning_rate * 2.0)
     for name, values in state.model.parameters.items():
         expected = values * kept if name in ("U", "V") else values
         np.testing.assert_allclose(other.model.parameters[name], expected, rtol=1e-6)
@@ -132,7 +132,8 @@ def test_learning_rate_falls_and_patience_ends():
     state, corpus, valid, _ = begin(settings)
     list(train(state, settings, corpus, valid, Workspace()))
     rates = [record["learning_rate"] for record in state.history]
-    assert rates == [0.015, 0.015, 0.0075, 0.00375]  # the first epoch has nothing to be compared with
+    first = RULES["sgd"].learning_rate
+    assert rates == [first, first, first / 2, first / 4]  # the first epoch has nothing to be compared with
     assert "has not improved" in finished(state, settings)
     assert finished(state, TrainingSettings(epochs=50, min_improvement=0.9, patience=5)) is None
 
@@ -167,10 +168,10 @@ def test_a_loss_that_is_no_number_is_divergence():
 
 
 def test_clipping_bounds_the_step():
-    """With momentum 0 and equal rates, no step is longer than rate times steps times the clipping norm."""
+    """With momentum 0 and equal rates, no step is longer than rate times positions times the clipping norm."""
     settings = TrainingSettings(window=6, streams=4, epochs=1, clip=0.01, rate_power=0.0, learning_rate=1.0)
     state, corpus, valid, _ = begin(settings)
     before = copy.deepcopy(state.model.parameters)
     next(train(state, settings, corpus, valid, Workspace()))
     moved = sum(np.sum((state.model.parameters[name] - before[name]) ** 2.0) for name in before)
-    assert np.sqrt(moved) == pytest.approx(0.01 * 6, rel=1e-3)
+    assert np.sqrt(moved) == pytest.approx(0.01 * 6 * 4, rel=1e-3)

@@ -651,7 +651,7 @@ def _adam(gradient: Array, memory: list[Array], time: int, momentum: float) -> A
 
 EPSILON, ADAM_MEAN, ADAM_SQUARE = 1e-8, 0.9, 0.999
 RULES: dict[str, Rule] = {
-    "sgd": Rule(("velocity",), _sgd, scale_free=False, learning_rate=0.015),
+    "sgd": Rule(("velocity",), _sgd, scale_free=False, learning_rate=0.00075),
     "adagrad": Rule(("squares",), _adagrad, scale_free=True, learning_rate=0.05),
     "adam": Rule(("mean", "square"), _adam, scale_free=True, learning_rate=0.002),
 }

@@ -31,13 +31,11 @@ class TrainingSettings:
     window: int = 35  # T, steps in a window; 0: a window is a sentence of each stream
     streams: int = 20  # B, sequences that advance side by side
     optimiser: str = "sgd"  # a key of RULES
-    learning_rate: float | None = (
-        None  # of sgd, for the sum over a window's steps of the mean over streams; None: its rule's
-    )
+    learning_rate: float | None = None  # of sgd, for the sum over a window's positions; None: its rule's
     rate_power: float = 0.5  # rows of U, V and c learn at p(word)^-power; 0: all at the same rate
     momentum: float = 0.0
     dropout: float = 0.0  # share of the inputs' and outputs' numbers that are zeroed at each step
-    weight_decay: float = 0.0  # what each step of a window takes from U and V, as a share, over the learning rate
+    weight_decay: float = 0.0  # what this times their squared norm, halved, adds to the mean loss, U and V lose
     clip: float = 5.0  # greatest joint norm of the gradients of the mean loss; 0: none
     epochs: int = 20
     eval_every: int = 0  # windows between evaluations, beside the one after each epoch; 0: none
@@ -50,8 +48,8 @@ class TrainingSettings:
 def default_streams(predictions: int, window: int) -> int:
     """Choose B for a text: as many as leave 200 steps of SGD in an epoch, from 8 to 64.
 
-    More streams make a step cheaper for each word, and fewer steps. With one alone, steps vary too much for the default
-    learning rate; beyond 64, products get no quicker.
+    More streams make a step cheaper for each word, and fewer, longer steps. Beyond 64 products get hardly quicker, and
+    with 256 the steps are too long.
     """
     return max(8, min(64, predictions // (200 * (window or 20))))
 
@@ -177,14 +175,13 @@ def _train_window(
         norm = joint_norm(gradients, work)
     _check_convergence(state, loss, norm)
     shrink = settings.clip / norm if 0 < settings.clip < norm else 1.0
-    # The gradient is the mean's. A rate of SGD is for the sum over steps; that of the others needs no such factor.
-    factor = 1.0 if state.optimiser.rule.scale_free else predictions / targets.shape[1]
+    # The gradient is the mean's. A rate of SGD is for the sum, so that it need not change with the window and the
+    # number of streams; those of the others, which divide by the gradient's size, do not.
+    rate = state.learning_rate * (1 if state.optimiser.rule.scale_free else predictions)
     state.steps += 1
-    rate = state.learning_rate * factor
     state.optimiser.step(model.parameters, gradients, rate, work, shrink=shrink, time=state.steps)
     if settings.weight_decay and state.steps % DECAY_WINDOWS == 0:
-        taken = DECAY_WINDOWS * len(targets) * state.learning_rate * settings.weight_decay
-        decay(model.parameters, math.exp(-taken), work)
+        decay(model.parameters, math.exp(-DECAY_WINDOWS * rate * settings.weight_decay), work)
     state.memories = memories
     state.loss_sum += loss * predictions
     state.predictions += predictions

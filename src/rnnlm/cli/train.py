@@ -123,8 +123,8 @@ CHANGEABLE = {"epochs", "patience", "save_every", "threads", "model", "resume", 
     "learning_rate",
     type=Number(0, min_open=True),
     group=TRAINING,
-    show_default="0.015 for sgd, 0.05 for adagrad, 0.002 for adam",
-    help="Learning rate; of sgd, for the gradient summed over a window's steps and averaged over streams.",
+    show_default="0.00075 for sgd, 0.05 for adagrad, 0.002 for adam",
+    help="Learning rate; of sgd, for the gradient summed over a window's positions.",
 )
 @option(
     "--rate-power",
@@ -152,7 +152,7 @@ CHANGEABLE = {"epochs", "patience", "save_every", "threads", "model", "resume", 
     type=Number(0),
     default=0.0,
     group=TRAINING,
-    help="Share of U and V, the tables of words, that each step takes away, over the learning rate.",
+    help="Weight of half the squared norm of U and V, the tables of words, beside the mean loss.",
 )
 @option(
     "--clip",
