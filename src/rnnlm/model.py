@@ -484,8 +484,8 @@ class LanguageModel:
 
         Takes inputs and targets (T, B), word ids, where a target may be IGNORED, and the memories (M, B, H) before the
         window. Returns the losses (T, B) in nats, zero where ignored, with the memories after the window; and a
-        function from the weights (T, B) of the losses in L to the gradients. It reads what this call left in `work`:
-        call it before the next window.
+        function from the weights (T, B) of the losses in L to the gradients. It reads, and writes over, what this call
+        left in `work`: call it once, before the next window.
         """
         (outputs, state), states_backward = self.states(inputs, state, work, dropout)
         counted = np.flatnonzero(targets.reshape(-1) != IGNORED)
