@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path, help="folder of ptb.train.txt and ptb.valid.txt")
     parser.add_argument("--recipes", type=Path, nargs="+", default=RECIPES, help="default: configs/ptb-fast.toml")
-    parser.add_argument("--full", action="store_true", help=f"train by {FULL.name} as well, for half an hour or so")
+    parser.add_argument("--full", action="store_true", help=f"train by {FULL.name} as well, for seven minutes or so")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/ptb.md", help="the page to write")
     options = parser.parse_args()
     texts = [options.corpus / name for name in ("ptb.train.txt", "ptb.valid.txt")]

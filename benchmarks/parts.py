@@ -1,0 +1,71 @@
+"""Measure where the time of a window of training goes, at the full softmax, and print a Markdown table.
+
+    python benchmarks/parts.py
+
+Milliseconds, medians over windows. "Products alone" is what 6HV + 6H^2 operations a word would take at the rate at
+which this machine multiplies matrices, measured in between; it is the least that a window can take.
+"""
+
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import sides
+from machine import cores
+
+from rnnlm import model, training
+
+HIDDEN, STREAMS = (100, 200, 512), (20, 64)
+LAYERS = {"embed": "embed", "recur": "recur", "softmax_loss": "softmax"}  # functions of model.py, and their headings
+WINDOWS = 30
+
+
+def main() -> None:
+    """Time all shapes, and print the table."""
+    threads = cores()
+    seconds: defaultdict[str, list[float]] = defaultdict(list)
+    for name in LAYERS:
+        setattr(model, name, timed(getattr(model, name), name, seconds))
+    training.joint_norm = timed(model.joint_norm, "joint_norm", seconds)
+    model.Optimiser.step = timed(model.Optimiser.step, "step", seconds)
+    headings = [f"{heading}{way}" for heading in LAYERS.values() for way in (", forward", ", backward")]
+    print("| H | B | " + " | ".join([*headings, "norm", "step", "all else", "window", "products alone"]) + " |")
+    print("|" + " ---: |" * (len(headings) + 7))
+    for hidden, streams in itertools.product(HIDDEN, STREAMS):
+        shape = sides.Shape(10_000, hidden, streams, threads)
+        ours, product = sides.prepare_ours(shape), sides.prepare_product(threads, own=True)
+        ours(3)
+        seconds.clear()
+        windows, words, rates = [], [], []
+        for _ in range(WINDOWS):
+            begin = time.perf_counter()
+            words.append(ours(1))
+            windows.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            rates.append(product(1) / (time.perf_counter() - begin))
+        keys = [key for name in LAYERS for key in (name, name + "_backward")]
+        medians = [float(np.median(seconds[key])) for key in (*keys, "joint_norm", "step")]
+        window = float(np.median(windows))
+        least = np.median(words) * 6 * hidden * (shape.words + hidden) / np.median(rates)
+        cells = [f"{1e3 * value:.1f}" for value in (*medians, window - sum(medians), window, least)]
+        print(f"| {hidden} | {streams} | " + " | ".join(cells) + " |", flush=True)
+
+
+def timed(function: Callable, name: str, seconds: dict[str, list[float]]) -> Callable:
+    """Let a function note its seconds, and those of the backward function that it returns, if it does."""
+
+    def run(*arguments: object, **named: object) -> object:
+        begin = time.perf_counter()
+        result = function(*arguments, **named)
+        seconds[name].append(time.perf_counter() - begin)
+        if isinstance(result, tuple) and callable(result[1]):
+            return result[0], timed(result[1], name + "_backward", seconds)
+        return result
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
