@@ -64,7 +64,7 @@ def prepare_product(threads: int, own: bool) -> Run:
 
     def run(count: int) -> float:
         for _ in range(count):
-            work.each(lambda k: np.matmul(left[k], right[k], out=result[k]), products)
+            work.each(lambda k: np.matmul(left[k], right[k], out=result[k]), range(products))
         return count * products * 2.0 * PRODUCT**3
 
     return run

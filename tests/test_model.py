@@ -409,7 +409,7 @@ def test_an_error_in_a_thread_is_not_lost() -> None:
 
     work = Workspace(2)
     with pytest.raises(ArithmeticError, match="two"):
-        work.each(work_on, 4)
+        work.each(work_on, range(4))
     work.close()
 
 
@@ -562,7 +562,7 @@ def test_tests_see_numbers_that_are_not_finite() -> None:
 
     work = Workspace(2)
     with pytest.raises(FloatingPointError):
-        work.each(overflow, 2)
+        work.each(overflow, range(2))
     work.close()
 
 

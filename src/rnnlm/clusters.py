@@ -40,7 +40,7 @@ def choose_cutoffs(
     # Tails of R rows for words of probability p cost about p R for each word and 1 / R for its share of a slot: least
     # where R is proportional to p^-1/2. So there is a cut to each equal part of the sum of sqrt(p), and the last is V.
     spread = np.cumsum(np.sqrt(np.maximum(counts, 0.5)))
-    cuts = np.unique(np.searchsorted(spread, np.linspace(spread[0], spread[-1], CANDIDATES)) + 1).clip(max=words)
+    cuts = np.unique(np.searchsorted(spread, np.linspace(spread[0], spread[-1], CANDIDATES)) + 1)
     share = np.concatenate(([0.0], np.cumsum(np.maximum(counts, 0.5))))
     share /= share[-1]
     rows, expected = cuts[None, :] - cuts[:, None], positions * (share[cuts][None, :] - share[cuts][:, None])

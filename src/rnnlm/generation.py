@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rnnlm.errors import ModelError, SettingsError
-from rnnlm.model import SENTENCE_END, STREAMS, Array, LanguageModel, Workspace
+from rnnlm.model import SENTENCE_END, STREAMS, Array, LanguageModel, Workspace, runs
 
 SLOTS = 64  # sentences that advance side by side: enough for quick products
 SLOT_NUMBERS = 2**20  # and fewer where so many rows of V probabilities would have more numbers than this
@@ -145,11 +145,10 @@ def _draw_all(log_p: Array, uniform: Array, settings: GenerationSettings, work: 
     """Draw a word for each row of log p (B, V), as `draw` does, on all threads."""
     words = np.empty(len(uniform), int)
 
-    def draw_some(number: int) -> None:
-        rows = slice(number * STREAMS, (number + 1) * STREAMS)
+    def draw_some(rows: slice) -> None:
         words[rows] = draw(weights(log_p[rows], settings), uniform[rows])
 
-    work.each(draw_some, -(-len(uniform) // STREAMS))
+    work.each(draw_some, runs(0, len(uniform), STREAMS))
     return words
 
 

@@ -35,17 +35,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 Parameters = dict[str, Array]
+Item = TypeVar("Item")
 
 SENTENCE_END = 0  # the id of </s>, which is also the context of a sentence's first word
 IGNORED = -1  # a target that stands for no word: nothing is predicted there
@@ -93,40 +94,40 @@ class Workspace:
             buffer = self._buffers[name] = np.empty(size, dtype)
         return buffer[:size].reshape(shape)
 
-    def each(self, function: Callable[[int], object], count: int) -> None:
-        """Call `function(0)` to `function(count - 1)`, on all threads."""
-        if self._pool is None or count == 1:
-            for index in range(count):
-                function(index)
+    def each(self, function: Callable[[Item], object], items: Sequence[Item]) -> None:
+        """Call `function` with each item, on all threads."""
+        if self._pool is None or len(items) == 1:
+            for item in items:
+                function(item)
             return
-        waiting = deque(range(count))
+        waiting = deque(items)
 
         def work_off() -> None:
             while waiting:
                 try:
-                    index = waiting.popleft()
+                    item = waiting.popleft()
                 except IndexError:  # another thread took the last
                     return
-                function(index)
+                function(item)
 
         # Each thread works in a copy of this one's context, so that np.errstate holds there too.
-        for call in [self._pool.submit(copy_context().run, work_off) for _ in range(min(self.threads, count))]:
+        for call in [self._pool.submit(copy_context().run, work_off) for _ in range(min(self.threads, len(items)))]:
             call.result()
 
     def matmul(self, left: Array, right: Array, out: Array) -> Array:
         """Multiply two matrices, PRODUCT_ROWS rows of the first at a time, on all threads."""
-
-        def multiply(number: int) -> None:
-            rows = slice(number * PRODUCT_ROWS, (number + 1) * PRODUCT_ROWS)
-            np.matmul(left[rows], right, out=out[rows])
-
-        self.each(multiply, -(-len(left) // PRODUCT_ROWS))
+        self.each(lambda rows: np.matmul(left[rows], right, out=out[rows]), runs(0, len(left), PRODUCT_ROWS))
         return out
 
     def close(self) -> None:
         """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
+
+
+def runs(start: int, stop: int, size: int) -> list[slice]:
+    """Cut a range into runs of so many, the last one shorter."""
+    return [slice(begin, min(begin + size, stop)) for begin in range(start, stop, size)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -336,13 +337,12 @@ class Softmax:
         """Return dS (N, H), once all slices are done."""
         dS, *others = (self._array("dS", k, self.S.shape[1]) for k in range(len(self.slices)))
 
-        def add(number: int) -> None:
-            rows = slice(number * PRODUCT_ROWS, (number + 1) * PRODUCT_ROWS)
+        def add(rows: slice) -> None:
             for other in others:
                 dS[rows] += other[rows]
 
         if others:
-            self.work.each(add, -(-len(dS) // PRODUCT_ROWS))
+            self.work.each(add, runs(0, len(dS), PRODUCT_ROWS))
         return dS
 
 
@@ -373,13 +373,13 @@ def softmax_loss(
             tail_targets = targets[positions] - cutoffs[j - 1]
             softmax = Softmax(j, S[positions], tail_targets, V[rows], c[rows], work)
             softmaxes.append((softmax, positions, rows))
-    tasks = [(which, k) for which, (softmax, _, _) in enumerate(softmaxes) for k in range(len(softmax.slices))]
+    tasks = [(*part, k) for part in softmaxes for k in range(len(part[0].slices))]
 
-    def forward_task(number: int) -> None:
-        which, k = tasks[number]
-        softmaxes[which][0].forward(k)
+    def forward_task(task: tuple[Softmax, Any, slice, int]) -> None:
+        softmax, _, _, k = task
+        softmax.forward(k)
 
-    work.each(forward_task, len(tasks))
+    work.each(forward_task, tasks)
     losses = head.losses()
     for softmax, positions, _ in softmaxes[1:]:
         losses[positions] += softmax.losses()
@@ -388,12 +388,11 @@ def softmax_loss(
         dV = work.array("dV", V.shape, V.dtype)
         dc = work.array("dc", c.shape, c.dtype)
 
-        def backward_task(number: int) -> None:
-            which, k = tasks[number]
-            softmax, positions, rows = softmaxes[which]
+        def backward_task(task: tuple[Softmax, Any, slice, int]) -> None:
+            softmax, positions, rows, k = task
             softmax.backward(k, weights[positions], dV[rows], dc[rows])
 
-        work.each(backward_task, len(tasks))
+        work.each(backward_task, tasks)
         dS = head.dstates()
         for softmax, positions, _ in softmaxes[1:]:
             dS[positions] += softmax.dstates()
@@ -516,11 +515,10 @@ class LanguageModel:
         work.matmul(V, outputs[0].T, out=logits.T)
         log_p = np.empty((len(words), self.settings.words), V.dtype)
 
-        def normalise(number: int) -> None:
-            rows = slice(number * STREAMS, (number + 1) * STREAMS)
+        def normalise(rows: slice) -> None:
             log_p[rows] = log_probabilities(logits[rows] + c, self.settings.cutoffs)
 
-        work.each(normalise, -(-len(words) // STREAMS))
+        work.each(normalise, runs(0, len(words), STREAMS))
         return log_p, state
 
 
@@ -578,14 +576,14 @@ def joint_norm(gradients: Mapping[str, Gradient], work: Workspace) -> float:
     def square(number: int) -> None:
         squares[number] = np.dot(parts[number], parts[number])
 
-    work.each(square, len(parts))
+    work.each(square, range(len(parts)))
     return math.sqrt(squares.sum())
 
 
 def decay(parameters: Parameters, factor: float, work: Workspace) -> None:
     """Shrink U and V, all of their rows, which is the step along the gradient of their squared norm (L2)."""
     blocks = [block for name in ("U", "V") for _, block in _blocks(parameters[name])]
-    work.each(lambda number: np.multiply(blocks[number], factor, out=blocks[number]), len(blocks))
+    work.each(lambda block: np.multiply(block, factor, out=block), blocks)
 
 
 def _blocks(gradient: Gradient) -> Iterator[tuple[Any, Array]]:
@@ -594,8 +592,7 @@ def _blocks(gradient: Gradient) -> Iterator[tuple[Any, Array]]:
     spans = gradient.rows if isinstance(gradient, Spans) else (slice(0, len(values)),)
     step = max(1, BLOCK * len(values) // values.size)
     for span in spans:
-        for start in range(span.start, span.stop, step):
-            rows = slice(start, min(start + step, span.stop))
+        for rows in runs(span.start, span.stop, step):
             yield gradient.ids[rows] if isinstance(gradient, Rows) else rows, values[rows]
 
 
@@ -697,8 +694,8 @@ class Optimiser:
         """Change the parameters in place, against the gradients times `shrink`. The gradients are overwritten."""
         tasks = [(name, *block) for name, gradient in gradients.items() for block in _blocks(gradient)]
 
-        def move(number: int) -> None:
-            name, rows, gradient = tasks[number]
+        def move(task: tuple[str, Any, Array]) -> None:
+            name, rows, gradient = task
             if shrink != 1:
                 gradient *= shrink
             memory = [slot[rows] for slot in self.memory[name].values()]
@@ -709,4 +706,4 @@ class Optimiser:
                 for slot, changed in zip(self.memory[name].values(), memory, strict=True):
                     slot[rows] = changed
 
-        work.each(move, len(tasks))
+        work.each(move, tasks)

@@ -35,7 +35,7 @@ class TrainingSettings:
     rate_power: float = 0.5  # rows of U, V and c learn at p(word)^-power; 0: all at the same rate
     momentum: float = 0.0
     dropout: float = 0.0  # share of the inputs' and outputs' numbers that are zeroed at each step
-    weight_decay: float = 0.0  # what this times their squared norm, halved, adds to the mean loss, U and V lose
+    weight_decay: float = 0.0  # of half the squared norm of U and V, beside the mean loss
     clip: float = 5.0  # greatest joint norm of the gradients of the mean loss; 0: none
     epochs: int = 20
     eval_every: int = 0  # windows between evaluations, beside the one after each epoch; 0: none
