@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 import threadpoolctl
+from machine import print_table
 
 from rnnlm.model import LanguageModel, ModelSettings, Optimiser, Softmax, Workspace, joint_norm
 
@@ -47,10 +48,11 @@ def main() -> None:
         print(f"{name} = {value:.2g}")
     print(f"\n{1e-9 * 6 / constants[1]:.0f} GFLOP/s in the products, three of two operations for each number of a row.")
     print("\nFitted over measured seconds:\n")
-    print("| R | " + " | ".join(f"n={n}, H={H}" for n, H in itertools.product(POSITIONS, HIDDEN)) + " |")
-    print("|" + " ---: |" * (1 + len(POSITIONS) * len(HIDDEN)))
-    for rows, ratios in zip(ROWS, (fitted / measured).reshape(len(ROWS), -1), strict=True):
-        print(f"| {rows} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+    ratios = (fitted / measured).reshape(len(ROWS), -1)
+    print_table(
+        ["R", *(f"n={n}, H={H}" for n, H in itertools.product(POSITIONS, HIDDEN))],
+        ([f"{rows}", *(f"{ratio:.2f}" for ratio in row)] for rows, row in zip(ROWS, ratios, strict=True)),
+    )
 
 
 def time_softmax(rows: int, positions: int, hidden: int, seconds: float) -> float:

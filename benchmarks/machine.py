@@ -3,11 +3,12 @@
 import datetime
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import platform
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,18 @@ class Table:
     def markdown(self) -> str:
         """Write it; all columns but the first are figures, to the right."""
         rules = ["---", *["---:"] * (len(self.header) - 1)]
-        lines = ["| " + " | ".join(row) + " |" for row in (self.header, rules, *self.rows)]
+        lines = map(_line, (self.header, rules, *self.rows))
         return "\n".join([f"## {self.title}", "", *([self.note, ""] if self.note else []), *lines, ""])
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a Markdown table of figures, each row as soon as it is there."""
+    for row in itertools.chain((header, ["---:"] * len(header)), rows):
+        print(_line(row), flush=True)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def cores() -> int:

@@ -9,11 +9,11 @@ which this machine multiplies matrices, measured in between; it is the least tha
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import sides
-from machine import cores
+from machine import cores, print_table
 
 from rnnlm import model, training
 
@@ -31,8 +31,12 @@ def main() -> None:
     training.joint_norm = timed(model.joint_norm, "joint_norm", seconds)
     model.Optimiser.step = timed(model.Optimiser.step, "step", seconds)
     headings = [f"{heading}{way}" for heading in LAYERS.values() for way in (", forward", ", backward")]
-    print("| H | B | " + " | ".join([*headings, "norm", "step", "all else", "window", "products alone"]) + " |")
-    print("|" + " ---: |" * (len(headings) + 7))
+    header = ["H", "B", *headings, "norm", "step", "all else", "window", "products alone"]
+    print_table(header, rows(threads, seconds))
+
+
+def rows(threads: int, seconds: dict[str, list[float]]) -> Iterator[list[str]]:
+    """Yield a row for each shape; `seconds` is where the parts note theirs."""
     for hidden, streams in itertools.product(HIDDEN, STREAMS):
         shape = sides.Shape(10_000, hidden, streams, threads)
         ours, product = sides.prepare_ours(shape), sides.prepare_product(threads, own=True)
@@ -50,7 +54,7 @@ def main() -> None:
         window = float(np.median(windows))
         least = np.median(words) * 6 * hidden * (shape.words + hidden) / np.median(rates)
         cells = [f"{1e3 * value:.1f}" for value in (*medians, window - sum(medians), window, least)]
-        print(f"| {hidden} | {streams} | " + " | ".join(cells) + " |", flush=True)
+        yield [f"{hidden}", f"{streams}", *cells]
 
 
 def timed(function: Callable, name: str, seconds: dict[str, list[float]]) -> Callable:

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def main() -> None:
     for path in (*texts, *recipes):
         if not path.is_file():
             parser.error(f"there is no file {path}")
-    histories = {recipe.stem: train(recipe, *texts) for recipe in recipes}
+    histories = {recipe.stem: train(recipe, options.corpus) for recipe in recipes}
     parts = ["# Time to a perplexity\n\nWritten by `make bench-ptb`, with the recipes in configs/.\n"]
     parts += [facts(cores()).markdown(), perplexity_table(histories).markdown()]
     picture = options.output.with_suffix(".svg")
@@ -50,14 +51,24 @@ def main() -> None:
     print(f"Written: {options.output}", file=sys.stderr)
 
 
-def train(recipe: Path, train_text: Path, valid_text: Path) -> History:
-    """Train through the command line, as a user does. Returns the records of all evaluations."""
+def train(recipe: Path, corpus: Path) -> History:
+    """Train by a recipe, and show what it says. Returns the records of all evaluations."""
     print(f"\n{recipe.stem}", file=sys.stderr)
+    try:
+        return history([*rnnlm(), "train", "--config", str(recipe)], corpus)
+    except subprocess.CalledProcessError as error:  # it has said why
+        sys.exit(error.returncode)
+
+
+def history(command: Sequence[str], corpus: Path, quiet: bool = False) -> History:
+    """Train through the command line, as a user does. Returns the records of all evaluations.
+
+    Raises CalledProcessError when it fails, which has what it said if `quiet`.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        texts = ["--pretokenized", str(train_text), "--valid", str(valid_text), "--vocab-size", "10000"]
-        done = subprocess.run([*rnnlm(), "train", *texts, "--config", str(recipe), "--model", folder])
-        if done.returncode:  # it has said why
-            sys.exit(done.returncode)
+        texts = [str(corpus / "ptb.train.txt"), "--valid", str(corpus / "ptb.valid.txt")]
+        options = ["--pretokenized", "--vocab-size", "10000", "--model", folder]
+        subprocess.run([*command, *texts, *options], check=True, capture_output=quiet, text=True)
         return [json.loads(line) for line in Path(folder, "history.jsonl").read_text("utf-8").splitlines()]
 
 

@@ -7,20 +7,24 @@ a second. INPUT_RATE and OUTPUT_RATE are constants of model.py, all else are opt
 """
 
 import argparse
-import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
+from machine import print_table
+from ptb import history
+
+from rnnlm.model import INPUT_RATE, OUTPUT_RATE, RULES
+from rnnlm.training import TrainingSettings
+
 DEFAULTS = {
-    "INPUT_RATE": 4.0,
-    "OUTPUT_RATE": 0.4,
-    "--rate-power": 0.5,
-    "--lr": 0.00075,
-    "--optimiser": "sgd",
-    "--window": 35,
-    "--streams": 20,
+    "INPUT_RATE": INPUT_RATE,
+    "OUTPUT_RATE": OUTPUT_RATE,
+    "--rate-power": TrainingSettings.rate_power,
+    "--lr": RULES["sgd"].learning_rate,
+    "--optimiser": TrainingSettings.optimiser,
+    "--window": TrainingSettings.window,
+    "--streams": TrainingSettings.streams,
 }
 TABLES = {  # what a table is about, and what each of its rows changes
     "Rates for the rows of the tables of words": [
@@ -64,26 +68,21 @@ def main() -> None:
         changes = TABLES[title]
         shown = [name for name in DEFAULTS if any(name in change for change in changes)]
         print(f"\n## {title}\n")
-        print("| " + " | ".join([*shown, "validation perplexity after an epoch", "words/s"]) + " |")
-        print("|" + " ---: |" * (len(shown) + 2))
-        for change in changes:
-            settings = DEFAULTS | change
-            cells = [settings[name] if isinstance(settings[name], str) else f"{settings[name]:g}" for name in shown]
-            print("| " + " | ".join([*cells, *epoch(arguments.corpus, settings)]) + " |", flush=True)
+        header = [*shown, "validation perplexity after an epoch", "words/s"]
+        print_table(header, (row(arguments.corpus, DEFAULTS | change, shown) for change in changes))
 
 
-def epoch(texts: Path, settings: dict[str, float | str]) -> tuple[str, str]:
-    """Train for an epoch. Returns the validation perplexity and the words a second."""
+def row(corpus: Path, settings: dict[str, float | str], shown: list[str]) -> list[str]:
+    """Train for an epoch. Returns the settings to be shown, the validation perplexity and the words a second."""
+    cells = [value if isinstance(value, str) else f"{value:g}" for value in (settings[name] for name in shown)]
     options = [item for name, value in settings.items() if name.startswith("--") for item in (name, value)]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", PROGRAM, settings["INPUT_RATE"], settings["OUTPUT_RATE"], "train"]
-        command += [texts / "ptb.train.txt", "--pretokenized", "--valid", texts / "ptb.valid.txt"]
-        command += ["--vocab-size", 10000, "--hidden", 200, "--epochs", 1, *options, "--model", folder]
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True)
-        if done.returncode:
-            return ("diverged", "-") if "diverged" in done.stderr else ("failed: " + done.stderr[-200:], "-")
-        record = json.loads(Path(folder, "history.jsonl").read_text())
-    return f"{record['valid_perplexity']:.1f}", f"{record['words_per_second']:,}"
+    command = [sys.executable, "-c", PROGRAM, settings["INPUT_RATE"], settings["OUTPUT_RATE"], "train"]
+    command += ["--hidden", 200, "--epochs", 1, *options]
+    try:
+        (record,) = history([*map(str, command)], corpus, quiet=True)
+    except subprocess.CalledProcessError as error:
+        return [*cells, "diverged" if "diverged" in error.stderr else "failed: " + error.stderr[-200:], "-"]
+    return [*cells, f"{record['valid_perplexity']:.1f}", f"{record['words_per_second']:,}"]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ prints a Markdown table. Memory is the peak resident set as Linux reports it; th
 
 import argparse
 import contextlib
+import itertools
 import json
 import multiprocessing
 import subprocess
@@ -18,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from machine import peak_megabytes
+from machine import peak_megabytes, print_table
 
 HEADER = ("words", "processes", "seconds", "words/s", "peak MB, parent", "peak MB, largest child")
 
@@ -34,11 +35,8 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(options.text, options.measure)))
         return
-    print("| " + " | ".join(HEADER) + " |")
-    print("|" + " ---: |" * len(HEADER))
-    for millions in options.words:
-        for row in rows(options.text, int(millions * 1e6), options.processes):
-            print("| " + " | ".join(row) + " |", flush=True)
+    measured = (rows(options.text, int(millions * 1e6), options.processes) for millions in options.words)
+    print_table(HEADER, itertools.chain.from_iterable(measured))
 
 
 def rows(text: Path, words: int, processes: Sequence[int]) -> Iterator[tuple[str, ...]]:
