@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import sides
-import tokenise
+import tokenizing
 from contest import Entry, Result, contest
 from machine import ROOT, Table, cores, facts, has_torch, rnnlm
 from sides import Shape
@@ -44,7 +44,7 @@ class Sizes:
     vocabularies: tuple[int, ...] = (10_000, 50_000, 200_000, 800_000)
     starts: int = 10  # processes
     raw: str = "data/train.txt"
-    tokenised: int = 1_000_000
+    tokenized: int = 1_000_000
     sentences: int = 1000
     evaluated: int = 30_000
 
@@ -61,7 +61,7 @@ QUICK = Sizes(
     vocabularies=(300, 1200),
     starts=1,
     raw="data/valid.txt",
-    tokenised=2000,
+    tokenized=2000,
     sentences=20,
     evaluated=1000,
 )
@@ -201,10 +201,10 @@ def start_table(bench: Bench) -> Table:
 
 def tokenising_table(bench: Bench) -> Table:
     """Return (f): raw text to ids."""
-    say("tokenising")
-    rows = tokenise.rows(ROOT / bench.sizes.raw, bench.sizes.tokenised, range(1, bench.threads + 1))
+    say("tokenizing")
+    rows = tokenizing.rows(ROOT / bench.sizes.raw, bench.sizes.tokenized, range(1, bench.threads + 1))
     note = f"Raw text, repeated from {bench.sizes.raw} with new words in each repetition; learning Punkt is counted."
-    return Table("(f) Tokenising and encoding", note, tokenise.HEADER, list(rows))
+    return Table("(f) Tokenizing and encoding", note, tokenizing.HEADER, list(rows))
 
 
 def reading_table(bench: Bench) -> Table:
@@ -229,7 +229,7 @@ TABLES = {
     "product": product_table,  # of the two before
     "growth": growth_table,
     "start": start_table,
-    "tokenising": tokenising_table,
+    "tokenizing": tokenising_table,
     "reading": reading_table,
 }
 

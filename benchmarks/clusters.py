@@ -22,7 +22,7 @@ import numpy as np
 import threadpoolctl
 from machine import print_table
 
-from rnnlm.model import LanguageModel, ModelSettings, Optimiser, Softmax, Workspace, joint_norm
+from rnnlm.model import LanguageModel, ModelSettings, Optimizer, Softmax, Workspace, joint_norm
 
 ROWS = (30, 100, 300, 1000, 3000, 10_000)
 POSITIONS = (3, 10, 30, 100, 300, 1000)
@@ -62,7 +62,7 @@ def time_softmax(rows: int, positions: int, hidden: int, seconds: float) -> floa
     S = generator.normal(0, 0.5, (positions, hidden)).astype(np.float32)
     targets = generator.integers(0, rows, positions)
     parameters = {"U": np.zeros((rows, 1), np.float32), "V": V, "c": np.zeros(rows, np.float32)}
-    optimiser = Optimiser("sgd", parameters, np.ones(rows))
+    optimizer = Optimizer("sgd", parameters, np.ones(rows))
     weights = np.full(positions, 1 / positions, np.float32)
     work = Workspace()
 
@@ -77,7 +77,7 @@ def time_softmax(rows: int, positions: int, hidden: int, seconds: float) -> floa
             softmax.backward(k, weights, gradients["V"], gradients["c"])
         softmax.dstates()
         joint_norm(gradients, work)
-        optimiser.step(parameters, gradients, 1e-3, work)
+        optimizer.step(parameters, gradients, 1e-3, work)
 
     return median_seconds(step, seconds)
 
@@ -86,8 +86,8 @@ def time_rest(steps: int, streams: int, hidden: int, seconds: float) -> float:
     """Return the median seconds that a window takes apart from its softmax."""
     generator = np.random.default_rng(1)
     counts = 1e6 / np.arange(1, 10_001)
-    model = LanguageModel.initialise(ModelSettings(len(counts), hidden), counts, generator)
-    optimiser = Optimiser("sgd", model.parameters, counts)
+    model = LanguageModel.initialize(ModelSettings(len(counts), hidden), counts, generator)
+    optimizer = Optimizer("sgd", model.parameters, counts)
     inputs = generator.choice(len(counts), (steps, streams), p=counts / counts.sum())
     errors = generator.normal(0, 1e-4, (steps, streams, hidden)).astype(np.float32)
     work = Workspace()
@@ -96,7 +96,7 @@ def time_rest(steps: int, streams: int, hidden: int, seconds: float) -> float:
         _, backward = model.states(inputs, model.start(streams), work)
         gradients = backward(errors)
         joint_norm(gradients, work)
-        optimiser.step(model.parameters, gradients, 1e-3, work)
+        optimizer.step(model.parameters, gradients, 1e-3, work)
 
     return median_seconds(step, seconds)
 

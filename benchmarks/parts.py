@@ -29,7 +29,7 @@ def main() -> None:
     for name in LAYERS:
         setattr(model, name, timed(getattr(model, name), name, seconds))
     training.joint_norm = timed(model.joint_norm, "joint_norm", seconds)
-    model.Optimiser.step = timed(model.Optimiser.step, "step", seconds)
+    model.Optimizer.step = timed(model.Optimizer.step, "step", seconds)
     headings = [f"{heading}{way}" for heading in LAYERS.values() for way in (", forward", ", backward")]
     header = ["H", "B", *headings, "norm", "step", "all else", "window", "products alone"]
     print_table(header, rows(threads, seconds))

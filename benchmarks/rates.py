@@ -1,4 +1,4 @@
-"""Measure the defaults of training against their neighbours: one epoch of a corpus at each of several settings.
+"""Measure the defaults of training against their neighbors: one epoch of a corpus at each of several settings.
 
     python benchmarks/rates.py CORPUS
 
@@ -22,7 +22,7 @@ DEFAULTS = {
     "OUTPUT_RATE": OUTPUT_RATE,
     "--rate-power": TrainingSettings.rate_power,
     "--lr": RULES["sgd"].learning_rate,
-    "--optimiser": TrainingSettings.optimiser,
+    "--optimizer": TrainingSettings.optimizer,
     "--window": TrainingSettings.window,
     "--streams": TrainingSettings.streams,
 }
@@ -40,9 +40,9 @@ TABLES = {  # what a table is about, and what each of its rows changes
         {"--lr": 0.000375},
         {"--lr": 0.0015},
     ],
-    "Optimisers": [
-        *({"--optimiser": "adagrad", "--lr": rate} for rate in (0.02, 0.05, 0.1, 0.2)),
-        *({"--optimiser": "adam", "--lr": rate} for rate in (0.001, 0.002, 0.004, 0.008)),
+    "Optimizers": [
+        *({"--optimizer": "adagrad", "--lr": rate} for rate in (0.02, 0.05, 0.1, 0.2)),
+        *({"--optimizer": "adam", "--lr": rate} for rate in (0.001, 0.002, 0.004, 0.008)),
     ],
     "Windows and streams": [
         *({"--window": window, "--streams": streams} for streams in (8, 20, 64) for window in (5, 10, 20, 35, 70)),

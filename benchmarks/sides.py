@@ -14,7 +14,7 @@ from contest import Run
 from rnnlm.batches import Corpus
 from rnnlm.clusters import choose_cutoffs
 from rnnlm.generation import generate
-from rnnlm.model import RULES, LanguageModel, ModelSettings, Optimiser, Workspace
+from rnnlm.model import RULES, LanguageModel, ModelSettings, Optimizer, Workspace
 from rnnlm.scoring import perplexity
 from rnnlm.training import Progress, TrainingSettings, TrainingState, train
 
@@ -97,7 +97,7 @@ def _counts(shape: Shape) -> np.ndarray:
 def _model(shape: Shape) -> LanguageModel:
     cutoffs = default_cutoffs(shape) if shape.cutoffs is None else shape.cutoffs
     settings = ModelSettings(shape.words, shape.hidden, cutoffs=cutoffs)
-    return LanguageModel.initialise(settings, _counts(shape), np.random.default_rng(1))
+    return LanguageModel.initialize(settings, _counts(shape), np.random.default_rng(1))
 
 
 def _workspace(shape: Shape) -> Workspace:
@@ -109,8 +109,8 @@ def prepare_ours(shape: Shape) -> Run:
     """Train by the loop behind `rnnlm train`, a window at a time: all that it does for a window is counted."""
     work, corpus, model = _workspace(shape), zipf_text(shape), _model(shape)
     settings = TrainingSettings(window=shape.window, streams=shape.streams, epochs=10**9, patience=10**9)
-    optimiser = Optimiser("sgd", model.parameters, _counts(shape), cutoffs=model.settings.cutoffs)
-    state = TrainingState(model, optimiser, RULES["sgd"].learning_rate)
+    optimizer = Optimizer("sgd", model.parameters, _counts(shape), cutoffs=model.settings.cutoffs)
+    state = TrainingState(model, optimizer, RULES["sgd"].learning_rate)
     valid = Corpus(np.array([1, 0], np.int32), np.array([0, 2]), 0, 1)  # next to nothing, at an epoch's end
     windows = (event for event in train(state, settings, corpus, valid, work) if isinstance(event, Progress))
 
@@ -135,7 +135,7 @@ def prepare_torch(shape: Shape, compiled: bool = False) -> Run:
     if shape.cutoffs:
         output = nn.AdaptiveLogSoftmaxWithLoss(shape.hidden, shape.words, list(shape.cutoffs))
     parameters = list(nn.ModuleList([embedding, recurrence, output]).parameters())
-    optimiser = torch.optim.SGD(parameters, lr=0.1)
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
 
     def mean_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if shape.cutoffs:
@@ -150,11 +150,11 @@ def prepare_torch(shape: Shape, compiled: bool = False) -> Run:
     def run(count: int) -> float:
         nonlocal state
         for inputs, targets in itertools.islice(windows, count):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             outputs, last = recurrence(embedding(inputs), state)
             mean_loss(outputs.flatten(0, 1), targets).backward()
             nn.utils.clip_grad_norm_(parameters, 5.0)
-            optimiser.step()
+            optimizer.step()
             state = last.detach()
         return count * shape.window * shape.streams
 

@@ -9,7 +9,7 @@ the sum over its derivations. The mean of -log of that over the predictions (eac
 is the entropy of the text, and its exponential is the perplexity of a model that knows all there is to know.
 
 A sentence is a list of tokens in one of two forms: the grammar's own, lower case but for names and "I"; and the
-written one, as a model sees it, in which the first word, and the first word of a quotation, are capitalised. No name is
+written one, as a model sees it, in which the first word, and the first word of a quotation, are capitalized. No name is
 also a word in lower case, so both forms have the same probability.
 """
 
@@ -31,7 +31,7 @@ import numpy as np
 from nltk.grammar import Nonterminal
 
 from rnnlm.errors import ModelError, RnnlmError, TextError
-from rnnlm.text import TextSettings, Tokeniser, detokenise
+from rnnlm.text import TextSettings, Tokenizer, detokenize
 
 DATA = Path(__file__).resolve().parent
 SEED = 1
@@ -115,13 +115,13 @@ def draw_sentence(grammar: Grammar, generator: np.random.Generator) -> tuple[lis
     return words, log_probability
 
 
-def capitalise(tokens: Sequence[str]) -> list[str]:
-    """Return the written form, in which a sentence's first word and a quotation's first word are capitalised."""
+def capitalize(tokens: Sequence[str]) -> list[str]:
+    """Return the written form, in which a sentence's first word and a quotation's first word are capitalized."""
     return [token[0].upper() + token[1:] if begins else token for token, begins in with_beginnings(tokens)]
 
 
-def uncapitalise(tokens: Sequence[str], words: frozenset[str]) -> list[str]:
-    """Undo `capitalise`, given the grammar's words; a token that should be capitalised and is not becomes ''."""
+def uncapitalize(tokens: Sequence[str], words: frozenset[str]) -> list[str]:
+    """Undo `capitalize`, given the grammar's words; a token that should be capitalized and is not becomes ''."""
     return [restore(token, words) if begins else token for token, begins in with_beginnings(tokens)]
 
 
@@ -142,7 +142,7 @@ def restore(token: str, words: frozenset[str]) -> str:
 
 def render(sentences: Sequence[Sequence[str]], generator: np.random.Generator) -> str:
     """Return raw text of sentences in the grammar's own form: paragraphs of three to seven, in wrapped lines."""
-    readable = [detokenise(capitalise(sentence)) for sentence in sentences]
+    readable = [detokenize(capitalize(sentence)) for sentence in sentences]
     paragraphs = []
     first = 0
     while first < len(readable):
@@ -172,7 +172,7 @@ Spans: TypeAlias = Mapping[
 
 @dataclass(frozen=True)
 class InsideTable:
-    """A grammar cut into steps that join two neighbours, chains of single-child rules already multiplied out.
+    """A grammar cut into steps that join two neighbors, chains of single-child rules already multiplied out.
 
     Arguments:
         start: the number of the start symbol.
@@ -188,7 +188,7 @@ class InsideTable:
 
 def tabulate(grammar: Grammar) -> InsideTable:
     """Bring a grammar's rules into the form that `log_probability` reads."""
-    singles, pairs = binarise(grammar)
+    singles, pairs = binarize(grammar)
     symbols: list[Symbol] = [*grammar.rules, *sorted(grammar.words), *(parent for parent, _, _ in pairs)]
     number = {symbol: index for index, symbol in enumerate(dict.fromkeys(symbols))}
     useful = {number[grammar.start]} | {number[child] for _, *children in pairs for child in children}
@@ -206,7 +206,7 @@ def tabulate(grammar: Grammar) -> InsideTable:
     return InsideTable(number[grammar.start], words, {left: dict(row) for left, row in joins.items()})
 
 
-def binarise(
+def binarize(
     grammar: Grammar,
 ) -> tuple[dict[tuple[Symbol, Symbol], float], dict[tuple[Symbol, Symbol, Symbol], float]]:
     """Cut rules of three children and more in two from the left: `A -> B C D` becomes `A -> (B C) D`, `(B C) -> B C`.
@@ -285,7 +285,7 @@ def join(table: InsideTable, lefts: Spans, rights: Spans, cell: dict[int, float]
 
 def written_log_probability(grammar: Grammar, tokens: Sequence[str]) -> float:
     """Return the log-probability in nats of a sentence in its written form, as a model sees it."""
-    return log_probability(grammar, uncapitalise(tokens, grammar.words))
+    return log_probability(grammar, uncapitalize(tokens, grammar.words))
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ def measure(grammar: Grammar, sentences: Iterable[Sequence[str]]) -> Figures:
         words += len(sentence)
         total += written_log_probability(grammar, sentence)
         if total == -math.inf:
-            raise TextError(f"sentence {count} is not in the grammar, so the text has no floor: {detokenise(sentence)}")
+            raise TextError(f"sentence {count} is not in the grammar, so the text has no floor: {detokenize(sentence)}")
     return Figures(count, words, total)
 
 
@@ -349,23 +349,23 @@ def expect(grammar: Grammar) -> Figures:
 
 
 @cache
-def training_tokeniser() -> Tokeniser:
+def training_tokenizer() -> Tokenizer:
     """Learn where sentences end, as `rnnlm train data/train.txt` does."""
-    return Tokeniser.learn([DATA / "train.txt"], TextSettings())
+    return Tokenizer.learn([DATA / "train.txt"], TextSettings())
 
 
 def read_sentences(file: str | Path) -> list[list[str]]:
     """Return the sentences of a raw text in their written form."""
-    return list(training_tokeniser().sentences([file]))
+    return list(training_tokenizer().sentences([file]))
 
 
 def judge(grammar: Grammar, lines: Iterable[str]) -> list[tuple[str, bool]]:
     """Return each readable sentence, and whether the grammar accepts it; blank lines are no sentences."""
-    tokeniser = Tokeniser(TextSettings())
+    tokenizer = Tokenizer(TextSettings())
     sentences = [line.strip() for line in lines if line.strip()]
     if not sentences:
         raise TextError("there are no sentences to judge; give one a line, as rnnlm generate prints them")
-    return [(line, written_log_probability(grammar, tokeniser.words(line)) > -math.inf) for line in sentences]
+    return [(line, written_log_probability(grammar, tokenizer.words(line)) > -math.inf) for line in sentences]
 
 
 def share(judged: Sequence[tuple[str, bool]]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from rnnlm import batches
 from rnnlm.batches import IGNORED, Corpus, encode, prepare, reopen, windows
 from rnnlm.errors import SettingsError, TextError, VocabularyError
-from rnnlm.text import TextSettings, Tokeniser
+from rnnlm.text import TextSettings, Tokenizer
 from rnnlm.vocabulary import SENTENCE_END, Vocabulary, VocabularySettings
 
 PLAIN = TextSettings(pretokenized=True)
@@ -35,17 +35,17 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def no_tokenising(monkeypatch):
-    """Return a context in which any attempt to tokenise is an error."""
+def no_tokenizing(monkeypatch):
+    """Return a context in which any attempt to tokenize is an error."""
 
     def refuse(*_, **__):
-        raise AssertionError("tokenised once too often")
+        raise AssertionError("tokenized once too often")
 
     @contextlib.contextmanager
     def context():
         with monkeypatch.context() as patch:
-            patch.setattr(Tokeniser, "blocks", refuse)
-            patch.setattr(Tokeniser, "learn", refuse)
+            patch.setattr(Tokenizer, "blocks", refuse)
+            patch.setattr(Tokenizer, "learn", refuse)
             yield
 
     return context
@@ -154,10 +154,10 @@ def test_several_files_are_one_corpus(write, folder):
 
 
 def test_encode_uses_what_the_model_has(write, folder):
-    """Another text is cut by the model's tokeniser and numbered by its vocabulary."""
+    """Another text is cut by the model's tokenizer and numbered by its vocabulary."""
     text = "The cat met Mr. Dog on the road. Mr. Dog was on his way, and Mr. Cow was with the dog. " * 9
     prepared = prepare([write(text)], folder, TextSettings(lowercase=True), WORDS)
-    corpus = encode([write("Mr. Cow met a cat. The dog.")], folder, prepared.tokeniser, prepared.vocabulary)
+    corpus = encode([write("Mr. Cow met a cat. The dog.")], folder, prepared.tokenizer, prepared.vocabulary)
     assert sentences_of(corpus, prepared.vocabulary) == ["mr. cow met <unk> cat .", "the dog ."]
     assert (corpus.unknown, corpus.types, corpus.words) == (1, 8, 9)
 
@@ -193,25 +193,25 @@ def test_stages_are_told(write, folder):
 
     path = write("The cat sat. It slept.\n" * 50)
     prepare([path], folder, TextSettings(), WORDS, stage=stage)
-    assert list(told) == ["checking the text", "learning where sentences end", "tokenising", "numbering words"]
+    assert list(told) == ["checking the text", "learning where sentences end", "tokenizing", "numbering words"]
     assert all(size == done > 0 for size, done in told.values())
 
 
 # The cache
 
 
-def test_second_run_tokenises_nothing(write, folder, no_tokenising):
-    """The same text and settings are never tokenised twice."""
+def test_second_run_tokenises_nothing(write, folder, no_tokenizing):
+    """The same text and settings are never tokenized twice."""
     path = write("The cat sat. It slept.\n\nMr. Dog ran.\n" * 9)
     first = prepare([path], folder, TextSettings(), WORDS, valid_fraction=0.1)
-    valid = encode([path], folder, first.tokeniser, first.vocabulary)
+    valid = encode([path], folder, first.tokenizer, first.vocabulary)
     assert not first.cached
     elsewhere = write(path.read_text(), "same.txt")
-    with no_tokenising():
+    with no_tokenizing():
         second = prepare([elsewhere], folder, TextSettings(), WORDS, valid_fraction=0.1)
-        again = encode([path], folder, second.tokeniser, second.vocabulary)
+        again = encode([path], folder, second.tokenizer, second.vocabulary)
     assert second.cached
-    assert second.tokeniser == first.tokeniser
+    assert second.tokenizer == first.tokenizer
     assert second.vocabulary == first.vocabulary
     for one, other in [(first.train, second.train), (first.valid, second.valid), (valid, again)]:
         assert np.array_equal(one.ids, other.ids)
@@ -241,28 +241,28 @@ def test_changes_are_seen(write, folder):
     assert not prepare([path], folder, PLAIN, WORDS).cached
 
 
-def test_encoded_text_depends_on_the_model(write, folder, no_tokenising):
-    """A text that was encoded for one vocabulary or tokeniser is encoded anew for another; names are kept apart."""
+def test_encoded_text_depends_on_the_model(write, folder, no_tokenizing):
+    """A text that was encoded for one vocabulary or tokenizer is encoded anew for another; names are kept apart."""
     path = write("the cat\n")
-    tokeniser, small = Tokeniser(PLAIN), Vocabulary(["</s>", "cat", "<unk>"], [1, 1, 0])
+    tokenizer, small = Tokenizer(PLAIN), Vocabulary(["</s>", "cat", "<unk>"], [1, 1, 0])
     large = Vocabulary(["</s>", "the", "cat", "<unk>"], [1, 1, 1, 0])
-    assert encode([path], folder, tokeniser, small).ids.tolist() == [2, 1, 0]
-    assert encode([path], folder, tokeniser, large, name="test").ids.tolist() == [1, 2, 0]
-    with no_tokenising():
-        assert encode([path], folder, tokeniser, small).unknown == 1
-        assert encode([path], folder, tokeniser, large, name="test").unknown == 0
-    lower = Tokeniser(TextSettings(pretokenized=True, lowercase=True))
-    with no_tokenising(), pytest.raises(AssertionError, match="once too often"):
+    assert encode([path], folder, tokenizer, small).ids.tolist() == [2, 1, 0]
+    assert encode([path], folder, tokenizer, large, name="test").ids.tolist() == [1, 2, 0]
+    with no_tokenizing():
+        assert encode([path], folder, tokenizer, small).unknown == 1
+        assert encode([path], folder, tokenizer, large, name="test").unknown == 0
+    lower = Tokenizer(TextSettings(pretokenized=True, lowercase=True))
+    with no_tokenizing(), pytest.raises(AssertionError, match="once too often"):
         encode([path], folder, lower, small)
-    with no_tokenising(), pytest.raises(AssertionError, match="once too often"):
-        encode([path], folder, tokeniser, large)
+    with no_tokenizing(), pytest.raises(AssertionError, match="once too often"):
+        encode([path], folder, tokenizer, large)
 
 
 def test_reopen_without_the_text(write, folder):
     """What was encoded is found by its keys alone, so that training can go on when the text was standard input."""
     path, other = write("the cat\nthe dog\nthe end\n"), write("a dog\n", "valid.txt")
     ready = prepare([path], folder, PLAIN, WORDS)
-    valid = encode([other], folder, ready.tokeniser, ready.vocabulary)
+    valid = encode([other], folder, ready.tokenizer, ready.vocabulary)
     path.unlink()
     train_again, valid_again = reopen(folder, ready.train.key, valid.key)
     assert np.array_equal(train_again.ids, ready.train.ids)

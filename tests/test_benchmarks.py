@@ -37,7 +37,7 @@ def test_speed(tmp_path):
         "(c) Training, clustered softmax",
         "(d) Growth with the vocabulary",
         "(e) Start-up",
-        "(f) Tokenising and encoding",
+        "(f) Tokenizing and encoding",
         "(g) Generation and evaluation",
     ]
     assert not any("nan" in cell or "failed" in cell for rows in found.values() for row in rows for cell in row)

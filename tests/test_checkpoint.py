@@ -9,8 +9,8 @@ import pytest
 from rnnlm import checkpoint
 from rnnlm.checkpoint import ModelFolder, load_model, load_training, save_model, save_training
 from rnnlm.errors import ModelError
-from rnnlm.model import LanguageModel, ModelSettings, Optimiser
-from rnnlm.text import Tokeniser
+from rnnlm.model import LanguageModel, ModelSettings, Optimizer
+from rnnlm.text import Tokenizer
 from rnnlm.training import TrainingSettings, TrainingState
 from rnnlm.vocabulary import Vocabulary
 
@@ -25,19 +25,19 @@ def vocabulary():
 def model(vocabulary):
     """Return a small model."""
     settings = ModelSettings(len(vocabulary), hidden=3, truncate=2)
-    return LanguageModel.initialise(settings, vocabulary.counts, np.random.default_rng(1))
+    return LanguageModel.initialize(settings, vocabulary.counts, np.random.default_rng(1))
 
 
 @pytest.fixture
 def best(tmp_path, model, vocabulary):
     """Return the path of a saved model."""
     path = tmp_path / "best.npz"
-    save_model(path, model, vocabulary, Tokeniser(), {"epoch": 3})
+    save_model(path, model, vocabulary, Tokenizer(), {"epoch": 3})
     return path
 
 
 def test_a_model_is_read_as_it_was_written(best, model, vocabulary):
-    """Parameters, settings, vocabulary, tokeniser and information come back, from the file and from its folder."""
+    """Parameters, settings, vocabulary, tokenizer and information come back, from the file and from its folder."""
     for path in (best, best.parent, str(best)):
         saved = load_model(path)
         assert saved.model.settings == model.settings
@@ -45,14 +45,14 @@ def test_a_model_is_read_as_it_was_written(best, model, vocabulary):
             name: array.tobytes() for name, array in model.parameters.items()
         }
         assert saved.vocabulary == vocabulary
-        assert saved.tokeniser == Tokeniser()
+        assert saved.tokenizer == Tokenizer()
         assert saved.information == {"epoch": 3}
 
 
 def test_the_same_model_gives_the_same_bytes(best, model, vocabulary, tmp_path):
     """A file depends on what it holds alone, not on the clock."""
     again = tmp_path / "again.npz"
-    save_model(again, model, vocabulary, Tokeniser(), {"epoch": 3})
+    save_model(again, model, vocabulary, Tokenizer(), {"epoch": 3})
     assert again.read_bytes() == best.read_bytes()
 
 
@@ -102,7 +102,7 @@ def test_foreign_files_are_refused(tmp_path):
 def test_a_newer_format_asks_for_an_upgrade(best, monkeypatch, model, vocabulary):
     """A file of a later format is not guessed at."""
     monkeypatch.setattr(checkpoint, "VERSION", 99)
-    save_model(best, model, vocabulary, Tokeniser(), {})
+    save_model(best, model, vocabulary, Tokenizer(), {})
     monkeypatch.undo()
     with pytest.raises(ModelError, match=r"newer rnnlm .* upgrade"):
         load_model(best)
@@ -112,7 +112,7 @@ def test_shapes_that_contradict_the_settings_are_damage(best, model, vocabulary)
     """A parameter of another shape, or one that is missing, is refused."""
     for change in ({"U": model.parameters["U"][:-1]}, {"extra": np.zeros(2, np.float32)}):
         parameters = {**model.parameters, **change}
-        save_model(best, LanguageModel(model.settings, parameters), vocabulary, Tokeniser(), {})
+        save_model(best, LanguageModel(model.settings, parameters), vocabulary, Tokenizer(), {})
         with pytest.raises(ModelError, match="is damaged"):
             load_model(best)
 
@@ -127,7 +127,7 @@ def test_a_failed_write_leaves_the_old_file(best, model, vocabulary, monkeypatch
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(ModelError, match=r"cannot be written .no space left on device"):
-        save_model(best, model, vocabulary, Tokeniser(), {})
+        save_model(best, model, vocabulary, Tokenizer(), {})
     assert best.read_bytes() == before
     assert [path.name for path in best.parent.iterdir()] == ["best.npz"]
 
@@ -143,18 +143,18 @@ def test_nothing_is_pickled(best):
 def test_training_is_read_as_it_was_written(tmp_path, model, vocabulary):
     """The state of training comes back whole: velocity, memories, numbers, infinities and not-a-numbers included."""
     settings = TrainingSettings(momentum=0.5, seed=7)
-    optimiser = Optimiser("sgd", model.parameters, vocabulary.counts, momentum=0.5)
-    optimiser.memory["W"]["velocity"] += 0.25
+    optimizer = Optimizer("sgd", model.parameters, vocabulary.counts, momentum=0.5)
+    optimizer.memory["W"]["velocity"] += 0.25
     memories = np.full((1, 4, 3), 0.5, np.float32)
-    state = TrainingState(model, optimiser, 0.00075, epoch=2, window=9, memories=memories, loss_sum=0.1 + 0.2)
-    saved = checkpoint.SavedModel(model, vocabulary, Tokeniser(), {"text": "x"})
+    state = TrainingState(model, optimizer, 0.00075, epoch=2, window=9, memories=memories, loss_sum=0.1 + 0.2)
+    saved = checkpoint.SavedModel(model, vocabulary, Tokenizer(), {"text": "x"})
     folder = ModelFolder(tmp_path)
     save_training(folder.last, state, settings, saved)
     back, back_settings, back_saved = load_training(folder)
     assert back_settings == settings
     assert back_saved.information == {"text": "x"}
     assert np.array_equal(back.memories, memories)
-    assert np.array_equal(back.optimiser.memory["W"]["velocity"], optimiser.memory["W"]["velocity"])
+    assert np.array_equal(back.optimizer.memory["W"]["velocity"], optimizer.memory["W"]["velocity"])
     assert repr(back.to_json()) == repr(state.to_json())
 
 

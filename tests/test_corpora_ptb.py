@@ -38,6 +38,6 @@ def test_training_part(prepared):
 def test_validation_part(prepared):
     """The validation part gives 73,760 predictions, all of them in an epoch of windows."""
     folder, ready = prepared
-    valid = encode([PTB / "ptb.valid.txt"], folder, ready.tokeniser, ready.vocabulary)
+    valid = encode([PTB / "ptb.valid.txt"], folder, ready.tokenizer, ready.vocabulary)
     assert (valid.sentences, valid.words, valid.predictions) == (3_370, 70_390, 73_760)
     assert sum(int((piece.targets >= 0).sum()) for piece in windows(valid, 20, 35)) == 73_760

@@ -516,7 +516,7 @@ def test_errors_shrink_and_grow_as_the_table_says():
 def test_a_new_model_forgets_as_fast_as_the_text_says():
     """W as it is drawn stretches some direction 1.15-fold, and shrinks most directions to about 0.58 a step."""
     generator = np.random.default_rng(3)
-    W = LanguageModel.initialise(ModelSettings(10, hidden=200), np.ones(10), generator, np.float64).parameters["W"]
+    W = LanguageModel.initialize(ModelSettings(10, hidden=200), np.ones(10), generator, np.float64).parameters["W"]
     assert np.linalg.norm(W, 2) == pytest.approx(2 / math.sqrt(3), rel=0.03)
     deltas = [generator.normal(size=(200, 50))]
     for _ in range(4):

@@ -17,7 +17,7 @@ def small_model(words=6, hidden=5, scale=3.0, carry_state=False, dtype=np.float3
     """Make a model with weights large enough that what was read matters much."""
     generator = np.random.default_rng(4)
     settings = ModelSettings(words=words, hidden=hidden, carry_state=carry_state)
-    model = LanguageModel.initialise(settings, np.ones(words), generator, dtype)
+    model = LanguageModel.initialize(settings, np.ones(words), generator, dtype)
     for parameter in model.parameters.values():
         parameter[...] = generator.normal(0, scale / np.sqrt(hidden), parameter.shape)
     return model
@@ -33,7 +33,7 @@ def sentences(model, count=20, seed=1, prompt=(), threads=1, **settings):
 
 
 def log_probability(model, words, context, minimum, unknown):
-    """Return log p of a sentence's words after `context` by the definition: word by word, masked, renormalised."""
+    """Return log p of a sentence's words after `context` by the definition: word by word, masked, renormalized."""
     work = Workspace()
     log_p, state = model.step(np.array([SENTENCE_END]), model.start(1), work)
     for word in context:
@@ -98,7 +98,7 @@ def distribution(p, **settings):
 
 
 def test_temperature_takes_probabilities_to_its_inverse():
-    """P becomes p^(1/temperature), renormalised."""
+    """P becomes p^(1/temperature), renormalized."""
     p = np.array([0.5, 0.3, 0.2])
     for temperature in (0.25, 1.0, 2.0):
         expected = p ** (1 / temperature)

@@ -169,7 +169,7 @@ def test_saved_model_passes_along_directions() -> None:
     """A float32 model of a few thousand numbers passes on random words, each parameter alone and all together."""
     generator = np.random.default_rng(0)
     settings = ModelSettings(words=120, hidden=16, truncate=3)
-    model = LanguageModel.initialise(settings, generator.integers(1, 100, 120), generator)
+    model = LanguageModel.initialize(settings, generator.integers(1, 100, 120), generator)
     rows = check_model(model, generator, directions=3)
     assert [row.parameter for row in rows] == [*NAMES, "all"]
     assert all(row.passed and row.coordinates == 3 for row in rows)
@@ -582,7 +582,7 @@ def test_json_stays_json_when_numbers_are_not_finite(monkeypatch: pytest.MonkeyP
 def saved(monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
     """Make a model that rnnlm.checkpoint loads, whatever the path."""
     generator = np.random.default_rng(0)
-    model = LanguageModel.initialise(ModelSettings(words=30, hidden=6), np.ones(30), generator)
+    model = LanguageModel.initialize(ModelSettings(words=30, hidden=6), np.ones(30), generator)
     checkpoint = ModuleType("rnnlm.checkpoint")
     monkeypatch.setattr(checkpoint, "load_model", lambda path: SimpleNamespace(model=model), raising=False)
     monkeypatch.setitem(sys.modules, "rnnlm.checkpoint", checkpoint)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from rnnlm.text import TextSettings, Tokeniser, detokenise
+from rnnlm.text import TextSettings, Tokenizer, detokenize
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 
@@ -142,11 +142,11 @@ def test_quotations_questions_and_lists_are_complete(right: str, wrong: str) -> 
 
 
 def test_capitalising_loses_nothing(drawn: dict[str, list[tuple[list[str], float]]]) -> None:
-    """No name is also a lower-case word, so capitalising keeps every probability, and can be undone."""
-    capitalised = {word[0].upper() + word[1:] for word in GRAMMAR.words if word[0].islower()}
-    assert not capitalised & GRAMMAR.words
+    """No name is also a lower-case word, so capitalizing keeps every probability, and can be undone."""
+    capitalized = {word[0].upper() + word[1:] for word in GRAMMAR.words if word[0].islower()}
+    assert not capitalized & GRAMMAR.words
     for tokens, _ in drawn["valid"]:
-        assert grammar.uncapitalise(grammar.capitalise(tokens), GRAMMAR.words) == tokens
+        assert grammar.uncapitalize(grammar.capitalize(tokens), GRAMMAR.words) == tokens
 
 
 # Probabilities
@@ -248,7 +248,7 @@ def test_every_sentence_survives_the_text_pipeline(
 ) -> None:
     """Cut by the sentence ends that Punkt learns from train.txt, the raw texts give back exactly what was drawn."""
     for name, sentences in drawn.items():
-        assert read[name] == [grammar.capitalise(tokens) for tokens, _ in sentences]
+        assert read[name] == [grammar.capitalize(tokens) for tokens, _ in sentences]
 
 
 def test_another_seed_survives_the_text_pipeline(tmp_path: Path) -> None:
@@ -257,8 +257,8 @@ def test_another_seed_survives_the_text_pipeline(tmp_path: Path) -> None:
     sentences = [grammar.draw_sentence(GRAMMAR, generator)[0] for _ in range(2000)]
     path = tmp_path / "text.txt"
     path.write_text(grammar.render(sentences, generator), encoding="utf-8")
-    tokeniser = Tokeniser.learn([path], TextSettings())
-    assert list(tokeniser.sentences([path])) == [grammar.capitalise(tokens) for tokens in sentences]
+    tokenizer = Tokenizer.learn([path], TextSettings())
+    assert list(tokenizer.sentences([path])) == [grammar.capitalize(tokens) for tokens in sentences]
 
 
 def test_the_texts_are_raw_paragraphs_in_wrapped_lines() -> None:
@@ -281,7 +281,7 @@ def test_the_readme_states_the_figures(read: dict[str, list[list[str]]]) -> None
     repeated = {name: sum(tuple(sentence) in training for sentence in read[name]) for name in ("valid", "test")}
     prose = " ".join(readme.split())
     assert f"{repeated['valid']} of the 1,000 sentences in `valid.txt` and {repeated['test']} of those in" in prose
-    counts = Counter(word for sentence in read["train"] for word in grammar.uncapitalise(sentence, GRAMMAR.words))
+    counts = Counter(word for sentence in read["train"] for word in grammar.uncapitalize(sentence, GRAMMAR.words))
     rarest = min(counts[word] for word in GRAMMAR.words)
     assert f"each of the {len(GRAMMAR.words)} words occurs at least {rarest} times" in prose
 
@@ -306,7 +306,7 @@ def test_report_holds_a_model_against_the_floor(tmp_path: Path) -> None:
     floor = math.exp(-math.fsum(log_probability for _, log_probability in sentences) / predictions)
     history = '{"valid_perplexity": 20.0}\n{"valid_perplexity": 10.0}\n{"event": "other"}\n{"valid_perplexity": 11.0}\n'
     (tmp_path / "history.jsonl").write_text(history, encoding="utf-8")
-    generated = "".join(detokenise(grammar.capitalise(tokens)) + "\n" for tokens, _ in sentences)
+    generated = "".join(detokenize(grammar.capitalize(tokens)) + "\n" for tokens, _ in sentences)
     reports = [
         CliRunner().invoke(grammar.main, ["report", *reached, "--floor-of", str(text), "-"], input=generated).output
         for reached in (["--perplexity", "10"], ["--model", str(tmp_path)])

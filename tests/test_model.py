@@ -21,7 +21,7 @@ from rnnlm.model import (
     Gradients,
     LanguageModel,
     ModelSettings,
-    Optimiser,
+    Optimizer,
     Parameters,
     Rows,
     Spans,
@@ -268,7 +268,7 @@ PINNED = (
 
 
 def test_pinned_curve_of_ten_steps() -> None:
-    """Ten steps of Optimiser, rate 0.5, momentum 0.5, on one window: the loss falls, along ten known numbers.
+    """Ten steps of Optimizer, rate 0.5, momentum 0.5, on one window: the loss falls, along ten known numbers.
 
     They were computed by `plain_bptt` above, truncation 4, and velocity = 0.5 * velocity + 0.5 * gradient of the mean,
     and do not come from model.py.
@@ -276,13 +276,13 @@ def test_pinned_curve_of_ten_steps() -> None:
     model = elman(truncate=4)
     inputs, targets = sentences(13, 3)
     work = Workspace()
-    optimiser = Optimiser("sgd", model.parameters, np.ones(WORDS), momentum=0.5, power=0)
+    optimizer = Optimizer("sgd", model.parameters, np.ones(WORDS), momentum=0.5, power=0)
     weights = mean_weights(targets)
     curve = []
     for _ in PINNED:
         (losses, _), backward = model.losses(inputs, targets, model.start(3), work)
         curve.append(float((losses * weights).sum()))
-        optimiser.step(model.parameters, backward(weights), 0.5, work)
+        optimizer.step(model.parameters, backward(weights), 0.5, work)
     np.testing.assert_allclose(curve, PINNED, rtol=0, atol=1e-9)
     assert len(curve) == 10
     assert all(later < earlier for earlier, later in itertools.pairwise(curve))
@@ -383,13 +383,13 @@ def test_threads_do_not_change_a_bit(threads: int, monkeypatch: pytest.MonkeyPat
         model = LanguageModel(ModelSettings(700, 100), theta)
         text = (np.arange(8 * 6 + 1) ** 2 * 7) % 700
         inputs, targets = text[:-1].reshape(8, 6), text[1:].reshape(8, 6)
-        optimiser = Optimiser("sgd", theta, np.arange(700), momentum=0.9)
+        optimizer = Optimizer("sgd", theta, np.arange(700), momentum=0.9)
         results = []
         for _ in range(3):
             (losses, state), backward = model.losses(inputs, targets, model.start(6), work)
             gradients = backward(mean_weights(targets))
             results += [losses, state, *in_full(gradients, model).values()]
-            optimiser.step(theta, gradients, 0.1, work)
+            optimizer.step(theta, gradients, 0.1, work)
         results += [model.step(inputs[0], model.start(6), work)[0], *theta.values()]
         work.close()
         return results
@@ -505,8 +505,8 @@ def test_float32_stays_float32(truncate: int | None) -> None:
     """Parameters, states, losses, gradients, velocity and log-probabilities are float32 before and after a step."""
     generator, work = np.random.default_rng(0), Workspace()
     settings = ModelSettings(WORDS, HIDDEN, truncate=truncate)
-    model = LanguageModel.initialise(settings, np.arange(WORDS), generator)
-    optimiser = Optimiser("sgd", model.parameters, np.arange(WORDS), momentum=0.9)
+    model = LanguageModel.initialize(settings, np.arange(WORDS), generator)
+    optimizer = Optimizer("sgd", model.parameters, np.arange(WORDS), momentum=0.9)
     inputs, targets = sentences(6, 2)
     for ignored in (False, True):
         targets = np.where((np.arange(12).reshape(6, 2) == 3) & ignored, IGNORED, targets)
@@ -514,11 +514,11 @@ def test_float32_stays_float32(truncate: int | None) -> None:
         gradients = backward(mean_weights(targets))
         arrays = [losses, state, model.start(2), *model.step(inputs[0], state, work)]
         arrays += [part.values if isinstance(part, Rows) else part for part in gradients.values()]
-        optimiser.step(model.parameters, gradients, 0.1, work)
+        optimizer.step(model.parameters, gradients, 0.1, work)
         arrays += [
             *model.parameters.values(),
-            *(slot for memory in optimiser.memory.values() for slot in memory.values()),
-            *optimiser.rates.values(),
+            *(slot for memory in optimizer.memory.values() for slot in memory.values()),
+            *optimizer.rates.values(),
         ]
         assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
@@ -641,7 +641,7 @@ def test_dropout_is_decided_by_its_generator() -> None:
 def test_initial_model_predicts_word_frequencies() -> None:
     """At a state of zero the output bias alone speaks: p(w) is w's share of the counts, half an occurrence at least."""
     counts = np.array([50, 30, 0, 19.5])
-    model = LanguageModel.initialise(ModelSettings(4, 3), counts, np.random.default_rng(0), np.float64)
+    model = LanguageModel.initialize(ModelSettings(4, 3), counts, np.random.default_rng(0), np.float64)
     c = model.parameters["c"]
     np.testing.assert_allclose(np.exp(c), [0.5, 0.3, 0.005, 0.195], rtol=1e-14)
     assert not model.parameters["b"].any()
@@ -651,7 +651,7 @@ def test_initial_weights_fill_one_over_root_fan_in() -> None:
     """U lies within 1/sqrt(V), W and V within 1/sqrt(H), both signs, right up to the limit, and the seed decides."""
     settings = ModelSettings(400, 25)
     model, same, other = (
-        LanguageModel.initialise(settings, np.ones(400), np.random.default_rng(seed)) for seed in (1, 1, 2)
+        LanguageModel.initialize(settings, np.ones(400), np.random.default_rng(seed)) for seed in (1, 1, 2)
     )
     for name, limit in (("U", 0.05), ("W", 0.2), ("V", 0.2)):
         value = model.parameters[name]
@@ -667,7 +667,7 @@ def test_shapes_are_those_of_the_cell(cell: str) -> None:
     """Gates widen U, W and b, memories deepen the state, and nothing else changes."""
     gates, memories = CELLS[cell].gates, CELLS[cell].memories
     settings = ModelSettings(7, 3, cell)
-    model = LanguageModel.initialise(settings, np.ones(7), np.random.default_rng(0))
+    model = LanguageModel.initialize(settings, np.ones(7), np.random.default_rng(0))
     shapes = {name: value.shape for name, value in model.parameters.items()}
     assert shapes == {"U": (7, 3 * gates), "W": (3 * gates, 3), "b": (3 * gates,), "V": (7, 3), "c": (7,)}
     assert model.start(5).shape == (memories, 5, 3)
@@ -675,7 +675,7 @@ def test_shapes_are_those_of_the_cell(cell: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Optimiser
+# Optimizer
 
 
 def some_gradients(theta: Parameters, ids: list[int], step: int) -> Gradients:
@@ -694,7 +694,7 @@ def test_sgd_equals_its_formula(momentum: float, power: float) -> None:
     velocity = {name: np.zeros_like(value) for name, value in theta.items()}
     relative = [1 / (max(count, 0.5) / (counts.sum() + 0.5)) ** power for count in counts]
     scales = {"U": INPUT_RATE, "V": OUTPUT_RATE, "c": OUTPUT_RATE} if power else {"U": 1, "V": 1, "c": 1}
-    optimiser, work = Optimiser("sgd", theta, counts, momentum, power), Workspace()
+    optimizer, work = Optimizer("sgd", theta, counts, momentum, power), Workspace()
     for step, (ids, rate) in enumerate((([0, 3, 4], 0.1), ([3, 10], 0.2), ([0, 1, 10], 0.05))):
         gradients = some_gradients(theta, ids, step)
         full = in_full(gradients, LanguageModel(ModelSettings(WORDS), theta))
@@ -703,9 +703,9 @@ def test_sgd_equals_its_formula(momentum: float, power: float) -> None:
                 own_rate = rate * relative[row] * scales[name] if name in scales else rate
                 velocity[name][row] = momentum * velocity[name][row] + full[name][row]
                 expected[name][row] -= own_rate * velocity[name][row]
-        optimiser.step(theta, gradients, rate, work)
+        optimizer.step(theta, gradients, rate, work)
     assert_close(theta, expected, 1e-13)
-    assert all(list(memory) == (["velocity"] if momentum else []) for memory in optimiser.memory.values())
+    assert all(list(memory) == (["velocity"] if momentum else []) for memory in optimizer.memory.values())
 
 
 @pytest.mark.parametrize("kind", ["adagrad", "adam"])
@@ -714,7 +714,7 @@ def test_adaptive_optimisers_equal_their_formulas(kind: str) -> None:
     theta = parameters()
     expected = {name: value.copy() for name, value in theta.items()}
     first, second = ({name: np.zeros_like(value) for name, value in theta.items()} for _ in range(2))
-    optimiser, work = Optimiser(kind, theta, np.ones(WORDS)), Workspace()
+    optimizer, work = Optimizer(kind, theta, np.ones(WORDS)), Workspace()
     for time, ids in enumerate(([0, 3, 4], [3, 10], [0, 1, 10]), start=1):
         gradients = some_gradients(theta, ids, time)
         full = in_full(gradients, LanguageModel(ModelSettings(WORDS), theta))
@@ -732,21 +732,21 @@ def test_adaptive_optimisers_equal_their_formulas(kind: str) -> None:
                     mean, square = first[name][row] / (1 - 0.9**time), second[name][row] / (1 - 0.999**time)
                     change = mean / (np.sqrt(square) + 1e-8)
                 expected[name][row] = expected[name][row] - 0.1 * change
-        optimiser.step(theta, gradients, 0.1, work, shrink=0.5, time=time)
+        optimizer.step(theta, gradients, 0.1, work, shrink=0.5, time=time)
     assert_close(theta, expected, 1e-12)
 
 
 def test_unread_rows_keep_their_velocity() -> None:
     """A row of U that is not read stays where it is, whatever its velocity; it moves on from that when read again."""
     theta = parameters()
-    optimiser, work = Optimiser("sgd", theta, np.ones(WORDS), momentum=0.5, power=0), Workspace()
+    optimizer, work = Optimizer("sgd", theta, np.ones(WORDS), momentum=0.5, power=0), Workspace()
     zero = {name: np.zeros_like(value) for name, value in theta.items() if name != "U"}
     before = theta["U"][2].copy()
-    optimiser.step(theta, {**zero, "U": Rows(np.array([2]), np.ones((1, HIDDEN)))}, 1.0, work)
+    optimizer.step(theta, {**zero, "U": Rows(np.array([2]), np.ones((1, HIDDEN)))}, 1.0, work)
     np.testing.assert_allclose(theta["U"][2], before - 1)
-    optimiser.step(theta, {**zero, "U": Rows(np.array([3]), np.ones((1, HIDDEN)))}, 1.0, work)
+    optimizer.step(theta, {**zero, "U": Rows(np.array([3]), np.ones((1, HIDDEN)))}, 1.0, work)
     np.testing.assert_allclose(theta["U"][2], before - 1)
-    optimiser.step(theta, {**zero, "U": Rows(np.array([2]), np.zeros((1, HIDDEN)))}, 1.0, work)
+    optimizer.step(theta, {**zero, "U": Rows(np.array([2]), np.zeros((1, HIDDEN)))}, 1.0, work)
     np.testing.assert_allclose(theta["U"][2], before - 1.5)
 
 
@@ -755,9 +755,9 @@ def test_large_tables_are_stepped_whole() -> None:
     for threads in (1, 3):
         theta = {"V": np.ones((5003, 67)), "U": np.zeros((5003, 67)), "c": np.zeros(5003)}
         counts = np.arange(5003) % 7
-        optimiser, work = Optimiser("sgd", theta, counts, momentum=0.5), Workspace(threads)
+        optimizer, work = Optimizer("sgd", theta, counts, momentum=0.5), Workspace(threads)
         gradient = np.sin(np.arange(5003 * 67.0)).reshape(5003, 67)
-        optimiser.step(theta, {"V": gradient.copy()}, 0.1, work)
+        optimizer.step(theta, {"V": gradient.copy()}, 0.1, work)
         work.close()
         rates = 0.1 * OUTPUT_RATE * word_rates(counts, 0.5)[:, None]
         np.testing.assert_allclose(theta["V"], 1 - rates * gradient, rtol=0, atol=1e-14)

@@ -20,7 +20,7 @@ def small_model(carry_state=False, dtype=np.float64):
     """Make a model for which much depends on what was read."""
     generator = np.random.default_rng(6)
     settings = ModelSettings(words=len(WORDS), hidden=7, carry_state=carry_state)
-    model = LanguageModel.initialise(settings, np.ones(len(WORDS)), generator, dtype)
+    model = LanguageModel.initialize(settings, np.ones(len(WORDS)), generator, dtype)
     for parameter in model.parameters.values():
         parameter[...] = generator.normal(0, 1, parameter.shape)
     return model

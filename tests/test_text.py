@@ -16,10 +16,10 @@ import pytest
 
 from rnnlm import text
 from rnnlm.errors import ModelError, SettingsError, TextError
-from rnnlm.text import Source, TextSettings, Tokeniser, detokenise, digests, spooled, total_bytes
+from rnnlm.text import Source, TextSettings, Tokenizer, detokenize, digests, spooled, total_bytes
 
-PLAIN = Tokeniser(TextSettings(pretokenized=True))
-PLAIN_LOWER = Tokeniser(TextSettings(pretokenized=True, lowercase=True))
+PLAIN = Tokenizer(TextSettings(pretokenized=True))
+PLAIN_LOWER = Tokenizer(TextSettings(pretokenized=True, lowercase=True))
 
 PROSE = """\
 Dr. Brown met Mr. Jones on Friday. They talked about the weather, as Dr. Brown always does.
@@ -46,13 +46,13 @@ def write(tmp_path):
 
 @pytest.fixture
 def raw(write):
-    """Return a tokeniser of raw text that has learned from some prose."""
-    return Tokeniser.learn([write(PROSE * 4, "prose.txt")], TextSettings())
+    """Return a tokenizer of raw text that has learned from some prose."""
+    return Tokenizer.learn([write(PROSE * 4, "prose.txt")], TextSettings())
 
 
-def sentences(tokeniser, *paths, **options):
+def sentences(tokenizer, *paths, **options):
     """Return all sentences of some files."""
-    return list(tokeniser.sentences(paths, **options))
+    return list(tokenizer.sentences(paths, **options))
 
 
 # Every row of docs/formats.md
@@ -84,19 +84,19 @@ def test_literal_unknown(write, raw):
 
 def test_literal_unknown_is_folded_too(write):
     """With lower case, <UNK> is the unknown word, in raw text as well."""
-    lower = Tokeniser.learn([write(PROSE)], TextSettings(lowercase=True))
+    lower = Tokenizer.learn([write(PROSE)], TextSettings(lowercase=True))
     assert lower.words("The <UNK>.") == ["the", "<unk>", "."]
     assert sentences(PLAIN_LOWER, write("The <UNK>\n")) == [["the", "<unk>"]]
 
 
 @pytest.mark.parametrize("content", ["one two\nthree </s>\n", "one two\n</s> three", "one\n \t</s>\t"])
 def test_literal_sentence_end(write, raw, content):
-    """A literal `</s>` is an error that names file and line: as a word of pretokenised text, anywhere in raw text."""
+    """A literal `</s>` is an error that names file and line: as a word of pretokenized text, anywhere in raw text."""
     path = write(content)
     line = content[: content.index("<")].count("\n") + 1
-    for tokeniser in (PLAIN, raw):
+    for tokenizer in (PLAIN, raw):
         with pytest.raises(TextError, match=rf"corpus\.txt, line {line}: '</s>' .*remove it"):
-            sentences(tokeniser, path)
+            sentences(tokenizer, path)
     within = write("one two\nthree</s>four\n")
     assert sentences(PLAIN, within)[1] == ["three</s>four"]
     with pytest.raises(TextError, match="line 2"):
@@ -105,16 +105,16 @@ def test_literal_sentence_end(write, raw, content):
 
 def test_literal_sentence_start(write, raw):
     """A literal `<s>` is an error that names file and line, under the same rule as `</s>`."""
-    for tokeniser in (PLAIN, raw):
+    for tokenizer in (PLAIN, raw):
         with pytest.raises(TextError, match=r"corpus\.txt, line 3: '<s>'"):
-            sentences(tokeniser, write("\n\n<s> one\n"))
+            sentences(tokenizer, write("\n\n<s> one\n"))
     assert sentences(PLAIN, write("<S>\n")) == [["<S>"]]
     with pytest.raises(TextError, match="'<S>'"):
         sentences(PLAIN_LOWER, write("<S>\n"))
 
 
 def test_blank_lines(write, raw):
-    """A blank line ends a paragraph of raw text; in pretokenised text it is skipped."""
+    """A blank line ends a paragraph of raw text; in pretokenized text it is skipped."""
     content = "\n\none two\n \t \n\nthree\nfour\n\n"
     assert sentences(PLAIN, write(content)) == [["one", "two"], ["three"], ["four"]]
     assert sentences(raw, write(content)) == [["one", "two"], ["three", "four"]]
@@ -122,9 +122,9 @@ def test_blank_lines(write, raw):
 
 def test_crlf(write, raw):
     """CR LF ends a line just as LF does; a CR elsewhere is a blank."""
-    for tokeniser in (PLAIN, raw):
-        with_lf = sentences(tokeniser, write("one two\nthree.\n\nFour\n"))
-        assert sentences(tokeniser, write("one two\r\nthree.\r\n\r\nFour\r\n")) == with_lf
+    for tokenizer in (PLAIN, raw):
+        with_lf = sentences(tokenizer, write("one two\nthree.\n\nFour\n"))
+        assert sentences(tokenizer, write("one two\r\nthree.\r\n\r\nFour\r\n")) == with_lf
     assert sentences(PLAIN, write("one\rtwo\r\n")) == [["one", "two"]]
 
 
@@ -136,28 +136,28 @@ def test_other_line_ends(write):
 
 def test_missing_last_newline(write, raw):
     """The last line counts whether or not a newline ends it."""
-    for tokeniser in (PLAIN, raw):
-        assert sentences(tokeniser, write("one.\n\ntwo")) == sentences(tokeniser, write("one.\n\ntwo\n"))
-        assert len(sentences(tokeniser, write("one.\n\ntwo"))) == 2
+    for tokenizer in (PLAIN, raw):
+        assert sentences(tokenizer, write("one.\n\ntwo")) == sentences(tokenizer, write("one.\n\ntwo\n"))
+        assert len(sentences(tokenizer, write("one.\n\ntwo"))) == 2
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_byte_order_mark(write, encoding, monkeypatch):
     """A byte-order mark at the start of a file is dropped."""
     monkeypatch.setattr(text, "READ_BLOCK", 2)
-    tokeniser = Tokeniser(TextSettings(pretokenized=True, encoding=encoding))
+    tokenizer = Tokenizer(TextSettings(pretokenized=True, encoding=encoding))
     first = write("\ufeffone\n".encode(encoding), "first.txt")
     second = write("\ufefftwo \ufeffthree\n".encode(encoding), "second.txt")
-    assert sentences(tokeniser, first, second) == [["one"], ["two", "\ufeffthree"]]
+    assert sentences(tokenizer, first, second) == [["one"], ["two", "\ufeffthree"]]
 
 
 def test_invalid_utf8(write, raw):
     """A byte that is not valid in the encoding is an error that names file, line, byte and offset, and `--encoding`."""
     path = write("naïve\ncafé\n".encode("latin-1"))
-    for tokeniser in (PLAIN, raw):
+    for tokenizer in (PLAIN, raw):
         with pytest.raises(TextError, match=r"corpus\.txt, line 1: byte 0xEF at offset 2 .*UTF-8.*--encoding latin-1"):
-            sentences(tokeniser, path)
-    latin = Tokeniser(TextSettings(pretokenized=True, encoding="latin-1"))
+            sentences(tokenizer, path)
+    latin = Tokenizer(TextSettings(pretokenized=True, encoding="latin-1"))
     assert sentences(latin, path) == [["naïve"], ["café"]]
     with pytest.raises(TextError, match=r"line 2: byte 0xC3 at offset 7 .*--encoding latin-1"):
         sentences(PLAIN, write(b"first\nx\xc3"))
@@ -176,33 +176,33 @@ def test_invalid_utf8_far_into_a_file(write, monkeypatch):
 def test_control_characters(write, raw):
     """Control characters count as blanks, those of U+0080 to U+009F included."""
     content = "one\x01two\x1fthree\x7ffour\x9ffive\x1b six\n"
-    for tokeniser in (PLAIN, raw):
-        assert sentences(tokeniser, write(content)) == [["one", "two", "three", "four", "five", "six"]]
+    for tokenizer in (PLAIN, raw):
+        assert sentences(tokenizer, write(content)) == [["one", "two", "three", "four", "five", "six"]]
 
 
 def test_nul(write, raw):
     """A NUL character is an error that names file and line: the file is no text in this encoding."""
-    for tokeniser in (PLAIN, raw):
+    for tokenizer in (PLAIN, raw):
         with pytest.raises(TextError, match=r"corpus\.txt, line 2: a NUL .*--encoding utf-16"):
-            sentences(tokeniser, write("one\ntwo\0\n"))
+            sentences(tokenizer, write("one\ntwo\0\n"))
         with pytest.raises(TextError, match="NUL"):
-            sentences(tokeniser, write("one\n".encode("utf-16-le")))
+            sentences(tokenizer, write("one\n".encode("utf-16-le")))
 
 
 @pytest.mark.parametrize("content", ["", "\n", " \t\r\n\n", "\ufeff", gzip.compress(b"")])
 def test_empty_file(write, raw, content):
     """A file without a single word is an error that names the file."""
     good = write("word\n", "good.txt")
-    for tokeniser in (PLAIN, raw):
+    for tokenizer in (PLAIN, raw):
         with pytest.raises(TextError, match=r"corpus\.txt has no words"):
-            sentences(tokeniser, good, write(content), good)
+            sentences(tokenizer, good, write(content), good)
 
 
 def test_gigantic_line(write, raw):
     """A sentence of more than 65,536 characters is cut at blanks; a line of any length costs bounded memory."""
     words = [f"word{number}" for number in range(30_000)]
-    for tokeniser in (PLAIN, raw):
-        found = sentences(tokeniser, write(" ".join(words)))
+    for tokenizer in (PLAIN, raw):
+        found = sentences(tokenizer, write(" ".join(words)))
         assert [word for sentence in found for word in sentence] == words
         assert len(found) == 5
         assert all(len(" ".join(sentence)) <= text.SENTENCE_LIMIT for sentence in found)
@@ -222,18 +222,18 @@ def test_gigantic_line_goes_through_in_chunks(write, monkeypatch):
 
 def test_gigantic_word(write, monkeypatch, raw):
     """A word of more than two million characters is an error that names file and line: the file is no text."""
-    for tokeniser in (PLAIN, raw):
+    for tokenizer in (PLAIN, raw):
         with pytest.raises(TextError, match=r"corpus\.txt, line 2: a word of more than 2,097,152 characters"):
-            sentences(tokeniser, write("one\n" + "x" * (text.CHUNK_LIMIT + 1)))
+            sentences(tokenizer, write("one\n" + "x" * (text.CHUNK_LIMIT + 1)))
 
 
 def test_gzip(write, raw):
     """A gzip file is read as what it holds; a truncated or damaged one is an error that names it."""
     packed = gzip.compress(PROSE.encode())
     plain = write(PROSE, "plain.gz")  # the name does not matter
-    for tokeniser in (PLAIN, raw):
-        assert sentences(tokeniser, write(packed)) == sentences(tokeniser, plain)
-        assert sentences(tokeniser, write(packed + packed)) == sentences(tokeniser, write(PROSE + PROSE))
+    for tokenizer in (PLAIN, raw):
+        assert sentences(tokenizer, write(packed)) == sentences(tokenizer, plain)
+        assert sentences(tokenizer, write(packed + packed)) == sentences(tokenizer, write(PROSE + PROSE))
     header, body = packed[:10], packed[10:]
     for damaged in (
         packed[:-1],
@@ -251,7 +251,7 @@ def test_standard_input(monkeypatch, write, raw):
     for content in (PROSE.encode(), gzip.compress(PROSE.encode())):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
         with spooled([write(PROSE), "-"]) as paths:
-            assert Tokeniser.learn(paths[1:], TextSettings()) == Tokeniser.learn(paths[:1], TextSettings())
+            assert Tokenizer.learn(paths[1:], TextSettings()) == Tokenizer.learn(paths[:1], TextSettings())
             assert sentences(raw, paths[1]) == sentences(raw, paths[0])
             kept = paths[1].path
         assert not kept.exists()
@@ -281,11 +281,11 @@ def test_pipes_are_spooled(tmp_path):
 
 def test_unreadable_files(tmp_path, write, monkeypatch):
     """A file that is missing, a directory or not to be read is an error that names it."""
-    for tokenise in (lambda path: sentences(PLAIN, path), lambda path: digests([path])):
+    for tokenize in (lambda path: sentences(PLAIN, path), lambda path: digests([path])):
         with pytest.raises(TextError, match=r"none\.txt: there is no such file"):
-            tokenise(tmp_path / "none.txt")
+            tokenize(tmp_path / "none.txt")
         with pytest.raises(TextError, match="is a directory"):
-            tokenise(tmp_path)
+            tokenize(tmp_path)
 
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
@@ -298,7 +298,7 @@ def test_unreadable_files(tmp_path, write, monkeypatch):
         pass
 
 
-# Settings and pretokenised text
+# Settings and pretokenized text
 
 
 @pytest.mark.parametrize("encoding", ["no-such-thing", "hex", "", "a\0b"])
@@ -306,16 +306,16 @@ def test_unknown_encoding(write, encoding):
     """An encoding that does not exist is an error that names it and some that do."""
     settings = TextSettings(pretokenized=True, encoding=encoding)
     with pytest.raises(SettingsError, match=r"there is no text encoding .*latin-1"):
-        Tokeniser.learn([write("one")], settings)
+        Tokenizer.learn([write("one")], settings)
     with pytest.raises(SettingsError, match="there is no text encoding"):
-        sentences(Tokeniser(settings), write("one"))
+        sentences(Tokenizer(settings), write("one"))
 
 
 def test_utf16_without_mark(write):
     """Text that an encoding cannot even begin to read is an error too."""
-    tokeniser = Tokeniser(TextSettings(pretokenized=True, encoding="utf-16"))
+    tokenizer = Tokenizer(TextSettings(pretokenized=True, encoding="utf-16"))
     with pytest.raises(TextError, match=r"corpus\.txt.*UTF-16.*--encoding"):
-        sentences(tokeniser, write("one two\n"))
+        sentences(tokenizer, write("one two\n"))
 
 
 def test_pretokenised_blanks(write):
@@ -324,13 +324,13 @@ def test_pretokenised_blanks(write):
 
 
 def test_pretokenised_loads_no_nltk(write):
-    """Pretokenised text is tokenised without NLTK being loaded."""
+    """Pretokenized text is tokenized without NLTK being loaded."""
     program = f"""
         import sys
-        from rnnlm.text import TextSettings, Tokeniser
-        tokeniser = Tokeniser.learn([{str(write("a b"))!r}], TextSettings(pretokenized=True))
-        assert list(tokeniser.sentences([{str(write("a b"))!r}])) == [["a", "b"]]
-        assert tokeniser.words("a  b") == ["a", "b"]
+        from rnnlm.text import TextSettings, Tokenizer
+        tokenizer = Tokenizer.learn([{str(write("a b"))!r}], TextSettings(pretokenized=True))
+        assert list(tokenizer.sentences([{str(write("a b"))!r}])) == [["a", "b"]]
+        assert tokenizer.words("a  b") == ["a", "b"]
         assert not [name for name in sys.modules if name.startswith("nltk")]
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
@@ -339,7 +339,7 @@ def test_pretokenised_loads_no_nltk(write):
 def test_lowercase(write, raw):
     """Lower case is applied to words after they were found."""
     assert sentences(PLAIN_LOWER, write("The CAT\n")) == [["the", "cat"]]
-    lower = Tokeniser(TextSettings(lowercase=True), raw.punkt)
+    lower = Tokenizer(TextSettings(lowercase=True), raw.punkt)
     path = write(PROSE)
     assert sentences(lower, path) == [[word.lower() for word in sentence] for sentence in sentences(raw, path)]
 
@@ -381,12 +381,12 @@ def test_words_of_a_prompt(raw):
 
 
 def test_json_round_trip(write, raw):
-    """A tokeniser restored from JSON is equal, and to_json gives nothing that JSON would change."""
-    lower = Tokeniser(TextSettings(lowercase=True, encoding="latin-1"), raw.punkt)
-    for tokeniser in (PLAIN, raw, lower):
-        value = tokeniser.to_json()
+    """A tokenizer restored from JSON is equal, and to_json gives nothing that JSON would change."""
+    lower = Tokenizer(TextSettings(lowercase=True, encoding="latin-1"), raw.punkt)
+    for tokenizer in (PLAIN, raw, lower):
+        value = tokenizer.to_json()
         assert json.loads(json.dumps(value)) == value
-        assert Tokeniser.from_json(value) == tokeniser
+        assert Tokenizer.from_json(value) == tokenizer
     assert raw.punkt.abbreviations == ("dr", "mr")
     before = raw.to_json()
     sentences(raw, write("Mr. Unheard came. Nobody. Dr. Unseen left."))
@@ -400,8 +400,8 @@ def test_every_punkt_parameter_matters(write):
 
     def count(**learned):
         parameters = text.PunktParameters(**{**base.__dict__, **learned})
-        tokeniser = Tokeniser.from_json(json.loads(json.dumps(Tokeniser(TextSettings(), parameters).to_json())))
-        return len(sentences(tokeniser, path))
+        tokenizer = Tokenizer.from_json(json.loads(json.dumps(Tokenizer(TextSettings(), parameters).to_json())))
+        return len(sentences(tokenizer, path))
 
     assert count() == 3
     assert count(collocations=(("##number##", "then"),)) == 2
@@ -412,14 +412,14 @@ def test_every_punkt_parameter_matters(write):
 
 @pytest.mark.parametrize(
     "value",
-    [{}, None, {"settings": {}}, {"settings": {"colour": 1}, "punkt": None}, {"settings": {}, "punkt": {}}],
+    [{}, None, {"settings": {}}, {"settings": {"color": 1}, "punkt": None}, {"settings": {}, "punkt": {}}],
 )
 def test_damaged_json(value):
-    """Anything that is no tokeniser is one clear error."""
-    with pytest.raises(ModelError, match="does not say how its text was tokenised"):
-        Tokeniser.from_json(value)
+    """Anything that is no tokenizer is one clear error."""
+    with pytest.raises(ModelError, match="does not say how its text was tokenized"):
+        Tokenizer.from_json(value)
     with pytest.raises(ModelError):
-        Tokeniser.from_json({"settings": {}, "punkt": {"abbreviations": [], "collocations": [3]}})
+        Tokenizer.from_json({"settings": {}, "punkt": {"abbreviations": [], "collocations": [3]}})
 
 
 def test_learning_is_repeatable(write):
@@ -450,8 +450,8 @@ def test_learning_is_repeatable(write):
     path = write(content)
     program = f"""
         import json
-        from rnnlm.text import TextSettings, Tokeniser
-        print(json.dumps(Tokeniser.learn([{str(path)!r}], TextSettings()).to_json()))
+        from rnnlm.text import TextSettings, Tokenizer
+        print(json.dumps(Tokenizer.learn([{str(path)!r}], TextSettings()).to_json()))
     """
     learned = set()
     for seed in ("1", "2"):
@@ -468,7 +468,7 @@ def test_learning_stops_in_time(write, monkeypatch):
     monkeypatch.setattr(text, "READ_BLOCK", 300)
     monkeypatch.setattr(text, "LEARNING_LIMIT", 1200)
     read = []
-    learned = Tokeniser.learn([write(PROSE * 8 + "\xff\n", "a"), write(b"\xff", "b")], TextSettings(), read.append)
+    learned = Tokenizer.learn([write(PROSE * 8 + "\xff\n", "a"), write(b"\xff", "b")], TextSettings(), read.append)
     assert learned.punkt.abbreviations == ("dr", "mr")
     assert 1200 <= sum(read) < 3000
 
@@ -476,9 +476,9 @@ def test_learning_stops_in_time(write, monkeypatch):
 def test_learning_from_odd_texts(write):
     """Punkt learns from next to nothing, and from nothing but punctuation, without complaint."""
     for content in ("", "\n", ".", "a", "...", "1.", "A. B. C.", "!?", ". . .", "a.\n\nb.", "1. 2. 3.\n4."):
-        tokeniser = Tokeniser.learn([write(content)], TextSettings())
+        tokenizer = Tokenizer.learn([write(content)], TextSettings())
         if content.strip():
-            words = [word for sentence in sentences(tokeniser, write(content)) for word in sentence]
+            words = [word for sentence in sentences(tokenizer, write(content)) for word in sentence]
             assert "".join(words) == "".join(content.split())
 
 
@@ -491,13 +491,13 @@ def test_slow_text_is_named(write, monkeypatch):
         raise TimeoutError("regex timed out")
 
     path = write(PROSE)
-    tokeniser = Tokeniser.learn([path], TextSettings())
+    tokenizer = Tokenizer.learn([path], TextSettings())
     monkeypatch.setattr(NLTKWordTokenizer, "tokenize", give_up)
     monkeypatch.setattr(PunktTrainer, "train", give_up)
     with pytest.raises(TextError, match=r"corpus\.txt, after line 1: NLTK took too long .*--pretokenized"):
-        sentences(tokeniser, path)
+        sentences(tokenizer, path)
     with pytest.raises(TextError, match="NLTK took too long"):
-        Tokeniser.learn([path], TextSettings())
+        Tokenizer.learn([path], TextSettings())
 
 
 # Chunks and processes
@@ -510,11 +510,11 @@ def test_chunks_depend_on_the_text_alone(write, monkeypatch, raw):
     whole = sentences(raw, path)
     monkeypatch.setattr(text, "CHUNK", 1000)
     monkeypatch.setattr(text, "CHUNK_LIMIT", 2000)
-    for tokeniser in (raw, PLAIN):
+    for tokenizer in (raw, PLAIN):
         blocks = []
         for block in (10, 999, 100_000):
             monkeypatch.setattr(text, "READ_BLOCK", block)
-            blocks.append(list(tokeniser.blocks([path])))
+            blocks.append(list(tokenizer.blocks([path])))
         assert blocks[0] == blocks[1] == blocks[2]
         assert len(blocks[0]) > 5
     assert sentences(raw, path) == whole
@@ -528,9 +528,9 @@ def test_line_numbers_across_chunks(write, monkeypatch, raw):
     line = content.count("\n")
     for block in (64, 4096):
         monkeypatch.setattr(text, "READ_BLOCK", block)
-        for tokeniser in (raw, PLAIN):
+        for tokenizer in (raw, PLAIN):
             with pytest.raises(TextError, match=f"line {line}: '<s>'"):
-                sentences(tokeniser, write(content))
+                sentences(tokenizer, write(content))
 
 
 def test_progress_adds_up(write, monkeypatch, raw):
@@ -569,7 +569,7 @@ def test_any_number_of_processes(many_chunks, raw):
 
 
 def test_errors_with_processes(many_chunks, raw, write):
-    """Errors keep their file and line when others tokenise, and no process outlives them."""
+    """Errors keep their file and line when others tokenize, and no process outlives them."""
     path = write(PROSE * 30 + "<s>", "bad.txt")
     with pytest.raises(TextError, match=rf"bad\.txt, line {PROSE.count(chr(10)) * 30 + 1}: '<s>'"):
         sentences(raw, path, processes=2)
@@ -583,7 +583,7 @@ def test_killed_process(many_chunks, raw):
     blocks = raw.blocks(many_chunks[0], processes=2)
     next(blocks)
     max(multiprocessing.active_children(), key=lambda worker: worker.pid).kill()
-    with pytest.raises(TextError, match=r"corpus\.txt, after line \d+: a process that tokenised it was killed"):
+    with pytest.raises(TextError, match=r"corpus\.txt, after line \d+: a process that tokenized it was killed"):
         list(blocks)
     assert multiprocessing.active_children() == []
 
@@ -599,13 +599,13 @@ def test_small_and_pretokenised_texts_start_no_processes(write, monkeypatch, raw
 
 ENDLESS = """
     import sys
-    from rnnlm.text import TextSettings, Tokeniser, PunktParameters
+    from rnnlm.text import TextSettings, Tokenizer, PunktParameters
 
     if __name__ == "__main__":
-        tokeniser = Tokeniser(TextSettings(), PunktParameters((), (), (), {}))
+        tokenizer = Tokenizer(TextSettings(), PunktParameters((), (), (), {}))
         print("ready", flush=True)
         try:
-            for number, block in enumerate(tokeniser.blocks(sys.argv[1:], processes=2)):
+            for number, block in enumerate(tokenizer.blocks(sys.argv[1:], processes=2)):
                 print(number, flush=True)
         except KeyboardInterrupt:
             sys.exit(130)
@@ -638,7 +638,7 @@ def test_processes_never_hear_an_interrupt(write):
         from rnnlm import text
 
         if __name__ == "__main__":
-            with text._workers(text.Tokeniser(), 2):
+            with text._workers(text.Tokenizer(), 2):
                 for worker in multiprocessing.active_children():
                     status = pathlib.Path(f"/proc/{worker.pid}/status").read_text()
                     print(next(line for line in status.splitlines() if line.startswith("SigBlk")).split()[1])
@@ -686,9 +686,9 @@ READABLE = [
 
 @pytest.mark.parametrize("sentence", READABLE)
 def test_detokenise_restores_text(raw, sentence):
-    """Tokenising and detokenising gives the text back, or a text with the same words."""
+    """Tokenizing and detokenizing gives the text back, or a text with the same words."""
     words = raw.words(sentence)
-    readable = detokenise(words)
+    readable = detokenize(words)
     assert raw.words(readable) == words
     if sentence not in ("O' the hill, rock 'n' roll.", "a < b > c & d * e @ f"):
         assert readable == sentence
@@ -713,24 +713,24 @@ def test_detokenise_restores_text(raw, sentence):
         (".", "."),
     ],
 )
-def test_detokenise(words, readable):
+def test_detokenize(words, readable):
     """Words of every tradition become readable: Penn Treebank brackets and slashes, straight and curly quotes."""
-    assert detokenise(words.split()) == readable
+    assert detokenize(words.split()) == readable
 
 
 def test_embedded_corpus_survives_the_round_trip():
     """Every sentence of the embedded corpus's validation part is restored word for word."""
     path = Path(__file__).parents[1] / "data" / "valid.txt"
-    tokeniser = Tokeniser.learn([path], TextSettings())
-    found = sentences(tokeniser, path)
+    tokenizer = Tokenizer.learn([path], TextSettings())
+    found = sentences(tokenizer, path)
     assert len(found) > 500
     for words in found:
-        assert tokeniser.words(detokenise(words)) == words
+        assert tokenizer.words(detokenize(words)) == words
 
 
 def test_detokenise_never_makes_a_reserved_word():
     """Brackets that NLTK parted are not joined into marks of the model."""
-    assert detokenise(["<", "s", ">", "<", "unk", ">"]) == "< s > < unk >"
+    assert detokenize(["<", "s", ">", "<", "unk", ">"]) == "< s > < unk >"
 
 
 def test_sources_compare_by_value(tmp_path):

@@ -10,8 +10,8 @@ import pytest
 from rnnlm.batches import Corpus
 from rnnlm.checkpoint import ModelFolder, SavedModel, load_training, save_training
 from rnnlm.errors import DivergenceError
-from rnnlm.model import RULES, LanguageModel, ModelSettings, Optimiser, Workspace
-from rnnlm.text import Tokeniser
+from rnnlm.model import RULES, LanguageModel, ModelSettings, Optimizer, Workspace
+from rnnlm.text import Tokenizer
 from rnnlm.training import Evaluation, Progress, TrainingSettings, TrainingState, finished, train
 from rnnlm.vocabulary import Vocabulary
 
@@ -33,21 +33,21 @@ def begin(settings, carry_state=False, truncate=None, hidden=8):
     """Return a fresh state, the corpora and the vocabulary."""
     words = vocabulary()
     model_settings = ModelSettings(len(words), hidden, truncate=truncate, carry_state=carry_state)
-    model = LanguageModel.initialise(model_settings, words.counts, np.random.default_rng(settings.seed))
-    kind = settings.optimiser
-    optimiser = Optimiser(kind, model.parameters, words.counts, settings.momentum, settings.rate_power)
-    state = TrainingState(model, optimiser, settings.learning_rate or RULES[kind].learning_rate)
+    model = LanguageModel.initialize(model_settings, words.counts, np.random.default_rng(settings.seed))
+    kind = settings.optimizer
+    optimizer = Optimizer(kind, model.parameters, words.counts, settings.momentum, settings.rate_power)
+    state = TrainingState(model, optimizer, settings.learning_rate or RULES[kind].learning_rate)
     return state, Corpus.of_sentences(SENTENCES, words), Corpus.of_sentences(VALID, words), words
 
 
 def flat(memory):
-    """Return the arrays of an optimiser's memory, each with a name."""
+    """Return the arrays of an optimizer's memory, each with a name."""
     return {f"{slot} of {name}": array for name, slots in memory.items() for slot, array in slots.items()}
 
 
 def weights(state):
     """Return the bytes of all that training changes."""
-    arrays = {**state.model.parameters, **flat(state.optimiser.memory)}
+    arrays = {**state.model.parameters, **flat(state.optimizer.memory)}
     return {name: array.tobytes() for name, array in arrays.items()}
 
 
@@ -75,7 +75,7 @@ def test_training_learns():
 
 @pytest.mark.parametrize(
     "how",
-    [{}, {"momentum": 0.5}, {"dropout": 0.2, "weight_decay": 0.1}, {"optimiser": "adagrad"}, {"optimiser": "adam"}],
+    [{}, {"momentum": 0.5}, {"dropout": 0.2, "weight_decay": 0.1}, {"optimizer": "adagrad"}, {"optimizer": "adam"}],
     ids=str,
 )
 @pytest.mark.parametrize(("carry_state", "window", "truncate"), [(False, 5, None), (True, 5, 2), (False, 0, 1)])
@@ -83,7 +83,7 @@ def test_resuming_is_exact_from_any_event(tmp_path, carry_state, window, truncat
     """Saved at any event and loaded again, training ends with the same bytes and the same history."""
     settings = TrainingSettings(window=window, streams=4, epochs=3, eval_every=4, **how)
     state, corpus, valid, words = begin(settings, carry_state, truncate)
-    saved = SavedModel(state.model, words, Tokeniser(), {})
+    saved = SavedModel(state.model, words, Tokenizer(), {})
     folder = ModelFolder(tmp_path)
     total = len(list(train(copy.deepcopy(state), settings, corpus, valid, Workspace())))
     whole = copy.deepcopy(state)
@@ -150,7 +150,7 @@ def test_epochs_end():
 
 
 def test_divergence_is_an_error_that_leaves_the_state_alone():
-    """A rate far too high stops training with the remedy, before the step that would have spoilt the parameters."""
+    """A rate far too high stops training with the remedy, before the step that would have spoiled the parameters."""
     settings = TrainingSettings(window=6, streams=4, epochs=30, learning_rate=500.0, rate_power=0.0, clip=0.0)
     state, corpus, valid, _ = begin(settings)
     with pytest.raises(DivergenceError, match=r"diverged in epoch .* lower --lr"):

@@ -2,7 +2,7 @@
 
 A corpus is one array of ids on disk, sentence after sentence, each ended by 0 (`</s>`), with the places where
 sentences begin. It is mapped into memory, never loaded. It is made in one pass over the text, which numbers words
-in order of first appearance, and one over the numbers, which replaces them by ranks; so the text is tokenised once,
+in order of first appearance, and one over the numbers, which replaces them by ranks; so the text is tokenized once,
 and no more is held in memory than a block of it and its different words.
 """
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from rnnlm.errors import SettingsError
 from rnnlm.model import IGNORED
-from rnnlm.text import LEARNING_LIMIT, Paths, Progress, Source, TextSettings, Tokeniser, digests, total_bytes
+from rnnlm.text import LEARNING_LIMIT, Paths, Progress, Source, TextSettings, Tokenizer, digests, total_bytes
 from rnnlm.vocabulary import SENTENCE_END, Coverage, Vocabulary, VocabularySettings
 
 _FORMAT = 1  # of the cache; raised whenever the same text and settings would give other ids
@@ -95,14 +95,14 @@ class TrainingText:
     """All that training needs of its text.
 
     Arguments:
-        tokeniser: how the text was cut into words; to be stored with the model.
+        tokenizer: how the text was cut into words; to be stored with the model.
         vocabulary: made from the training part alone.
         train: the training part.
         valid: the part held out; None where none was asked for.
         cached: whether all of it was found ready-made.
     """
 
-    tokeniser: Tokeniser
+    tokenizer: Tokenizer
     vocabulary: Vocabulary
     train: Corpus
     valid: Corpus | None
@@ -123,7 +123,7 @@ def prepare(
     processes: int = 1,
     stage: Stage = _silent,
 ) -> TrainingText:
-    """Tokenise a training text, hold a part out, make the vocabulary and encode; or find all of that in the cache.
+    """Tokenize a training text, hold a part out, make the vocabulary and encode; or find all of that in the cache.
 
     Arguments:
         paths: the files in order; standard input and pipes only by way of `spooled`.
@@ -132,7 +132,7 @@ def prepare(
         vocabulary_settings: which of them get an id.
         expected: the key that the text must have, if any.
         valid_fraction: share of the sentences, from the end, that is held out before the vocabulary is made.
-        processes: how many processes tokenise at the same time; the result does not depend on it.
+        processes: how many processes tokenize at the same time; the result does not depend on it.
         stage: called when a stage of the work begins.
 
     Raises TextError, VocabularyError or SettingsError; then nothing is kept.
@@ -147,16 +147,16 @@ def prepare(
     if facts:
         return _training_text(entry, facts, cached=True)
     with stage("learning where sentences end", min(total_bytes(paths) or 0, LEARNING_LIMIT)) as progress:
-        tokeniser = Tokeniser.learn(paths, text_settings, progress)
+        tokenizer = Tokenizer.learn(paths, text_settings, progress)
     with _rebuilding(entry) as partial:
-        words = _number(tokeniser, paths, partial, processes, stage)
+        words = _number(tokenizer, paths, partial, processes, stage)
         cut, bounds = _cut(partial, valid_fraction)
         counts = _counts(partial, bounds, len(words))
         seen = {word: count for word, count in zip(words[1:], counts[0][1:].tolist(), strict=True) if count}
         vocabulary = vocabulary_settings.make(seen, cut)
         parts = _renumber(partial, vocabulary, words, counts, stage)
         _write_vocabulary(partial, vocabulary)
-        facts = {"key": key, "cut": cut, "parts": parts, "tokeniser": tokeniser.to_json()}
+        facts = {"key": key, "cut": cut, "parts": parts, "tokenizer": tokenizer.to_json()}
         _finish(partial, facts)
     return _training_text(entry, facts, cached=False)
 
@@ -164,7 +164,7 @@ def prepare(
 def encode(
     paths: Paths,
     folder: Path,
-    tokeniser: Tokeniser,
+    tokenizer: Tokenizer,
     vocabulary: Vocabulary,
     *,
     name: str = "valid",
@@ -172,16 +172,16 @@ def encode(
     processes: int = 1,
     stage: Stage = _silent,
 ) -> Corpus:
-    """Tokenise and encode a text with what a model has, or find the result in the cache, in `encoded-<name>`.
+    """Tokenize and encode a text with what a model has, or find the result in the cache, in `encoded-<name>`.
 
     The other arguments and the errors are those of `prepare`.
     """
     entry = folder / f"encoded-{name}"
-    key = _key(paths, [tokeniser.to_json(), vocabulary.words], stage, expected)
+    key = _key(paths, [tokenizer.to_json(), vocabulary.words], stage, expected)
     facts = _find(entry, key)
     if not facts:
         with _rebuilding(entry) as partial:
-            words = _number(tokeniser, paths, partial, processes, stage)
+            words = _number(tokenizer, paths, partial, processes, stage)
             _, bounds = _cut(partial, 0.0)
             parts = _renumber(partial, vocabulary, words, _counts(partial, bounds, len(words)), stage)
             facts = {"key": key, "parts": parts}
@@ -209,13 +209,13 @@ class _Numbering(dict[str, int]):
         return number
 
 
-def _number(tokeniser: Tokeniser, paths: Paths, partial: Path, processes: int, stage: Stage) -> list[str]:
+def _number(tokenizer: Tokenizer, paths: Paths, partial: Path, processes: int, stage: Stage) -> list[str]:
     """Write a text as numbers in order of first appearance, and its sentences' offsets; return the words."""
     numbers = _Numbering({SENTENCE_END: 0})
     length = 0
     with (
-        stage("tokenising", total_bytes(paths) or 0) as progress,
-        contextlib.closing(tokeniser.blocks(paths, processes, progress)) as blocks,
+        stage("tokenizing", total_bytes(paths) or 0) as progress,
+        contextlib.closing(tokenizer.blocks(paths, processes, progress)) as blocks,
         (partial / "ids").open("wb") as ids_file,
         (partial / "offsets").open("wb") as offsets_file,
     ):
@@ -344,8 +344,8 @@ def _write_vocabulary(partial: Path, vocabulary: Vocabulary) -> None:
 def _training_text(entry: Path, facts: dict[str, Any], cached: bool) -> TrainingText:
     arrays = {"words": np.fromfile(entry / "words", "u1"), "counts": np.fromfile(entry / "counts", "<i8")}
     train, *valid = _corpora(entry, facts)
-    tokeniser = Tokeniser.from_json(facts["tokeniser"])
-    return TrainingText(tokeniser, Vocabulary.from_arrays(arrays), train, valid[0] if valid else None, cached)
+    tokenizer = Tokenizer.from_json(facts["tokenizer"])
+    return TrainingText(tokenizer, Vocabulary.from_arrays(arrays), train, valid[0] if valid else None, cached)
 
 
 def _corpora(entry: Path, facts: dict[str, Any]) -> list[Corpus]:
@@ -381,7 +381,7 @@ class Window(NamedTuple):
 class Windows:
     """One epoch of a corpus as windows; any of them is made at once, so an epoch can be entered anywhere.
 
-    The sentences are dealt in order to the streams, each stream a run of neighbours, with about equal numbers of
+    The sentences are dealt in order to the streams, each stream a run of neighbors, with about equal numbers of
     words; every prediction is in exactly one window. A stream that ends before the others is filled up with IGNORED.
 
     Arguments:

@@ -23,8 +23,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from rnnlm.errors import ModelError
-from rnnlm.model import CELLS, Array, LanguageModel, ModelSettings, Optimiser
-from rnnlm.text import Tokeniser
+from rnnlm.model import CELLS, Array, LanguageModel, ModelSettings, Optimizer
+from rnnlm.text import Tokenizer
 from rnnlm.training import TrainingSettings, TrainingState
 from rnnlm.vocabulary import Vocabulary
 
@@ -38,7 +38,7 @@ class SavedModel:
 
     model: LanguageModel
     vocabulary: Vocabulary
-    tokeniser: Tokeniser
+    tokenizer: Tokenizer
     information: dict[str, Any]  # settings, coverage, history: what `rnnlm info` tells
 
 
@@ -114,18 +114,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def save_model(
-    path: Path, model: LanguageModel, vocabulary: Vocabulary, tokeniser: Tokeniser, information: Mapping[str, Any]
+    path: Path, model: LanguageModel, vocabulary: Vocabulary, tokenizer: Tokenizer, information: Mapping[str, Any]
 ) -> None:
     """Write a self-contained model."""
-    arrays, about = _model_parts(model, vocabulary, tokeniser, information)
+    arrays, about = _model_parts(model, vocabulary, tokenizer, information)
     _write(path, about, arrays)
 
 
 def save_training(path: Path, state: TrainingState, settings: TrainingSettings, saved: SavedModel) -> None:
     """Write a model together with where its training stands."""
-    arrays, about = _model_parts(state.model, saved.vocabulary, saved.tokeniser, saved.information)
-    for name, memory in state.optimiser.memory.items():
-        arrays |= {f"optimiser/{slot}/{name}": array for slot, array in memory.items()}
+    arrays, about = _model_parts(state.model, saved.vocabulary, saved.tokenizer, saved.information)
+    for name, memory in state.optimizer.memory.items():
+        arrays |= {f"optimizer/{slot}/{name}": array for slot, array in memory.items()}
     if state.memories is not None:
         arrays["memories"] = state.memories
     _write(path, {**about, "training": asdict(settings), "state": state.to_json()}, arrays)
@@ -148,27 +148,27 @@ def load_training(folder: ModelFolder) -> tuple[TrainingState, TrainingSettings,
     saved = _saved_model(path, about, arrays)
     with _damage_named(path):
         settings = TrainingSettings(**about["training"])
-        optimiser = Optimiser(
-            settings.optimiser,
+        optimizer = Optimizer(
+            settings.optimizer,
             saved.model.parameters,
             saved.vocabulary.counts,
             settings.momentum,
             settings.rate_power,
             saved.model.settings.cutoffs,
         )
-        for name, memory in optimiser.memory.items():
+        for name, memory in optimizer.memory.items():
             for slot, array in memory.items():
-                array[...] = arrays[f"optimiser/{slot}/{name}"]
-        state = TrainingState(saved.model, optimiser, memories=arrays.get("memories"), **about["state"])
+                array[...] = arrays[f"optimizer/{slot}/{name}"]
+        state = TrainingState(saved.model, optimizer, memories=arrays.get("memories"), **about["state"])
     return state, settings, saved
 
 
 def _model_parts(
-    model: LanguageModel, vocabulary: Vocabulary, tokeniser: Tokeniser, information: Mapping[str, Any]
+    model: LanguageModel, vocabulary: Vocabulary, tokenizer: Tokenizer, information: Mapping[str, Any]
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     arrays = {f"parameters/{name}": array for name, array in model.parameters.items()}
     arrays |= {f"vocabulary/{name}": array for name, array in vocabulary.to_arrays().items()}
-    about = {"model": asdict(model.settings), "tokeniser": tokeniser.to_json(), "information": dict(information)}
+    about = {"model": asdict(model.settings), "tokenizer": tokenizer.to_json(), "information": dict(information)}
     return arrays, about
 
 
@@ -192,7 +192,7 @@ def _saved_model(path: Path, about: dict[str, Any], arrays: dict[str, Array]) ->
         if len(vocabulary) != settings.words:
             raise ValueError("size of vocabulary")
         model = LanguageModel(settings, parameters)
-        return SavedModel(model, vocabulary, Tokeniser.from_json(about["tokeniser"]), about["information"])
+        return SavedModel(model, vocabulary, Tokenizer.from_json(about["tokenizer"]), about["information"])
 
 
 def _model_file(path: Path) -> Path:

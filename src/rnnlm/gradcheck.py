@@ -172,7 +172,7 @@ def small_case(kind: Kind, seed: int = 0) -> tuple[LanguageModel, Window]:
     No parameter is zero, as biases are at first, and none is so large that tanh is flat. See random_window.
     """
     generator = np.random.default_rng(seed)
-    model = LanguageModel.initialise(kind.settings, np.ones(kind.settings.words), generator, np.float64)
+    model = LanguageModel.initialize(kind.settings, np.ones(kind.settings.words), generator, np.float64)
     parameters = {name: generator.normal(0, 0.5, value.shape) for name, value in model.parameters.items()}
     model = LanguageModel(kind.settings, parameters)
     return model, random_window(model, SMALL_STEPS, SMALL_STREAMS, generator, kind.dropout)
@@ -300,10 +300,10 @@ def loss_function(model: LanguageModel, window: Window) -> LossFunction:
 
     def loss(direction: Parameters, distance: float) -> float:
         moved = {name: model.parameters[name] + distance * part for name, part in direction.items()}
-        neighbour = LanguageModel(model.settings, {**model.parameters, **moved})
+        neighbor = LanguageModel(model.settings, {**model.parameters, **moved})
         total = 0.0
         for part in parts:
-            (losses, _), _ = part.losses(neighbour, work)
+            (losses, _), _ = part.losses(neighbor, work)
             total += float((part.weights * losses).sum())
         return total
 

@@ -87,7 +87,7 @@ class Workspace:
         self._buffers: dict[object, Array] = {}
 
     def array(self, name: object, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        """Return an uninitialised array, the same memory each time that `name` is asked for."""
+        """Return an uninitialized array, the same memory each time that `name` is asked for."""
         size = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.size < size or buffer.dtype != dtype:
@@ -435,7 +435,7 @@ class LanguageModel:
         return {"U": (V, gates * H), "W": (gates * H, H), "b": (gates * H,), "V": (rows, H), "c": (rows,)}
 
     @classmethod
-    def initialise(
+    def initialize(
         cls, settings: ModelSettings, counts: Array, generator: np.random.Generator, dtype: DTypeLike = np.float32
     ) -> LanguageModel:
         """Draw U, W and V uniformly from ±1/sqrt(fan-in), and set c so that the model starts from word frequencies.
@@ -515,10 +515,10 @@ class LanguageModel:
         work.matmul(V, outputs[0].T, out=logits.T)
         log_p = np.empty((len(words), self.settings.words), V.dtype)
 
-        def normalise(rows: slice) -> None:
+        def normalize(rows: slice) -> None:
             log_p[rows] = log_probabilities(logits[rows] + c, self.settings.cutoffs)
 
-        work.each(normalise, runs(0, len(words), STREAMS))
+        work.each(normalize, runs(0, len(words), STREAMS))
         return log_p, state
 
 
@@ -608,7 +608,7 @@ def word_rates(counts: Array, power: float, cutoffs: tuple[int, ...] = ()) -> Ar
 
 
 class Rule(NamedTuple):
-    """What one kind of optimiser computes, elementwise; `Optimiser` does everything else.
+    """What one kind of optimizer computes, elementwise; `Optimizer` does everything else.
 
     `direction(gradient, memory, time, momentum)` updates the arrays of `memory`, `slots` of them, in place, and returns
     what the parameter moves against. `time` counts steps from 1.
@@ -654,7 +654,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-class Optimiser:
+class Optimizer:
     """Steps against the gradients: for each parameter X, X -= rate * relative rate * direction.
 
     Only "sgd" has relative rates, `word_rates`, for the rows of the tables of words; the others find their own. The

@@ -1,10 +1,10 @@
 """Texts to sentences of words, and words back to readable text; the only file that knows NLTK.
 
 A text is read as bytes, decoded strictly, and cut into chunks by a rule that looks at the text alone. Each
-chunk is tokenised by itself, here or in another process, into its *plain form*: one sentence a line, words
+chunk is tokenized by itself, here or in another process, into its *plain form*: one sentence a line, words
 separated by single blanks. So the words never depend on the number of processes, and memory never grows with
 the corpus. Sentence ends are found by Punkt, whose parameters are learned on the training corpus and stored
-with the model; words by NLTK's word tokeniser. A pretokenised text needs neither, and then NLTK is not loaded.
+with the model; words by NLTK's word tokenizer. A pretokenized text needs neither, and then NLTK is not loaded.
 """
 
 import codecs
@@ -34,7 +34,7 @@ from rnnlm.errors import ModelError, SettingsError, TextError
 STANDARD_INPUT = "-"  # the path that stands for standard input
 UNKNOWN = "<unk>"  # the unknown word, also where a text has it literally
 
-CHUNK = 2**20  # characters after which a chunk ends at the next paragraph (raw) or line (pretokenised)
+CHUNK = 2**20  # characters after which a chunk ends at the next paragraph (raw) or line (pretokenized)
 CHUNK_LIMIT = 2**21  # a chunk has no more characters than this, whatever the text looks like
 SENTENCE_LIMIT = 2**16  # a sentence of more characters is cut at blanks: no sentence is that long
 LEARNING_LIMIT = 2**22  # Punkt learns from about the first 4 million characters: 8 seconds, and plenty
@@ -96,7 +96,7 @@ class _Chunk:
 
 @contextlib.contextmanager
 def spooled(paths: Paths) -> Iterator[list[Source]]:
-    """Make every path readable more than once, as learning, tokenising and checking the cache need.
+    """Make every path readable more than once, as learning, tokenizing and checking the cache need.
 
     `-` (standard input), pipes and other things that are no plain files are copied to temporary files, which are
     removed at the end.
@@ -286,7 +286,7 @@ def _short(sentence: str) -> Iterator[str]:
     yield sentence
 
 
-# Tokenising
+# Tokenizing
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ class PunktParameters:
         abbreviations: words that end in a period without ending a sentence.
         collocations: pairs of words that a period between them does not part.
         sentence_starters: words that often begin a sentence.
-        orthography: for each word a sum of flags: where it was seen capitalised, and where not.
+        orthography: for each word a sum of flags: where it was seen capitalized, and where not.
     """
 
     abbreviations: tuple[str, ...]
@@ -307,20 +307,20 @@ class PunktParameters:
 
 
 @dataclass(frozen=True)
-class Tokeniser:
-    """Text settings, and the sentence parameters learned under them (None for pretokenised text).
+class Tokenizer:
+    """Text settings, and the sentence parameters learned under them (None for pretokenized text).
 
-    Equal tokenisers cut any text alike; `to_json` and `from_json` carry that over files and machines.
+    Equal tokenizers cut any text alike; `to_json` and `from_json` carry that over files and machines.
     """
 
     settings: TextSettings = field(default_factory=lambda: TextSettings(pretokenized=True))
     punkt: PunktParameters | None = None
 
     @classmethod
-    def learn(cls, paths: Paths, settings: TextSettings, progress: Progress | None = None) -> "Tokeniser":
+    def learn(cls, paths: Paths, settings: TextSettings, progress: Progress | None = None) -> "Tokenizer":
         """Learn where sentences end from the first LEARNING_LIMIT characters or so of a corpus.
 
-        Pretokenised text teaches nothing and is not read. `progress` is told of the bytes read. Raises TextError
+        Pretokenized text teaches nothing and is not read. `progress` is told of the bytes read. Raises TextError
         when the text cannot be read, SettingsError when its encoding does not exist.
         """
         _check_encoding(settings.encoding)
@@ -329,7 +329,7 @@ class Tokeniser:
         return cls(settings, _learn_punkt(_leading_chunks([_source(path) for path in paths], settings, progress)))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the tokeniser as a value that JSON can hold."""
+        """Return the tokenizer as a value that JSON can hold."""
         punkt = None
         if self.punkt:
             punkt = {
@@ -341,8 +341,8 @@ class Tokeniser:
         return {"settings": asdict(self.settings), "punkt": punkt}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Tokeniser":
-        """Restore a tokeniser from what `to_json` gave; raises ModelError when the value is something else."""
+    def from_json(cls, value: dict[str, Any]) -> "Tokenizer":
+        """Restore a tokenizer from what `to_json` gave; raises ModelError when the value is something else."""
         try:
             settings, punkt = TextSettings(**value["settings"]), value["punkt"]
             if settings.pretokenized:
@@ -351,18 +351,18 @@ class Tokeniser:
             abbreviations, starters = tuple(punkt["abbreviations"]), tuple(punkt["sentence_starters"])
             return cls(settings, PunktParameters(abbreviations, collocations, starters, dict(punkt["orthography"])))
         except (KeyError, TypeError, ValueError):
-            message = "the model does not say how its text was tokenised; its file is damaged, train it again"
+            message = "the model does not say how its text was tokenized; its file is damaged, train it again"
             raise ModelError(message) from None
 
     def blocks(self, paths: Paths, processes: int = 1, progress: Progress | None = None) -> Generator[str]:
         r"""Yield a corpus in its plain form, about a million characters at a time.
 
         Each block holds whole sentences, each a line that ends in "\n", its words separated by single blanks. The
-        blocks are the same for any number of processes; a small or pretokenised corpus starts none.
+        blocks are the same for any number of processes; a small or pretokenized corpus starts none.
 
         Arguments:
             paths: files in order; standard input and pipes only by way of `spooled`.
-            processes: how many processes tokenise at the same time.
+            processes: how many processes tokenize at the same time.
             progress: told how many bytes of the files were read since its last call.
 
         Raises TextError when a file cannot be read or has no words, or when a reserved word stands in it.
@@ -417,16 +417,16 @@ def _checked(chunks: Iterable[_Chunk], settings: TextSettings) -> Iterator[_Chun
 
 
 def _reserved(settings: TextSettings) -> re.Pattern[str]:
-    """Return what finds <s> and </s>: as words in pretokenised text, anywhere in raw text."""
+    """Return what finds <s> and </s>: as words in pretokenized text, anywhere in raw text."""
     mark = "</?[sS]>" if settings.lowercase else "</?s>"
     return re.compile(rf"(?<![^ \n]){mark}(?![^ \n])" if settings.pretokenized else mark)
 
 
-def _plain_form(tokeniser: Tokeniser) -> Callable[[str], str]:
+def _plain_form(tokenizer: Tokenizer) -> Callable[[str], str]:
     """Return the function that brings a chunk's text into its plain form."""
-    settings = tokeniser.settings
+    settings = tokenizer.settings
     split_words = _split if settings.pretokenized else _word_splitter(settings)
-    split_sentences = _lines if tokeniser.punkt is None else _sentence_splitter(tokeniser.punkt)
+    split_sentences = _lines if tokenizer.punkt is None else _sentence_splitter(tokenizer.punkt)
 
     def plain(text: str) -> str:
         parts = (part for sentence in split_sentences(text) for part in _short(sentence))
@@ -526,15 +526,15 @@ def _patience(chunk: _Chunk) -> Iterator[None]:
         yield
     except TimeoutError:
         place = f"{chunk.source.name}, after line {chunk.line}"
-        message = "NLTK took too long over this text; break it into paragraphs, or tokenise it and say --pretokenized"
+        message = "NLTK took too long over this text; break it into paragraphs, or tokenize it and say --pretokenized"
         raise TextError(f"{place}: {message}") from None
 
 
 # Processes
 
 
-def _tokenised_here(tokeniser: Tokeniser, chunks: Iterable[_Chunk]) -> Generator[tuple[_Chunk, str]]:
-    plain = _plain_form(tokeniser)
+def _tokenised_here(tokenizer: Tokenizer, chunks: Iterable[_Chunk]) -> Generator[tuple[_Chunk, str]]:
+    plain = _plain_form(tokenizer)
     for chunk in chunks:
         with _patience(chunk):
             text = plain(chunk.text)
@@ -542,10 +542,10 @@ def _tokenised_here(tokeniser: Tokeniser, chunks: Iterable[_Chunk]) -> Generator
 
 
 def _tokenised_elsewhere(
-    tokeniser: Tokeniser, chunks: Iterable[_Chunk], processes: int
+    tokenizer: Tokenizer, chunks: Iterable[_Chunk], processes: int
 ) -> Generator[tuple[_Chunk, str]]:
-    """Tokenise in other processes, results in order; each process has one chunk at a time, so memory is bounded."""
-    with _workers(tokeniser, processes) as workers:
+    """Tokenize in other processes, results in order; each process has one chunk at a time, so memory is bounded."""
+    with _workers(tokenizer, processes) as workers:
         idle, waiting = deque(workers), deque[tuple[_Chunk, Connection]]()
         for chunk in chunks:
             done = None
@@ -577,13 +577,13 @@ def _alive(chunk: _Chunk) -> Iterator[None]:
     try:
         yield
     except (EOFError, OSError):
-        message = "a process that tokenised it was killed, perhaps for want of memory; give a smaller --threads"
+        message = "a process that tokenized it was killed, perhaps for want of memory; give a smaller --threads"
         raise TextError(f"{chunk.source.name}, after line {chunk.line}: {message}") from None
 
 
 @contextlib.contextmanager
-def _workers(tokeniser: Tokeniser, processes: int) -> Iterator[list[Connection]]:
-    """Start processes that tokenise, and end them whatever happens; yields the connection to each."""
+def _workers(tokenizer: Tokenizer, processes: int) -> Iterator[list[Connection]]:
+    """Start processes that tokenize, and end them whatever happens; yields the connection to each."""
     context = multiprocessing.get_context("spawn")  # forking is unsafe where threads of BLAS are running
     workers = []
     connections = []
@@ -591,7 +591,7 @@ def _workers(tokeniser: Tokeniser, processes: int) -> Iterator[list[Connection]]
         with _interrupts_held():
             for _ in range(processes):
                 ours, theirs = context.Pipe()
-                worker = context.Process(target=_serve, args=(theirs, tokeniser), daemon=True)
+                worker = context.Process(target=_serve, args=(theirs, tokenizer), daemon=True)
                 worker.start()
                 theirs.close()  # or we should never see that the worker's own end has closed
                 workers.append(worker)
@@ -619,11 +619,11 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
-def _serve(connection: Connection, tokeniser: Tokeniser) -> None:
-    """Tokenise chunks until the parent closes its end or dies."""
+def _serve(connection: Connection, tokenizer: Tokenizer) -> None:
+    """Tokenize chunks until the parent closes its end or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems on which it cannot be held back
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    plain = _plain_form(tokeniser)
+    plain = _plain_form(tokenizer)
     with contextlib.suppress(EOFError, OSError):
         while True:
             chunk: _Chunk = connection.recv()
@@ -674,11 +674,11 @@ _PAIRS = {
 }
 
 
-def detokenise(tokens: Sequence[str]) -> str:
+def detokenize(tokens: Sequence[str]) -> str:
     """Return words as readable text.
 
     Contractions and punctuation are joined to their words, quotation marks are straight, the Penn Treebank's
-    brackets are brackets; nothing is capitalised. Cutting the text again gives the same words, with rare
+    brackets are brackets; nothing is capitalized. Cutting the text again gives the same words, with rare
     exceptions where a quotation mark's side cannot be told.
     """
     text = ""

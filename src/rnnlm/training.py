@@ -17,7 +17,7 @@ import numpy as np
 
 from rnnlm.batches import Corpus, windows
 from rnnlm.errors import DivergenceError
-from rnnlm.model import Array, Dropout, LanguageModel, Optimiser, Workspace, decay, joint_norm, mean_weights
+from rnnlm.model import Array, Dropout, LanguageModel, Optimizer, Workspace, decay, joint_norm, mean_weights
 from rnnlm.scoring import perplexity
 
 DECAY_WINDOWS = 16  # windows whose decay is made up for at once, as it passes over all rows of U and V
@@ -30,7 +30,7 @@ class TrainingSettings:
 
     window: int = 35  # T, steps in a window; 0: a window is a sentence of each stream
     streams: int = 20  # B, sequences that advance side by side
-    optimiser: str = "sgd"  # a key of RULES
+    optimizer: str = "sgd"  # a key of RULES
     learning_rate: float | None = None  # of sgd, for the sum over a window's positions; None: its rule's
     rate_power: float = 0.5  # rows of U, V and c learn at p(word)^-power; 0: all at the same rate
     momentum: float = 0.0
@@ -59,7 +59,7 @@ class TrainingState:
     """Where a run stands: everything that decides what it does next."""
 
     model: LanguageModel
-    optimiser: Optimiser
+    optimizer: Optimizer
     learning_rate: float
     epoch: int = 1
     window: int = 0  # the next window of this epoch
@@ -82,7 +82,7 @@ class TrainingState:
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the arrays."""
-        arrays = {"model", "optimiser", "memories"}
+        arrays = {"model", "optimizer", "memories"}
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in arrays}
 
 
@@ -177,9 +177,9 @@ def _train_window(
     shrink = settings.clip / norm if 0 < settings.clip < norm else 1.0
     # The gradient is the mean's. A rate of SGD is for the sum, so that it need not change with the window and the
     # number of streams; those of the others, which divide by the gradient's size, do not.
-    rate = state.learning_rate * (1 if state.optimiser.rule.scale_free else predictions)
+    rate = state.learning_rate * (1 if state.optimizer.rule.scale_free else predictions)
     state.steps += 1
-    state.optimiser.step(model.parameters, gradients, rate, work, shrink=shrink, time=state.steps)
+    state.optimizer.step(model.parameters, gradients, rate, work, shrink=shrink, time=state.steps)
     if settings.weight_decay and state.steps % DECAY_WINDOWS == 0:
         decay(model.parameters, math.exp(-DECAY_WINDOWS * rate * settings.weight_decay), work)
     state.memories = memories

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rnnlm.checkpoint import SavedModel
     from rnnlm.model import Workspace
     from rnnlm.scoring import Score
-    from rnnlm.text import Tokeniser
+    from rnnlm.text import Tokenizer
 
 
 @click.command(
@@ -48,10 +48,10 @@ def evaluate(
     from rnnlm.model import Workspace
 
     saved = load_model(model)
-    tokeniser = _tokeniser(saved.tokeniser, pretokenized, encoding)
+    tokenizer = _tokenizer(saved.tokenizer, pretokenized, encoding)
     # The workspace's threads share the work instead of BLAS's own, so that their number changes no result.
     with threadpoolctl.threadpool_limits(1, user_api="blas"), contextlib.closing(Workspace(threads)) as work:
-        score = _score(saved, tokeniser, files, threads, work)
+        score = _score(saved, tokenizer, files, threads, work)
     if score.unknown > score.words / 2:
         say(
             f"Warning: {score.unknown / score.words:.0%} of the words are unknown to the model; "
@@ -60,22 +60,22 @@ def evaluate(
     click.echo(json.dumps(score.to_json(), indent=2) if as_json else _table(score))
 
 
-def _tokeniser(tokeniser: Tokeniser, pretokenized: bool, encoding: str | None) -> Tokeniser:
-    """Return the model's tokeniser, or one for another kind of file."""
-    settings = dataclasses.replace(tokeniser.settings, encoding=encoding or tokeniser.settings.encoding)
+def _tokenizer(tokenizer: Tokenizer, pretokenized: bool, encoding: str | None) -> Tokenizer:
+    """Return the model's tokenizer, or one for another kind of file."""
+    settings = dataclasses.replace(tokenizer.settings, encoding=encoding or tokenizer.settings.encoding)
     if pretokenized:
-        return type(tokeniser)(dataclasses.replace(settings, pretokenized=True))
-    return dataclasses.replace(tokeniser, settings=settings)
+        return type(tokenizer)(dataclasses.replace(settings, pretokenized=True))
+    return dataclasses.replace(tokenizer, settings=settings)
 
 
-def _score(saved: SavedModel, tokeniser: Tokeniser, files: tuple[str, ...], threads: int, work: Workspace) -> Score:
+def _score(saved: SavedModel, tokenizer: Tokenizer, files: tuple[str, ...], threads: int, work: Workspace) -> Score:
     from rnnlm.batches import encode
     from rnnlm.scoring import perplexity
     from rnnlm.text import spooled
 
     vocabulary = saved.vocabulary
     with tempfile.TemporaryDirectory(prefix="rnnlm-") as folder, spooled(files) as paths:
-        corpus = encode(paths, Path(folder), tokeniser, vocabulary, processes=threads, stage=stage_bar)
+        corpus = encode(paths, Path(folder), tokenizer, vocabulary, processes=threads, stage=stage_bar)
         with bar("scoring", corpus.predictions, " words") as progress:
             return perplexity(saved.model, corpus, work, unknown_id=vocabulary.unknown_id, progress=progress.update)
 

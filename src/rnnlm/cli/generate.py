@@ -85,20 +85,20 @@ def generate(
     from rnnlm.generation import GenerationSettings
     from rnnlm.generation import generate as generate_ids
     from rnnlm.model import Workspace
-    from rnnlm.text import detokenise
+    from rnnlm.text import detokenize
 
     try:
         settings = GenerationSettings(temperature, top_k, top_p, min_words, max_words, allow_unknown)
     except SettingsError as error:
         raise click.UsageError(f"{error}.") from None
     saved = load_model(model)
-    vocabulary, prompt_words = saved.vocabulary, saved.tokeniser.words(prompt)
+    vocabulary, prompt_words = saved.vocabulary, saved.tokenizer.words(prompt)
     _name_unknown([word for word in prompt_words if word not in vocabulary.ids])
     if seed is None:
         seed = secrets.randbits(32)
         say(f"Seed {seed}: --seed {seed} writes the same again.")
     generator, prompt_ids = np.random.default_rng(seed), vocabulary.encode(prompt_words).tolist()
-    write = " ".join if tokens else detokenise
+    write = " ".join if tokens else detokenize
     # The workspace's threads share the work instead of BLAS's own, so that their number changes no result.
     with threadpoolctl.threadpool_limits(1, user_api="blas"), contextlib.closing(Workspace(threads)) as work:
         drawn = generate_ids(saved.model, vocabulary.unknown_id, count, generator, work, prompt_ids, settings)

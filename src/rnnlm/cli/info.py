@@ -37,7 +37,7 @@ def info(model: Path, as_json: bool) -> None:
 def _report(saved: SavedModel) -> dict[str, Any]:
     """Collect what is known of a model, by subject."""
     settings, parameters, vocabulary = saved.model.settings, saved.model.parameters, saved.vocabulary
-    tokeniser, about, counts = saved.tokeniser, saved.information, saved.vocabulary.counts
+    tokenizer, about, counts = saved.tokenizer, saved.information, saved.vocabulary.counts
     report: dict[str, Any] = {
         "model": {
             "cell": settings.cell,
@@ -57,10 +57,10 @@ def _report(saved: SavedModel) -> dict[str, Any]:
         "text": {
             "files": about.get("corpus", []),
             "valid": about.get("valid", []),
-            "pretokenized": tokeniser.settings.pretokenized,
-            "lowercase": tokeniser.settings.lowercase,
-            "encoding": tokeniser.settings.encoding,
-            "abbreviations": len(tokeniser.punkt.abbreviations) if tokeniser.punkt else None,
+            "pretokenized": tokenizer.settings.pretokenized,
+            "lowercase": tokenizer.settings.lowercase,
+            "encoding": tokenizer.settings.encoding,
+            "abbreviations": len(tokenizer.punkt.abbreviations) if tokenizer.punkt else None,
             **{name: about.get("coverage", {}).get(name) for name in ("sentences", "words", "types", "unknown")},
         },
     }

@@ -54,7 +54,7 @@ def threads_option(group: str = "Options") -> Callable[[Any], Any]:
         default=cores,
         show_default="the cores that this process may use",
         group=group,
-        help="Threads, and processes that tokenise. They change the speed and no result.",
+        help="Threads, and processes that tokenize. They change the speed and no result.",
     )
 
 

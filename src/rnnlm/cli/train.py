@@ -112,7 +112,7 @@ CHANGEABLE = {"epochs", "patience", "save_every", "threads", "model", "resume", 
     help="Sequences that advance side by side.",
 )
 @option(
-    "--optimiser",
+    "--optimizer",
     type=click.Choice(["sgd", "adagrad", "adam"]),
     default="sgd",
     group=TRAINING,
@@ -289,7 +289,7 @@ def _save_evaluation(event: Evaluation, state: TrainingState, saved: SavedModel,
     if event.improved:
         about = {**saved.information, "epoch": state.epoch, "window": state.window}
         about |= {"valid_perplexity": event.record["valid_perplexity"], "history": state.history}
-        save_model(folder.best, state.model, saved.vocabulary, saved.tokeniser, about)
+        save_model(folder.best, state.model, saved.vocabulary, saved.tokenizer, about)
     if can_draw():
         draw_curve(state.history, folder.curve)
     elif len(state.history) == 1:
@@ -367,7 +367,7 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
 
     from rnnlm.checkpoint import SavedModel
     from rnnlm.clusters import choose_cutoffs
-    from rnnlm.model import RULES, LanguageModel, ModelSettings, Optimiser
+    from rnnlm.model import RULES, LanguageModel, ModelSettings, Optimizer
     from rnnlm.training import TrainingSettings, TrainingState, default_streams
 
     if folder.holds_model() and not options["overwrite"]:
@@ -388,16 +388,16 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
         carry_state=options["carry_state"],
         cutoffs=choose_cutoffs(counts, options["hidden"], positions, options["clusters"]),
     )
-    model = LanguageModel.initialise(model_settings, counts, np.random.default_rng(settings.seed))
-    optimiser = Optimiser(
-        settings.optimiser,
+    model = LanguageModel.initialize(model_settings, counts, np.random.default_rng(settings.seed))
+    optimizer = Optimizer(
+        settings.optimizer,
         model.parameters,
         counts,
         settings.momentum,
         settings.rate_power,
         model_settings.cutoffs,
     )
-    rate = settings.learning_rate or RULES[settings.optimiser].learning_rate
+    rate = settings.learning_rate or RULES[settings.optimizer].learning_rate
     about = {
         "corpus": _absolute(options["corpus"]),
         "valid": _absolute(options["valid"]),
@@ -406,8 +406,8 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
         "keys": [text.train.key, valid.key],
         "coverage": dataclasses.asdict(text.train.coverage(text.vocabulary)),
     }
-    saved = SavedModel(model, text.vocabulary, text.tokeniser, about)
-    return Run(TrainingState(model, optimiser, rate), settings, saved, text.train, valid)
+    saved = SavedModel(model, text.vocabulary, text.tokenizer, about)
+    return Run(TrainingState(model, optimizer, rate), settings, saved, text.train, valid)
 
 
 def _plain(value: Any) -> Any:
@@ -421,7 +421,7 @@ def _absolute(paths: tuple[str, ...]) -> list[str]:
 def _read_texts(
     folder: ModelFolder, options: dict[str, Any], expected: tuple[str | None, str | None] = (None, None)
 ) -> tuple[TrainingText, Corpus]:
-    """Tokenise and encode the training and the validation text, or find them encoded beside the model.
+    """Tokenize and encode the training and the validation text, or find them encoded beside the model.
 
     Where keys are expected, a text of another key is refused before anything is done.
     """
@@ -446,7 +446,7 @@ def _read_texts(
             **how,
         )
         valid = text.valid or encode(
-            valid_files, folder.path, text.tokeniser, text.vocabulary, expected=expected[1], **how
+            valid_files, folder.path, text.tokenizer, text.vocabulary, expected=expected[1], **how
         )
     return text, valid
 

@@ -1,6 +1,6 @@
-"""Measure tokenising and encoding of raw text: words a second, and how much memory it takes whatever the size.
+"""Measure tokenizing and encoding of raw text: words a second, and how much memory it takes whatever the size.
 
-    python benchmarks/tokenise.py TEXT --words 1 20 --processes 1 2
+    python benchmarks/tokenizing.py TEXT --words 1 20 --processes 1 2
 
 repeats TEXT until there are so many million words, one word in a hundred made new so that types keep coming, and
 prints a Markdown table. Memory is the peak resident set as Linux reports it; the large text is deleted afterwards.
