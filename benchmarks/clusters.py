@@ -22,7 +22,7 @@ import numpy as np
 import threadpoolctl
 from machine import print_table
 
-from rnnlm.model import LanguageModel, ModelSettings, Optimizer, Softmax, Workspace, joint_norm
+from rnnlm.model import ModelSettings, Optimizer, Workspace, initialize, joint_norm, softmax_loss
 
 ROWS = (30, 100, 300, 1000, 3000, 10_000)
 POSITIONS = (3, 10, 30, 100, 300, 1000)
@@ -61,21 +61,15 @@ def time_softmax(rows: int, positions: int, hidden: int, seconds: float) -> floa
     V = generator.normal(0, 0.1, (rows, hidden)).astype(np.float32)
     S = generator.normal(0, 0.5, (positions, hidden)).astype(np.float32)
     targets = generator.integers(0, rows, positions)
-    parameters = {"U": np.zeros((rows, 1), np.float32), "V": V, "c": np.zeros(rows, np.float32)}
-    optimizer = Optimizer("sgd", parameters, np.ones(rows))
+    parameters = {"U": np.zeros_like(V), "V": V, "c": np.zeros(rows, np.float32)}
+    optimizer = Optimizer("sgd", parameters, ModelSettings(rows, hidden), np.ones(rows))
     weights = np.full(positions, 1 / positions, np.float32)
     work = Workspace()
 
     def step() -> None:
-        softmax = Softmax("all", S, targets, V, parameters["c"], work)
-        slices = range(len(softmax.slices))
-        for k in slices:
-            softmax.forward(k)
-        softmax.losses()
-        gradients = {"V": work.array("dV", V.shape, V.dtype), "c": work.array("dc", (rows,), V.dtype)}
-        for k in slices:
-            softmax.backward(k, weights, gradients["V"], gradients["c"])
-        softmax.dstates()
+        _, backward = softmax_loss(S, targets, V, parameters["c"], (), work)
+        _, dV, dc = backward(weights)
+        gradients = {"V": dV, "c": dc}
         joint_norm(gradients, work)
         optimizer.step(parameters, gradients, 1e-3, work)
 
@@ -86,14 +80,14 @@ def time_rest(steps: int, streams: int, hidden: int, seconds: float) -> float:
     """Return the median seconds that a window takes apart from its softmax."""
     generator = np.random.default_rng(1)
     counts = 1e6 / np.arange(1, 10_001)
-    model = LanguageModel.initialize(ModelSettings(len(counts), hidden), counts, generator)
-    optimizer = Optimizer("sgd", model.parameters, counts)
+    model = initialize(ModelSettings(len(counts), hidden), counts, generator)
+    optimizer = Optimizer("sgd", model.parameters, model.settings, counts)
     inputs = generator.choice(len(counts), (steps, streams), p=counts / counts.sum())
     errors = generator.normal(0, 1e-4, (steps, streams, hidden)).astype(np.float32)
     work = Workspace()
 
     def step() -> None:
-        _, backward = model.states(inputs, model.start(streams), work)
+        _, backward = model.read(inputs, model.start(streams), work)
         gradients = backward(errors)
         joint_norm(gradients, work)
         optimizer.step(model.parameters, gradients, 1e-3, work)

@@ -14,7 +14,7 @@ from contest import Run
 from rnnlm.batches import Corpus
 from rnnlm.clusters import choose_cutoffs
 from rnnlm.generation import generate
-from rnnlm.model import RULES, LanguageModel, ModelSettings, Optimizer, Workspace
+from rnnlm.model import RULES, LanguageModel, ModelSettings, Optimizer, Workspace, initialize
 from rnnlm.scoring import perplexity
 from rnnlm.training import Progress, TrainingSettings, TrainingState, train
 
@@ -97,7 +97,7 @@ def _counts(shape: Shape) -> np.ndarray:
 def _model(shape: Shape) -> LanguageModel:
     cutoffs = default_cutoffs(shape) if shape.cutoffs is None else shape.cutoffs
     settings = ModelSettings(shape.words, shape.hidden, cutoffs=cutoffs)
-    return LanguageModel.initialize(settings, _counts(shape), np.random.default_rng(1))
+    return initialize(settings, _counts(shape), np.random.default_rng(1))
 
 
 def _workspace(shape: Shape) -> Workspace:
@@ -109,7 +109,7 @@ def prepare_ours(shape: Shape) -> Run:
     """Train by the loop behind `rnnlm train`, a window at a time: all that it does for a window is counted."""
     work, corpus, model = _workspace(shape), zipf_text(shape), _model(shape)
     settings = TrainingSettings(window=shape.window, streams=shape.streams, epochs=10**9, patience=10**9)
-    optimizer = Optimizer("sgd", model.parameters, _counts(shape), cutoffs=model.settings.cutoffs)
+    optimizer = Optimizer("sgd", model.parameters, model.settings, _counts(shape))
     state = TrainingState(model, optimizer, RULES["sgd"].learning_rate)
     valid = Corpus(np.array([1, 0], np.int32), np.array([0, 2]), 0, 1)  # next to nothing, at an epoch's end
     windows = (event for event in train(state, settings, corpus, valid, work) if isinstance(event, Progress))

@@ -9,7 +9,7 @@ import pytest
 from rnnlm import checkpoint
 from rnnlm.checkpoint import ModelFolder, load_model, load_training, save_model, save_training
 from rnnlm.errors import ModelError
-from rnnlm.model import LanguageModel, ModelSettings, Optimizer
+from rnnlm.model import LanguageModel, ModelSettings, Optimizer, initialize
 from rnnlm.text import Tokenizer
 from rnnlm.training import TrainingSettings, TrainingState
 from rnnlm.vocabulary import Vocabulary
@@ -25,7 +25,7 @@ def vocabulary():
 def model(vocabulary):
     """Return a small model."""
     settings = ModelSettings(len(vocabulary), hidden=3, truncate=2)
-    return LanguageModel.initialize(settings, vocabulary.counts, np.random.default_rng(1))
+    return initialize(settings, vocabulary.counts, np.random.default_rng(1))
 
 
 @pytest.fixture
@@ -137,24 +137,24 @@ def test_nothing_is_pickled(best):
     archive = np.load(io.BytesIO(best.read_bytes()), allow_pickle=False)
     assert all(archive[name].dtype.kind in "fiu" for name in archive.files)
     about = json.loads(archive["rnnlm"].tobytes())
-    assert (about["format"], about["version"]) == ("rnnlm model", 1)
+    assert (about["format"], about["version"]) == ("rnnlm model", 2)
 
 
 def test_training_is_read_as_it_was_written(tmp_path, model, vocabulary):
-    """The state of training comes back whole: velocity, memories, numbers, infinities and not-a-numbers included."""
+    """The state of training comes back whole: velocity, states, numbers, infinities and not-a-numbers included."""
     settings = TrainingSettings(momentum=0.5, seed=7)
-    optimizer = Optimizer("sgd", model.parameters, vocabulary.counts, momentum=0.5)
-    optimizer.memory["W"]["velocity"] += 0.25
-    memories = np.full((1, 4, 3), 0.5, np.float32)
-    state = TrainingState(model, optimizer, 0.00075, epoch=2, window=9, memories=memories, loss_sum=0.1 + 0.2)
+    optimizer = Optimizer("momentum", model.parameters, model.settings, vocabulary.counts, momentum=0.5)
+    optimizer.memory["W1"]["velocity"] += 0.25
+    states = np.full((1, 1, 4, 3), 0.5, np.float32)
+    state = TrainingState(model, optimizer, 0.00075, epoch=2, window=9, states=states, loss_sum=0.1 + 0.2)
     saved = checkpoint.SavedModel(model, vocabulary, Tokenizer(), {"text": "x"})
     folder = ModelFolder(tmp_path)
     save_training(folder.last, state, settings, saved)
     back, back_settings, back_saved = load_training(folder)
     assert back_settings == settings
     assert back_saved.information == {"text": "x"}
-    assert np.array_equal(back.memories, memories)
-    assert np.array_equal(back.optimizer.memory["W"]["velocity"], optimizer.memory["W"]["velocity"])
+    assert np.array_equal(back.states, states)
+    assert np.array_equal(back.optimizer.memory["W1"]["velocity"], optimizer.memory["W1"]["velocity"])
     assert repr(back.to_json()) == repr(state.to_json())
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from rnnlm import clusters
 from rnnlm.clusters import choose_cutoffs
-from rnnlm.model import LanguageModel, ModelSettings, Workspace
+from rnnlm.model import ModelSettings, Workspace, initialize
 
 ZIPF = (1e6 / np.arange(1, 13)).astype(int)
 
@@ -63,7 +63,7 @@ def test_the_number_asked_for_is_the_number_of_clusters(number):
 def test_probabilities_are_exact_wherever_the_words_are_cut(cutoffs):
     """After any word, the probabilities of all words sum to one, and their logarithms are what `losses` says."""
     settings = ModelSettings(12, hidden=5, cutoffs=cutoffs)
-    model = LanguageModel.initialize(settings, ZIPF, np.random.default_rng(2), np.float64)
+    model = initialize(settings, ZIPF, np.random.default_rng(2), np.float64)
     work = Workspace()
     inputs = np.array([[3, 0, 7]])
     log_p, _ = model.step(inputs[0], model.start(3), work)
@@ -76,7 +76,7 @@ def test_probabilities_are_exact_wherever_the_words_are_cut(cutoffs):
 def test_a_fresh_clustered_model_starts_from_word_frequencies():
     """With no weights but biases, the probability of each word is its share of the training text."""
     settings = ModelSettings(12, hidden=5, cutoffs=(2, 5))
-    model = LanguageModel.initialize(settings, ZIPF, np.random.default_rng(2), np.float64)
+    model = initialize(settings, ZIPF, np.random.default_rng(2), np.float64)
     model.parameters["V"][...] = 0
     log_p, _ = model.step(np.array([1]), model.start(1), Workspace())
     np.testing.assert_allclose(np.exp(log_p[0]), ZIPF / ZIPF.sum(), rtol=1e-12)

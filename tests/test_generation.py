@@ -8,7 +8,7 @@ import pytest
 
 from rnnlm.errors import ModelError, SettingsError
 from rnnlm.generation import SLOTS, GenerationSettings, draw, generate, weights
-from rnnlm.model import SENTENCE_END, SLICE_WORDS, LanguageModel, ModelSettings, Workspace
+from rnnlm.model import SENTENCE_END, SLICE_WORDS, ModelSettings, Workspace, initialize
 
 UNKNOWN = 2
 
@@ -17,7 +17,7 @@ def small_model(words=6, hidden=5, scale=3.0, carry_state=False, dtype=np.float3
     """Make a model with weights large enough that what was read matters much."""
     generator = np.random.default_rng(4)
     settings = ModelSettings(words=words, hidden=hidden, carry_state=carry_state)
-    model = LanguageModel.initialize(settings, np.ones(words), generator, dtype)
+    model = initialize(settings, np.ones(words), generator, dtype)
     for parameter in model.parameters.values():
         parameter[...] = generator.normal(0, scale / np.sqrt(hidden), parameter.shape)
     return model

@@ -1,5 +1,6 @@
 """The referee passes honest gradients and fails each planted fault."""
 
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -34,15 +35,17 @@ from rnnlm.model import (
     SENTENCE_END,
     Array,
     Cell,
+    Gradient,
     Gradients,
     LanguageModel,
     ModelSettings,
     Parameters,
-    Rows,
     Workspace,
+    initialize,
+    parameter_table,
 )
 
-NAMES = ("U", "W", "b", "V", "c")
+NAMES = ("U", "W1", "b1", "V", "c")
 KINDS = small_kinds()
 TRUNCATED = Kind(ModelSettings(words=9, hidden=4, truncate=4, carry_state=False))
 
@@ -73,14 +76,16 @@ def failed(rows: list[Row]) -> set[str]:
 
 def in_full(gradients: Gradients, model: LanguageModel) -> Parameters:
     """Gradients in which every row is written out."""
-    full = {}
+    full = {name: np.zeros_like(model.parameters[name]) for name in gradients}
     for name, gradient in gradients.items():
-        if isinstance(gradient, Rows):
-            full[name] = np.zeros_like(model.parameters[name])
-            full[name][gradient.ids] = gradient.values
-        else:
-            full[name] = gradient
+        for rows, values in gradient:
+            full[name][rows] = values
     return full
+
+
+def whole(full: Parameters) -> Gradients:
+    """Gradients that say something of every row."""
+    return {name: [(slice(0, len(value)), value)] for name, value in full.items()}
 
 
 def planted(name: str, fault: Callable[[Array], Array]) -> Callable[[LanguageModel, Window], Gradients]:
@@ -88,7 +93,7 @@ def planted(name: str, fault: Callable[[Array], Array]) -> Callable[[LanguageMod
 
     def gradients(model: LanguageModel, window: Window) -> Gradients:
         full = in_full(model_gradients(model, window), model)
-        return {**full, name: fault(full[name])}
+        return whole({**full, name: fault(full[name])})
 
     return gradients
 
@@ -103,8 +108,9 @@ EVERY_NAME = pytest.mark.parametrize("name", NAMES)
 def test_every_kind_is_checked_in_full_and_passes() -> None:
     """Each cell, carried state or not, each truncation: every coordinate compared, the worst error far under."""
     rows = check_small_models()
-    assert {(row.kind, row.parameter) for row in rows} == {(describe(kind), name) for kind in KINDS for name in NAMES}
-    assert len(rows) == len(KINDS) * len(NAMES)
+    expected = [(describe(kind), name) for kind in KINDS for name in parameter_table(kind.settings)]
+    assert sorted((row.kind, row.parameter) for row in rows) == sorted(expected)
+    assert len(set(expected)) == len(expected)
     assert all(row.coordinates == np.prod(row.shape) for row in rows)
     assert all(row.passed for row in rows)
     assert 0 < max(row.worst_error for row in rows) < TOLERANCE / 10
@@ -112,13 +118,14 @@ def test_every_kind_is_checked_in_full_and_passes() -> None:
 
 def test_kinds_are_what_train_can_build() -> None:
     """Every entry of CELLS with every sort of truncation, one longer than the window; dropout and tails with both."""
-    reaches = {(None, 0, 0), (0, 0, 0), (1, 0, 0), (4, 0, 0), (SMALL_STEPS + 3, 0, 0)}
-    reaches |= {(None, 0.3, 0), (4, 0.3, 0), (None, 0, 1), (4, 0, 3)}
+    reaches = {(truncate, 0, 0, 1, None) for truncate in (None, 0, 1, 4, SMALL_STEPS + 3)}
+    reaches |= {(None, 0.3, 0, 1, None), (4, 0.3, 0, 1, None), (None, 0, 1, 1, None), (4, 0, 3, 1, None)}
+    reaches |= {(truncate, 0, 0, 2, embedding) for truncate in (None, 4) for embedding in (None, 3)}
     expected = {(cell, carry, *reach) for cell in CELLS for carry in (False, True) for reach in reaches}
     found = [
-        (settings.cell, settings.carry_state, settings.truncate, kind.dropout, len(settings.cutoffs))
+        (s.cell, s.carry_state, s.truncate, kind.dropout, len(s.cutoffs), s.layers, s.embedding)
         for kind in KINDS
-        for settings in [kind.settings]
+        for s in [kind.settings]
     ]
     assert set(found) == expected
     assert len(found) == len(expected)
@@ -132,7 +139,7 @@ def test_window_holds_what_training_meets() -> None:
     assert (window.inputs[1:] == SENTENCE_END).any()
     assert (window.targets == IGNORED).sum() == window.targets.size // 8
     assert np.all(window.weights > 0)
-    assert np.all(window.state != 0)
+    assert np.all(window.states != 0)
 
 
 @pytest.fixture
@@ -160,7 +167,7 @@ def test_numeric_side_is_the_derivative_of_the_loss() -> None:
             moved = {name: value.copy() for name, value in model.parameters.items()}
             moved[row.parameter][row.where] += step
             changed = LanguageModel(model.settings, moved)
-            (losses, _), _ = changed.losses(window.inputs, window.targets, window.state, Workspace())
+            (losses, _), _ = changed.losses(window.inputs, window.targets, window.states, Workspace())
             slope.append(float((losses * window.weights).sum()))
         assert row.numeric == pytest.approx((slope[0] - slope[1]) / 2e-6, rel=1e-3, abs=1e-9)
 
@@ -169,7 +176,7 @@ def test_saved_model_passes_along_directions() -> None:
     """A float32 model of a few thousand numbers passes on random words, each parameter alone and all together."""
     generator = np.random.default_rng(0)
     settings = ModelSettings(words=120, hidden=16, truncate=3)
-    model = LanguageModel.initialize(settings, generator.integers(1, 100, 120), generator)
+    model = initialize(settings, generator.integers(1, 100, 120), generator)
     rows = check_model(model, generator, directions=3)
     assert [row.parameter for row in rows] == [*NAMES, "all"]
     assert all(row.passed and row.coordinates == 3 for row in rows)
@@ -251,7 +258,7 @@ def test_zero_gradient_is_caught(check: Check, name: str) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize(("name", "value"), [*((name, np.nan) for name in NAMES), ("W", np.inf), ("W", -np.inf)])
+@pytest.mark.parametrize(("name", "value"), [*((name, np.nan) for name in NAMES), ("W1", np.inf), ("W1", -np.inf)])
 def test_nan_and_infinity_are_caught(check: Check, name: str, value: float) -> None:
     """One number that is not finite makes the error infinite: NaN > tolerance would have been false."""
 
@@ -273,7 +280,7 @@ def test_nothing_compared_is_no_pass(check: Check, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys.modules[__name__], "small_case", lambda kind: (model, unread))
 
     def gradients(model: LanguageModel, window: Window) -> Gradients:
-        return {name: np.zeros_like(value) for name, value in model.parameters.items()}
+        return whole({name: np.zeros_like(value) for name, value in model.parameters.items()})
 
     rows = check(TRUNCATED, gradients)
     assert failed(rows) >= set(NAMES)
@@ -289,11 +296,11 @@ def test_wrong_truncation_is_caught(check: Check, truncate: int | None, wrong: i
         return model_gradients(LanguageModel(replace(model.settings, truncate=wrong), model.parameters), window)
 
     rows = check(kind_of(truncate), gradients)
-    assert failed(rows) - {"all"} == {"U", "W", "b"}
+    assert failed(rows) - {"all"} == {"U", "W1", "b1"}
 
 
 @BOTH
-@pytest.mark.parametrize("name", ["W", "V"])
+@pytest.mark.parametrize("name", ["W1", "V"])
 def test_transposed_gradient_is_caught(check: Check, name: str) -> None:
     """A transposed dW has the right shape, and fails; a transposed dV has not even that."""
     rows = check(TRUNCATED, planted(name, np.transpose))
@@ -304,37 +311,39 @@ def test_transposed_gradient_is_caught(check: Check, name: str) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.settings.truncate != 0], ids=describe)
 def test_missing_mask_is_caught(check: Check, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gradient that runs on across the beginning of a sentence fails, unless the state does so too."""
-    honest = mathematics.recur
+    honest = mathematics.walk
 
-    def recur(x: Array, W: Array, keep: Array, *rest: Any) -> object:
-        result, backward = honest(x, W, keep, *rest)
+    def walk(inputs: Array, keep: Array, *rest: Any) -> object:
+        walked = honest(inputs, keep, *rest)
 
-        def unmasked(doutputs: Array) -> tuple[Array, Array]:
+        def unmasked(*arguments: Any) -> Array:
             keep[...] = 1
-            return backward(doutputs)
+            return walked.step_back(*arguments)
 
-        return result, unmasked
+        return walked._replace(step_back=unmasked)
 
-    monkeypatch.setattr(mathematics, "recur", recur)
-    assert failed(check(kind)) - {"all"} == (set() if kind.settings.carry_state else {"U", "W", "b"})
+    monkeypatch.setattr(mathematics, "walk", walk)
+    below = {name for name in parameter_table(kind.settings) if name not in ("V", "c")}
+    assert failed(check(kind)) - {"all"} == (set() if kind.settings.carry_state else below)
 
 
 @BOTH
 @pytest.mark.parametrize("truncate", [None, 4])
-@pytest.mark.parametrize("place", ["x", "outputs"])
+@pytest.mark.parametrize("place", ["inputs", "outputs"])
 def test_forgotten_zeros_are_caught(
     check: Check, place: str, truncate: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gradient that runs on through a number that dropout zeroed fails."""
-    honest = mathematics.drop
+    honest, calls = mathematics.drop, itertools.count()
 
-    def drop(values: Array, dropout: Any, name: str, work: Workspace) -> object:
-        result, backward = honest(values, dropout, name, work)
-        return result, (lambda dvalues: dvalues) if name == place else backward
+    def drop(values: Array, dropout: Any, work: Workspace) -> object:
+        result, backward = honest(values, dropout, work)
+        forgotten = ("inputs", "outputs")[next(calls) % 2] == place  # of a window's two calls
+        return result, (lambda dvalues: dvalues) if forgotten else backward
 
     monkeypatch.setattr(mathematics, "drop", drop)
     wrong = failed(check(kind_of(truncate, dropout=0.3))) - {"all"}
-    assert wrong == ({"U"} if place == "x" else {"U", "W", "b"})
+    assert wrong == ({"U"} if place == "inputs" else {"U", "W1", "b1"})
     assert not failed(check(kind_of(truncate)))
 
 
@@ -342,7 +351,7 @@ def test_zeros_belong_to_steps() -> None:
     """A window in pieces has the zeros of the whole: dropout draws again for each, and is handed the same numbers."""
     model, window = small_case(kind_of(None, dropout=0.3))
     (whole, after), _ = window.losses(model, Workspace())
-    (first, state), _ = window.part(slice(0, 3), window.state).losses(model, Workspace())
+    (first, state), _ = window.part(slice(0, 3), window.states).losses(model, Workspace())
     (second, state), _ = window.part(slice(3, None), state).losses(model, Workspace())
     np.testing.assert_allclose(np.concatenate((first, second)), whole, rtol=1e-13)
     np.testing.assert_allclose(state, after, rtol=1e-13)
@@ -362,9 +371,9 @@ def test_shifted_weights_are_caught(check: Check) -> None:
 
     def gradients(model: LanguageModel, window: Window) -> Gradients:
         later = np.roll(window.weights, 1, axis=0)
-        return {**model_gradients(model, window), "W": model_gradients(model, window._replace(weights=later))["W"]}
+        return {**model_gradients(model, window), "W1": model_gradients(model, window._replace(weights=later))["W1"]}
 
-    assert failed(check(TRUNCATED, gradients)) - {"all"} == {"W"}
+    assert failed(check(TRUNCATED, gradients)) - {"all"} == {"W1"}
 
 
 @BOTH
@@ -385,7 +394,7 @@ def test_extra_gradient_is_caught(check: Check) -> None:
     """A gradient without a parameter fails."""
 
     def gradients(model: LanguageModel, window: Window) -> Gradients:
-        return {**model_gradients(model, window), "D": np.ones(3)}
+        return {**model_gradients(model, window), "D": [(slice(0, 3), np.ones(3))]}
 
     rows = check(TRUNCATED, gradients)
     assert failed(rows) == {"D"}
@@ -396,23 +405,23 @@ def test_extra_gradient_is_caught(check: Check) -> None:
 @pytest.mark.parametrize(
     ("fault", "where"),
     [
-        (lambda rows: Rows(rows.ids, rows.values[:, :-1]), "shape"),
-        (lambda rows: Rows(rows.ids, rows.values[:-1]), "shape"),
-        (lambda rows: Rows(rows.ids[::-1], rows.values[::-1]), "rows not ascending"),
-        (lambda rows: Rows(np.maximum(rows.ids, rows.ids[1]), rows.values), "rows not ascending"),
-        (lambda rows: Rows(rows.ids + 5, rows.values), "rows not ascending"),
-        (lambda rows: Rows(rows.ids, rows.values.astype(np.float32)), "float32"),
+        (lambda ids, values: [(ids, values[:, :-1])], "shape"),
+        (lambda ids, values: [(ids, values[:-1])], "shape"),
+        (lambda ids, values: [(np.maximum(ids, ids[1]), values)], "rows not disjoint"),
+        (lambda ids, values: [(ids, values), (slice(ids[0], ids[0] + 1), values[:1])], "rows not disjoint"),
+        (lambda ids, values: [(ids + 5, values)], "rows outside"),
+        (lambda ids, values: [(ids - 1, values)], "rows outside"),
+        (lambda ids, values: [(ids, values.astype(np.float32))], "float32"),
     ],
-    ids=["narrow", "short", "descending", "twice", "outside", "float32"],
+    ids=["narrow", "short", "twice", "overlapping", "outside", "negative", "float32"],
 )
-def test_malformed_rows_are_caught(check: Check, fault: Callable[[Rows], Rows], where: str) -> None:
-    """Rows of a table must be whole, each once, ascending, inside the table, and as precise as the parameters."""
+def test_malformed_rows_are_caught(check: Check, fault: Callable[..., Gradient], where: str) -> None:
+    """Rows of a table must be whole, each once, inside the table, and as precise as the parameters."""
 
     def gradients(model: LanguageModel, window: Window) -> Gradients:
         honest = model_gradients(model, window)
-        rows = honest["U"]
-        assert isinstance(rows, Rows)
-        return {**honest, "U": fault(rows)}
+        ((ids, values),) = honest["U"]
+        return {**honest, "U": fault(ids, values)}
 
     rows = check(TRUNCATED, gradients)
     assert failed(rows) == {"U"}
@@ -436,79 +445,96 @@ def sigmoid(values: Array) -> Array:
     return 1 / (1 + np.exp(-values))
 
 
-def gru_forward(x: Array, q: Array, previous: Array, state: Array) -> None:
-    """Gates r and z, candidate n = tanh(x_n + r q_n), state z s + (1 - z) n; r, z, n are left in x."""
-    xr, xz, xn = np.split(x, 3, axis=-1)
-    qr, qz, qn = np.split(q, 3, axis=-1)
-    xr[...] = sigmoid(xr + qr)
-    xz[...] = sigmoid(xz + qz)
-    xn[...] = np.tanh(xn + xr * qn)
-    state[..., 0, :, :] = xz * previous[..., 0, :, :] + (1 - xz) * xn
+def gru_forward(z: Array, before: Array, after: Array) -> None:
+    """Gates r and u, candidate n = tanh(n + r q), state u s + (1 - u) n; the gates' values are left in z."""
+    n, r, u, q = np.split(z, 4, axis=-1)
+    r[...], u[...] = sigmoid(r), sigmoid(u)
+    n[...] = np.tanh(n + r * q)
+    after[0] = u * before[0] + (1 - u) * n
 
 
-def gru_backward(dstate: Array, x: Array, q: Array, previous: Array, state: Array) -> tuple[Array, Array, Array]:
+def gru_backward(ds: Array, z: Array, before: Array, after: Array) -> Array:
     """Give the derivatives of gru_forward."""
-    r, z, n = np.split(x, 3, axis=-1)
-    qn = np.split(q, 3, axis=-1)[2]
-    ds = dstate[..., 0, :, :]
-    dn = ds * (1 - z) * (1 - n * n)
-    dz = ds * (previous[..., 0, :, :] - n) * z * (1 - z)
-    dr = dn * qn * r * (1 - r)
-    return np.concatenate((dr, dz, dn), -1), np.concatenate((dr, dz, dn * r), -1), (ds * z)[..., None, :, :]
+    n, r, u, q = np.split(z, 4, axis=-1)
+    dn = ds[0] * (1 - u) * (1 - n * n)
+    du = ds[0] * (before[0] - n) * u * (1 - u)
+    ds *= u
+    return np.concatenate((dn, dn * q * r * (1 - r), du, dn * r), axis=-1)
 
 
-def lstm_forward(x: Array, q: Array, previous: Array, state: Array) -> None:
-    """Gates i, f, o and candidate g; memory m = f m + i g, output o tanh(m); i, f, o, g are left in x."""
-    x += q
-    i, f, o, g = np.split(x, 4, axis=-1)
+def lstm_forward(z: Array, before: Array, after: Array) -> None:
+    """Gates i, f, o and candidate g; cell state c = f c + i g, output o tanh(c); the gates' values are left in z."""
+    i, f, o, g = np.split(z, 4, axis=-1)
     for gate in (i, f, o):
         gate[...] = sigmoid(gate)
     g[...] = np.tanh(g)
-    state[..., 1, :, :] = f * previous[..., 1, :, :] + i * g
-    state[..., 0, :, :] = o * np.tanh(state[..., 1, :, :])
+    s, c = after
+    c[...] = f * before[1] + i * g
+    s[...] = o * np.tanh(c)
 
 
-def lstm_backward(dstate: Array, x: Array, q: Array, previous: Array, state: Array) -> tuple[Array, Array, Array]:
+def lstm_backward(ds: Array, z: Array, before: Array, after: Array) -> Array:
     """Give the derivatives of lstm_forward."""
-    i, f, o, g = np.split(x, 4, axis=-1)
-    ds, squashed = dstate[..., 0, :, :], np.tanh(state[..., 1, :, :])
-    dm = dstate[..., 1, :, :] + ds * o * (1 - squashed * squashed)
-    di, df, do = dm * g * i * (1 - i), dm * previous[..., 1, :, :] * f * (1 - f), ds * squashed * o * (1 - o)
-    dx = np.concatenate((di, df, do, dm * i * (1 - g * g)), -1)
-    return dx, dx, np.stack((np.zeros_like(dm), dm * f), axis=-3)
+    i, f, o, g = np.split(z, 4, axis=-1)
+    squashed = np.tanh(after[1])
+    dc = ds[1] + ds[0] * o * (1 - squashed * squashed)
+    do = ds[0] * squashed * o * (1 - o)
+    ds[0], ds[1] = 0, dc * f
+    return np.concatenate((dc * g * i * (1 - i), dc * before[1] * f * (1 - f), do, dc * i * (1 - g * g)), axis=-1)
 
 
-GRU = Cell(gates=3, memories=1, forward=gru_forward, backward=gru_backward)
-LSTM = Cell(gates=4, memories=2, forward=lstm_forward, backward=lstm_backward)
+GRU = Cell(gru_forward, gru_backward, gates="nruq", reads="nru", recalls="ruq")
+LSTM = Cell(lstm_forward, lstm_backward, gates="ifog", states="sc", ones="f")
 
 
 @pytest.mark.parametrize("cell", [GRU, LSTM], ids=["gru", "lstm"])
 @pytest.mark.parametrize("carry_state", [False, True])
 @pytest.mark.parametrize("truncate", [None, 1, 4])
-def test_cells_with_gates_and_memories_pass(
-    cell: Cell, carry_state: bool, truncate: int | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("layers", "embedding"), [(1, None), (2, None), (2, 3)])
+def test_cells_with_gates_and_several_states_pass(
+    cell: Cell,
+    carry_state: bool,
+    truncate: int | None,
+    layers: int,
+    embedding: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A GRU and an LSTM written as a table's entries have exact gradients in both truncations."""
+    """A GRU and an LSTM written as a table's entries have exact gradients in both truncations, in one layer and two."""
     monkeypatch.setitem(CELLS, "new", cell)
-    rows = by_coordinates(kind_of(truncate, carry_state, cell="new"))
-    assert [row.parameter for row in rows] == list(NAMES)
+    kind = kind_of(truncate, carry_state, cell="new")
+    kind = kind._replace(settings=replace(kind.settings, layers=layers, embedding=embedding))
+    rows = by_coordinates(kind)
+    assert [row.parameter for row in rows] == list(parameter_table(kind.settings))
     assert not failed(rows)
 
 
 @pytest.mark.parametrize("truncate", [None, 4])
 @pytest.mark.parametrize("cell", [GRU, LSTM], ids=["gru", "lstm"])
 def test_a_lost_path_beside_w_is_caught(cell: Cell, truncate: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error that goes back through W only, and not through the gates' memory, fails."""
+    """An error that goes back through W only, and not through the gates' state, fails."""
 
-    def forgetful(*arrays: Array) -> tuple[Array, Array, None]:
-        dx, dq, _ = cell.backward(*arrays)
-        return dx, dq, None
+    def forgetful(ds: Array, *arrays: Array) -> Array:
+        delta = cell.backward(ds, *arrays)
+        ds[...] = 0
+        return delta
 
-    one_memory = cell.memories == 1
-    wrong = cell._replace(backward=forgetful if one_memory else lambda *a: (*cell.backward(*a)[:2], 0 * a[0]))
-    monkeypatch.setitem(CELLS, "new", wrong)
+    monkeypatch.setitem(CELLS, "new", cell._replace(backward=forgetful))
     rows = by_coordinates(kind_of(truncate, cell="new"))
-    assert failed(rows) == {"U", "W", "b"}
+    assert failed(rows) == {"U", "W1", "b1"}
+
+
+def test_layers_truncated_one_by_one_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors that reach K steps back in each layer by itself, 2 K in all, are another sum, and fail."""
+
+    def layer_by_layer(ds: Array, walked: list[Any], streams: slice, truncate: int) -> None:
+        for number in reversed(range(len(walked))):
+            honest(ds, walked[number : number + 1], streams, truncate)
+            ds = walked[number].inputs(walked[number].dz)
+
+    honest = mathematics.by_diagonals
+    monkeypatch.setattr(mathematics, "by_diagonals", layer_by_layer)
+    settings = replace(TRUNCATED.settings, layers=2, truncate=1)
+    assert failed(by_coordinates(Kind(settings))) == {"U", "W1", "b1"}
 
 
 # The command
@@ -519,7 +545,8 @@ def test_command_prints_a_table_and_succeeds() -> None:
     result = CliRunner().invoke(command, [])
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    assert len([line for line in lines if line.endswith(" ok")]) == len(KINDS) * len(NAMES)
+    checked = sum(len(parameter_table(kind.settings)) for kind in KINDS)
+    assert len([line for line in lines if line.endswith(" ok")]) == checked
     assert lines[0].split()[:3] == ["kind", "parameter", "shape"]
     assert "worst relative error" in lines[-1]
     assert "Traceback" not in result.output
@@ -529,15 +556,14 @@ def test_command_fails_with_exit_code_1(few_kinds: list[Kind], monkeypatch: pyte
     """A wrong derivative in model.py itself is reported parameter by parameter, and the command exits 1."""
     elman = CELLS["elman"]
 
-    def backward(*arrays: Array) -> tuple[Array, Array, None]:
-        dx, _, _ = elman.backward(*arrays)
-        return dx * 1.001, dx * 1.001, None
+    def backward(*arrays: Array) -> Array:
+        return elman.backward(*arrays) * 1.001
 
     monkeypatch.setitem(CELLS, "elman", elman._replace(backward=backward))
     result = CliRunner().invoke(command, [])
     assert result.exit_code == 1
     failures = [line for line in result.stdout.splitlines() if line.endswith(" FAIL")]
-    assert len(failures) == 3 * len(few_kinds)
+    assert len(failures) == sum(len(parameter_table(kind.settings)) - 2 for kind in few_kinds)  # all but V and c
 
 
 @pytest.mark.usefixtures("few_kinds")
@@ -565,7 +591,7 @@ def test_command_prints_json() -> None:
 def test_json_stays_json_when_numbers_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     """A NaN becomes null: the word NaN would not parse elsewhere."""
     elman = CELLS["elman"]
-    broken = elman._replace(backward=lambda *arrays: (np.full_like(arrays[1], np.nan), arrays[1] * np.nan, None))
+    broken = elman._replace(backward=lambda ds, *arrays: np.full_like(ds[0], np.nan))
     monkeypatch.setitem(CELLS, "elman", broken)
     result = CliRunner().invoke(command, ["--json"])
     assert result.exit_code == 1
@@ -582,7 +608,7 @@ def test_json_stays_json_when_numbers_are_not_finite(monkeypatch: pytest.MonkeyP
 def saved(monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
     """Make a model that rnnlm.checkpoint loads, whatever the path."""
     generator = np.random.default_rng(0)
-    model = LanguageModel.initialize(ModelSettings(words=30, hidden=6), np.ones(30), generator)
+    model = initialize(ModelSettings(words=30, hidden=6), np.ones(30), generator)
     checkpoint = ModuleType("rnnlm.checkpoint")
     monkeypatch.setattr(checkpoint, "load_model", lambda path: SimpleNamespace(model=model), raising=False)
     monkeypatch.setitem(sys.modules, "rnnlm.checkpoint", checkpoint)

@@ -23,23 +23,22 @@ from rnnlm.model import (
     ModelSettings,
     Optimizer,
     Parameters,
-    Rows,
-    Spans,
     Workspace,
     drop,
+    initialize,
     joint_norm,
     mean_weights,
     sum_rows,
     word_rates,
 )
 
-NAMES = ("U", "W", "b", "V", "c")
+NAMES = ("U", "W1", "b1", "V", "c")
 WORDS, HIDDEN = 11, 5
 
 
 def parameters(words: int = WORDS, hidden: int = HIDDEN, scale: float = 0.6) -> Parameters:
     """Make parameters of an Elman network without a random generator, whose streams numpy may change some day."""
-    shapes = {"U": (words, hidden), "W": (hidden, hidden), "b": (hidden,), "V": (words, hidden), "c": (words,)}
+    shapes = {"U": (words, hidden), "W1": (hidden, hidden), "b1": (hidden,), "V": (words, hidden), "c": (words,)}
     return {
         name: scale * np.sin(np.arange(1.0, 1 + math.prod(shape)) ** 1.5 + offset).reshape(shape)
         for offset, (name, shape) in enumerate(shapes.items())
@@ -61,19 +60,16 @@ def sentences(steps: int, streams: int) -> tuple[Array, Array]:
 
 
 def some_state(streams: int, hidden: int = HIDDEN) -> Array:
-    """Make memories that are not zero."""
-    return np.cos(np.arange(streams * hidden) ** 2.0).reshape(1, streams, hidden) * 0.7
+    """Make states that are not zero."""
+    return np.cos(np.arange(streams * hidden) ** 2.0).reshape(1, 1, streams, hidden) * 0.7
 
 
 def in_full(gradients: Gradients, model: LanguageModel) -> Parameters:
     """Write the rows out."""
-    full = {}
+    full = {name: np.zeros_like(model.parameters[name]) for name in gradients}
     for name, gradient in gradients.items():
-        if isinstance(gradient, Rows):
-            full[name] = np.zeros_like(model.parameters[name])
-            full[name][gradient.ids] = gradient.values
-        else:
-            full[name] = gradient.copy()
+        for rows, values in gradient:
+            full[name][rows] = values
     return full
 
 
@@ -125,8 +121,8 @@ def plain_bptt(
     theta: Parameters, words: list[int], targets: list[int], start: Vector, truncate: int, forget: bool
 ) -> tuple[Vector, Parameters]:
     """Return the losses and the gradients of their sum; each output's error visits `truncate` + 1 steps at most."""
-    W, V = theta["W"], theta["V"]
-    H, words_known = len(theta["b"]), len(theta["c"])
+    W, V = theta["W1"], theta["V"]
+    H, words_known = len(theta["b1"]), len(theta["c"])
     before, states, distributions = plain_forward(theta, words, start, forget)
     g = {name: np.zeros_like(value) for name, value in theta.items()}
     losses = []
@@ -140,10 +136,10 @@ def plain_bptt(
         delta = [sum(V[w][i] * error[w] for w in range(words_known)) * (1 - states[t][i] ** 2) for i in range(H)]
         for k in range(t, max(t - truncate, 0) - 1, -1):
             for i in range(H):
-                g["b"][i] += delta[i]
+                g["b1"][i] += delta[i]
                 g["U"][words[k], i] += delta[i]
                 for j in range(H):
-                    g["W"][i, j] += delta[i] * before[k][j]
+                    g["W1"][i, j] += delta[i] * before[k][j]
             if k == 0 or (forget and words[k] == 0):
                 break
             delta = [sum(W[i][j] * delta[i] for i in range(H)) * (1 - states[k - 1][j] ** 2) for j in range(H)]
@@ -179,7 +175,7 @@ def test_streams_of_sentences_equal_the_double_loop(truncate: int | None, carry_
             model.parameters,
             inputs[:, stream].tolist(),
             targets[:, stream].tolist(),
-            start[0, stream].tolist(),
+            start[0, 0, stream].tolist(),
             13 if truncate is None else truncate,
             forget=not carry_state,
         )
@@ -195,7 +191,7 @@ def test_truncations_differ() -> None:
     found = []
     for truncate in (0, 1, 3, 4, 5, None):
         other = LanguageModel(replace(model.settings, truncate=truncate, carry_state=True), model.parameters)
-        found.append(run(other, inputs, targets, some_state(3), np.ones(inputs.shape))[2]["W"])
+        found.append(run(other, inputs, targets, some_state(3), np.ones(inputs.shape))[2]["W1"])
     assert all(np.abs(one - other).max() > 1e-6 for i, one in enumerate(found) for other in found[:i])
 
 
@@ -208,8 +204,8 @@ def hand_model(truncate: int | None) -> LanguageModel:
     v = 10 * math.log(4 / 3)
     theta = {
         "U": np.array([[math.log(3) / 2], [0.0]]),  # tanh(ln(3)/2) = (3 - 1) / (3 + 1) = 1/2
-        "W": np.array([[math.log(4)]]),  # z = ln(4)/2 = ln(2), and tanh(ln 2) = (4 - 1) / (4 + 1) = 3/5
-        "b": np.array([0.0]),
+        "W1": np.array([[math.log(4)]]),  # z = ln(4)/2 = ln(2), and tanh(ln 2) = (4 - 1) / (4 + 1) = 3/5
+        "b1": np.array([0.0]),
         "V": np.array([[0.0], [v]]),
         "c": np.array([0.0, math.log(3) - v / 2]),  # logits differ by ln 3, then by ln 3 + v/10 = ln 4
     }
@@ -231,12 +227,12 @@ def test_two_steps_worked_by_hand(truncate: int | None) -> None:
     inputs, targets = np.array([[0], [1]]), np.array([[1], [0]])
     losses, state, gradients = run(model, inputs, targets, model.start(1), np.ones((2, 1)))
     np.testing.assert_allclose(losses[:, 0], [0.28768207245178085, 1.6094379124341003], rtol=1e-14)  # ln(4/3), ln(5)
-    np.testing.assert_allclose(state, [[[0.6]]], rtol=1e-14)
+    np.testing.assert_allclose(state, [[[[0.6]]]], rtol=1e-14)
     back = 0.0 if truncate == 0 else 1.5314382137671209  # delta_2(1); v = 2.8768207245178093
     expected = {
         "U": np.array([[-0.5394038858470892 + back], [1.4729322109531183]]),
-        "W": np.array([[0.7364661054765592]]),
-        "b": np.array([0.9335283251060291 + back]),
+        "W1": np.array([[0.7364661054765592]]),
+        "b1": np.array([0.9335283251060291 + back]),
         "V": np.array([[-0.355], [0.355]]),
         "c": np.array([-0.55, 0.55]),
     }
@@ -276,7 +272,7 @@ def test_pinned_curve_of_ten_steps() -> None:
     model = elman(truncate=4)
     inputs, targets = sentences(13, 3)
     work = Workspace()
-    optimizer = Optimizer("sgd", model.parameters, np.ones(WORDS), momentum=0.5, power=0)
+    optimizer = Optimizer("momentum", model.parameters, model.settings, np.ones(WORDS), momentum=0.5, power=0)
     weights = mean_weights(targets)
     curve = []
     for _ in PINNED:
@@ -319,9 +315,9 @@ def test_batch_equals_runs_of_one(truncate: int | None, carry_state: bool) -> No
     total = {name: np.zeros_like(value) for name, value in model.parameters.items()}
     for stream in range(4):
         one = slice(stream, stream + 1)
-        alone = run(model, inputs[:, one], targets[:, one], start[:, one], weights[:, one])
+        alone = run(model, inputs[:, one], targets[:, one], start[:, :, one], weights[:, one])
         np.testing.assert_allclose(losses[:, one], alone[0], rtol=1e-13)
-        np.testing.assert_allclose(after[:, one], alone[1], rtol=1e-13)
+        np.testing.assert_allclose(after[:, :, one], alone[1], rtol=1e-13)
         total = {name: total[name] + alone[2][name] for name in NAMES}
     assert_close(gradients, total, 1e-13)
 
@@ -334,7 +330,7 @@ def test_a_used_workspace_changes_nothing() -> None:
     half = LanguageModel(model.settings, {name: value.astype(np.float32) for name, value in model.parameters.items()})
     for other, steps, streams in ((model, 20, 5), (half, 13, 3), (model, 4, 1)):
         more, after = sentences(steps, streams)
-        run(other, more, after, some_state(streams).astype(other.parameters["W"].dtype), mean_weights(after), work)
+        run(other, more, after, some_state(streams).astype(other.parameters["W1"].dtype), mean_weights(after), work)
     again = run(model, inputs, targets, some_state(3), mean_weights(targets), work)
     assert np.array_equal(fresh[0], again[0])
     assert np.array_equal(fresh[1], again[1])
@@ -383,7 +379,7 @@ def test_threads_do_not_change_a_bit(threads: int, monkeypatch: pytest.MonkeyPat
         model = LanguageModel(ModelSettings(700, 100), theta)
         text = (np.arange(8 * 6 + 1) ** 2 * 7) % 700
         inputs, targets = text[:-1].reshape(8, 6), text[1:].reshape(8, 6)
-        optimizer = Optimizer("sgd", theta, np.arange(700), momentum=0.9)
+        optimizer = Optimizer("momentum", theta, model.settings, np.arange(700), momentum=0.9)
         results = []
         for _ in range(3):
             (losses, state), backward = model.losses(inputs, targets, model.start(6), work)
@@ -450,18 +446,17 @@ def test_rows_name_the_words_read() -> None:
     model = elman()
     inputs, targets = sentences(6, 2)
     _, backward = model.losses(inputs, targets, model.start(2), Workspace())
-    rows = backward(mean_weights(targets))["U"]
-    assert isinstance(rows, Rows)
-    assert rows.ids.tolist() == sorted(set(inputs.ravel().tolist()))
-    assert len(rows.ids) < WORDS
+    ((rows, _),) = backward(mean_weights(targets))["U"]
+    assert rows.tolist() == sorted(set(inputs.ravel().tolist()))
+    assert len(rows) < WORDS
 
 
 def test_sum_rows_adds_repeated_ids() -> None:
     """Rows of equal ids add up; ids come out ascending, and those not named are absent."""
     ids = np.array([4, 1, 4, 0, 4])
-    rows = sum_rows(ids, np.array([[1.0, 2], [3, 4], [5, 6], [7, 8], [9, 10]]))
-    assert rows.ids.tolist() == [0, 1, 4]
-    assert rows.values.tolist() == [[7, 8], [3, 4], [15, 18]]
+    rows, sums = sum_rows(ids, np.array([[1.0, 2], [3, 4], [5, 6], [7, 8], [9, 10]]))
+    assert rows.tolist() == [0, 1, 4]
+    assert sums.tolist() == [[7, 8], [3, 4], [15, 18]]
 
 
 @pytest.mark.parametrize("truncate", [None, 2])
@@ -505,15 +500,15 @@ def test_float32_stays_float32(truncate: int | None) -> None:
     """Parameters, states, losses, gradients, velocity and log-probabilities are float32 before and after a step."""
     generator, work = np.random.default_rng(0), Workspace()
     settings = ModelSettings(WORDS, HIDDEN, truncate=truncate)
-    model = LanguageModel.initialize(settings, np.arange(WORDS), generator)
-    optimizer = Optimizer("sgd", model.parameters, np.arange(WORDS), momentum=0.9)
+    model = initialize(settings, np.arange(WORDS), generator)
+    optimizer = Optimizer("momentum", model.parameters, settings, np.arange(WORDS), momentum=0.9)
     inputs, targets = sentences(6, 2)
     for ignored in (False, True):
         targets = np.where((np.arange(12).reshape(6, 2) == 3) & ignored, IGNORED, targets)
         (losses, state), backward = model.losses(inputs, targets, model.start(2), work)
         gradients = backward(mean_weights(targets))
         arrays = [losses, state, model.start(2), *model.step(inputs[0], state, work)]
-        arrays += [part.values if isinstance(part, Rows) else part for part in gradients.values()]
+        arrays += [values for gradient in gradients.values() for _, values in gradient]
         optimizer.step(model.parameters, gradients, 0.1, work)
         arrays += [
             *model.parameters.values(),
@@ -589,7 +584,7 @@ def test_step_agrees_with_losses(carry_state: bool) -> None:
 def test_drop_zeroes_a_share_and_keeps_the_mean(dtype: type) -> None:
     """Numbers are zeroed independently at the rate asked for, others grow so that the expectation stays."""
     values = np.full((50, 40, 10), 2, dtype)
-    dropped, backward = drop(values, Dropout(0.25, np.random.default_rng(0)), "x", Workspace())
+    dropped, backward = drop(values, Dropout(0.25, np.random.default_rng(0)), Workspace())
     zero = dropped == 0
     assert 0.24 < zero.mean() < 0.26  # 20,000 draws: over three deviations of the binomial
     np.testing.assert_allclose(dropped[~zero], 2 / 0.75, rtol=1e-6)
@@ -609,7 +604,7 @@ def test_dropout_reaches_inputs_and_outputs_only() -> None:
     inputs, targets = sentences(6, 2)
     dropout = Dropout(1 - 1e-12, np.random.default_rng(0))
     (losses, state), _ = model.losses(inputs, targets, some_state(2), Workspace(), dropout)
-    c, W, b = (model.parameters[name] for name in ("c", "W", "b"))
+    c, W, b = (model.parameters[name] for name in ("c", "W1", "b1"))
     np.testing.assert_allclose(losses, np.log(np.exp(c).sum()) - c[targets], rtol=1e-12)
     expected = some_state(2)
     for _ in range(6):
@@ -641,19 +636,17 @@ def test_dropout_is_decided_by_its_generator() -> None:
 def test_initial_model_predicts_word_frequencies() -> None:
     """At a state of zero the output bias alone speaks: p(w) is w's share of the counts, half an occurrence at least."""
     counts = np.array([50, 30, 0, 19.5])
-    model = LanguageModel.initialize(ModelSettings(4, 3), counts, np.random.default_rng(0), np.float64)
+    model = initialize(ModelSettings(4, 3), counts, np.random.default_rng(0), np.float64)
     c = model.parameters["c"]
     np.testing.assert_allclose(np.exp(c), [0.5, 0.3, 0.005, 0.195], rtol=1e-14)
-    assert not model.parameters["b"].any()
+    assert not model.parameters["b1"].any()
 
 
 def test_initial_weights_fill_one_over_root_fan_in() -> None:
     """U lies within 1/sqrt(V), W and V within 1/sqrt(H), both signs, right up to the limit, and the seed decides."""
     settings = ModelSettings(400, 25)
-    model, same, other = (
-        LanguageModel.initialize(settings, np.ones(400), np.random.default_rng(seed)) for seed in (1, 1, 2)
-    )
-    for name, limit in (("U", 0.05), ("W", 0.2), ("V", 0.2)):
+    model, same, other = (initialize(settings, np.ones(400), np.random.default_rng(seed)) for seed in (1, 1, 2))
+    for name, limit in (("U", 0.05), ("W1", 0.2), ("V", 0.2)):
         value = model.parameters[name]
         assert limit * 0.98 < value.max() <= np.float32(limit)
         assert -limit * 0.98 > value.min() >= -np.float32(limit)
@@ -664,13 +657,13 @@ def test_initial_weights_fill_one_over_root_fan_in() -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_shapes_are_those_of_the_cell(cell: str) -> None:
-    """Gates widen U, W and b, memories deepen the state, and nothing else changes."""
-    gates, memories = CELLS[cell].gates, CELLS[cell].memories
+    """Gates widen U, W and b, states deepen the state, and nothing else changes."""
+    gates, states = len(CELLS[cell].gates), len(CELLS[cell].states)
     settings = ModelSettings(7, 3, cell)
-    model = LanguageModel.initialize(settings, np.ones(7), np.random.default_rng(0))
+    model = initialize(settings, np.ones(7), np.random.default_rng(0))
     shapes = {name: value.shape for name, value in model.parameters.items()}
-    assert shapes == {"U": (7, 3 * gates), "W": (3 * gates, 3), "b": (3 * gates,), "V": (7, 3), "c": (7,)}
-    assert model.start(5).shape == (memories, 5, 3)
+    assert shapes == {"U": (7, 3 * gates), "W1": (3 * gates, 3), "b1": (3 * gates,), "V": (7, 3), "c": (7,)}
+    assert model.start(5).shape == (1, states, 5, 3)
     assert not model.start(5).any()
 
 
@@ -681,7 +674,8 @@ def test_shapes_are_those_of_the_cell(cell: str) -> None:
 def some_gradients(theta: Parameters, ids: list[int], step: int) -> Gradients:
     """Make gradients that differ from step to step; that of U has rows `ids` only."""
     full = {name: np.cos(np.arange(value.size) * (step + 1.0)).reshape(value.shape) for name, value in theta.items()}
-    return {**full, "U": Rows(np.array(ids), full["U"][ids])}
+    whole = {name: [(slice(0, len(value)), value)] for name, value in full.items()}
+    return {**whole, "U": [(np.array(ids), full["U"][ids])]}
 
 
 @pytest.mark.parametrize("power", [0, 0.5, 1])
@@ -694,7 +688,8 @@ def test_sgd_equals_its_formula(momentum: float, power: float) -> None:
     velocity = {name: np.zeros_like(value) for name, value in theta.items()}
     relative = [1 / (max(count, 0.5) / (counts.sum() + 0.5)) ** power for count in counts]
     scales = {"U": INPUT_RATE, "V": OUTPUT_RATE, "c": OUTPUT_RATE} if power else {"U": 1, "V": 1, "c": 1}
-    optimizer, work = Optimizer("sgd", theta, counts, momentum, power), Workspace()
+    kind = "momentum" if momentum else "sgd"
+    optimizer, work = Optimizer(kind, theta, ModelSettings(WORDS, HIDDEN), counts, momentum, power), Workspace()
     for step, (ids, rate) in enumerate((([0, 3, 4], 0.1), ([3, 10], 0.2), ([0, 1, 10], 0.05))):
         gradients = some_gradients(theta, ids, step)
         full = in_full(gradients, LanguageModel(ModelSettings(WORDS), theta))
@@ -714,11 +709,11 @@ def test_adaptive_optimisers_equal_their_formulas(kind: str) -> None:
     theta = parameters()
     expected = {name: value.copy() for name, value in theta.items()}
     first, second = ({name: np.zeros_like(value) for name, value in theta.items()} for _ in range(2))
-    optimizer, work = Optimizer(kind, theta, np.ones(WORDS)), Workspace()
+    optimizer, work = Optimizer(kind, theta, ModelSettings(WORDS, HIDDEN), np.ones(WORDS)), Workspace()
     for time, ids in enumerate(([0, 3, 4], [3, 10], [0, 1, 10]), start=1):
         gradients = some_gradients(theta, ids, time)
         full = in_full(gradients, LanguageModel(ModelSettings(WORDS), theta))
-        gradients["V"] = Spans(gradients["V"], (slice(0, 4), slice(6, 7)))
+        gradients["V"] = [(slice(start, stop), full["V"][start:stop]) for start, stop in ((0, 4), (6, 7))]
         touched = {"U": ids, "V": [0, 1, 2, 3, 6]}
         for name in NAMES:
             for row in touched.get(name, range(len(theta[name]))):
@@ -739,14 +734,15 @@ def test_adaptive_optimisers_equal_their_formulas(kind: str) -> None:
 def test_unread_rows_keep_their_velocity() -> None:
     """A row of U that is not read stays where it is, whatever its velocity; it moves on from that when read again."""
     theta = parameters()
-    optimizer, work = Optimizer("sgd", theta, np.ones(WORDS), momentum=0.5, power=0), Workspace()
-    zero = {name: np.zeros_like(value) for name, value in theta.items() if name != "U"}
+    settings = ModelSettings(WORDS, HIDDEN)
+    optimizer, work = Optimizer("momentum", theta, settings, np.ones(WORDS), momentum=0.5, power=0), Workspace()
+    zero: Gradients = {name: [(slice(0, len(theta[name])), np.zeros_like(theta[name]))] for name in NAMES[1:]}
     before = theta["U"][2].copy()
-    optimizer.step(theta, {**zero, "U": Rows(np.array([2]), np.ones((1, HIDDEN)))}, 1.0, work)
+    optimizer.step(theta, {**zero, "U": [(np.array([2]), np.ones((1, HIDDEN)))]}, 1.0, work)
     np.testing.assert_allclose(theta["U"][2], before - 1)
-    optimizer.step(theta, {**zero, "U": Rows(np.array([3]), np.ones((1, HIDDEN)))}, 1.0, work)
+    optimizer.step(theta, {**zero, "U": [(np.array([3]), np.ones((1, HIDDEN)))]}, 1.0, work)
     np.testing.assert_allclose(theta["U"][2], before - 1)
-    optimizer.step(theta, {**zero, "U": Rows(np.array([2]), np.zeros((1, HIDDEN)))}, 1.0, work)
+    optimizer.step(theta, {**zero, "U": [(np.array([2]), np.zeros((1, HIDDEN)))]}, 1.0, work)
     np.testing.assert_allclose(theta["U"][2], before - 1.5)
 
 
@@ -755,9 +751,10 @@ def test_large_tables_are_stepped_whole() -> None:
     for threads in (1, 3):
         theta = {"V": np.ones((5003, 67)), "U": np.zeros((5003, 67)), "c": np.zeros(5003)}
         counts = np.arange(5003) % 7
-        optimizer, work = Optimizer("sgd", theta, counts, momentum=0.5), Workspace(threads)
+        settings = ModelSettings(5003, 67)
+        optimizer, work = Optimizer("momentum", theta, settings, counts, momentum=0.5), Workspace(threads)
         gradient = np.sin(np.arange(5003 * 67.0)).reshape(5003, 67)
-        optimizer.step(theta, {"V": gradient.copy()}, 0.1, work)
+        optimizer.step(theta, {"V": [(slice(0, 5003), gradient.copy())]}, 0.1, work)
         work.close()
         rates = 0.1 * OUTPUT_RATE * word_rates(counts, 0.5)[:, None]
         np.testing.assert_allclose(theta["V"], 1 - rates * gradient, rtol=0, atol=1e-14)
@@ -775,10 +772,10 @@ def test_word_rates_are_powers_of_frequency() -> None:
 def test_joint_norm_is_that_of_all_numbers_together(convert: Callable[[Array], Array]) -> None:
     """The norm of rows and tables laid end to end; a large table loses no more than rounding."""
     gradients: Gradients = {
-        "U": Rows(np.array([1, 5]), convert(np.array([[3.0, 0], [0, 4]]))),
-        "W": convert(np.array([[12.0]])),
+        "U": [(np.array([1, 5]), convert(np.array([[3.0, 0], [0, 4]])))],
+        "W1": [(slice(0, 1), convert(np.array([[12.0]])))],
     }
     assert joint_norm(gradients, Workspace()) == pytest.approx(13, rel=1e-7)
-    assert joint_norm({"V": convert(np.full(300_001, 1e-3))}, Workspace(2)) == pytest.approx(
+    assert joint_norm({"V": [(slice(0, 300_001), convert(np.full(300_001, 1e-3)))]}, Workspace(2)) == pytest.approx(
         1e-3 * math.sqrt(300_001), rel=1e-5
     )

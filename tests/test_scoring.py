@@ -8,11 +8,11 @@ import pytest
 
 from rnnlm.batches import Corpus
 from rnnlm.errors import TextError
-from rnnlm.model import SENTENCE_END, LanguageModel, ModelSettings, Workspace
+from rnnlm.model import SENTENCE_END, ModelSettings, Workspace, initialize
 from rnnlm.scoring import Score, perplexity
 from rnnlm.vocabulary import Vocabulary
 
-WORDS = ("</s>", "a", "<unk>", "b", "c", "d")
+WORDS = ("</s>", "a", "<unk>", "b1", "c", "d")
 VOCABULARY = Vocabulary(WORDS, [9, 8, 7, 6, 5, 4])
 
 
@@ -20,7 +20,7 @@ def small_model(carry_state=False, dtype=np.float64):
     """Make a model for which much depends on what was read."""
     generator = np.random.default_rng(6)
     settings = ModelSettings(words=len(WORDS), hidden=7, carry_state=carry_state)
-    model = LanguageModel.initialize(settings, np.ones(len(WORDS)), generator, dtype)
+    model = initialize(settings, np.ones(len(WORDS)), generator, dtype)
     for parameter in model.parameters.values():
         parameter[...] = generator.normal(0, 1, parameter.shape)
     return model

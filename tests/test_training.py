@@ -10,9 +10,9 @@ import pytest
 from rnnlm.batches import Corpus
 from rnnlm.checkpoint import ModelFolder, SavedModel, load_training, save_training
 from rnnlm.errors import DivergenceError
-from rnnlm.model import RULES, LanguageModel, ModelSettings, Optimizer, Workspace
+from rnnlm.model import RULES, ModelSettings, Workspace, initialize
 from rnnlm.text import Tokenizer
-from rnnlm.training import Evaluation, Progress, TrainingSettings, TrainingState, finished, train
+from rnnlm.training import Evaluation, Progress, TrainingSettings, TrainingState, finished, make_optimizer, train
 from rnnlm.vocabulary import Vocabulary
 
 SUBJECTS, VERBS = ("the cat", "a dog", "the old cat", "my dog"), ("sleeps", "eats", "sees the cat", "hears a dog")
@@ -33,10 +33,9 @@ def begin(settings, carry_state=False, truncate=None, hidden=8):
     """Return a fresh state, the corpora and the vocabulary."""
     words = vocabulary()
     model_settings = ModelSettings(len(words), hidden, truncate=truncate, carry_state=carry_state)
-    model = LanguageModel.initialize(model_settings, words.counts, np.random.default_rng(settings.seed))
-    kind = settings.optimizer
-    optimizer = Optimizer(kind, model.parameters, words.counts, settings.momentum, settings.rate_power)
-    state = TrainingState(model, optimizer, settings.learning_rate or RULES[kind].learning_rate)
+    model = initialize(model_settings, words.counts, np.random.default_rng(settings.seed))
+    optimizer = make_optimizer(settings, model, words.counts)
+    state = TrainingState(model, optimizer, settings.learning_rate or optimizer.rule.learning_rate)
     return state, Corpus.of_sentences(SENTENCES, words), Corpus.of_sentences(VALID, words), words
 
 
@@ -161,7 +160,7 @@ def test_a_loss_that_is_no_number_is_divergence():
     """NaN among the parameters is told in a sentence, not carried on."""
     settings = TrainingSettings(window=6, streams=4, epochs=1)
     state, corpus, valid, _ = begin(settings)
-    state.model.parameters["W"][0, 0] = np.nan
+    state.model.parameters["W1"][0, 0] = np.nan
     with pytest.raises(DivergenceError, match="no longer a number"):
         list(train(state, settings, corpus, valid, Workspace()))
     assert state.history == []

@@ -23,13 +23,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from rnnlm.errors import ModelError
-from rnnlm.model import CELLS, Array, LanguageModel, ModelSettings, Optimizer
+from rnnlm.model import CELLS, Array, LanguageModel, ModelSettings, parameter_table
 from rnnlm.text import Tokenizer
-from rnnlm.training import TrainingSettings, TrainingState
+from rnnlm.training import TrainingSettings, TrainingState, make_optimizer
 from rnnlm.vocabulary import Vocabulary
 
 FORMAT = "rnnlm model"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def save_training(path: Path, state: TrainingState, settings: TrainingSettings, 
     arrays, about = _model_parts(state.model, saved.vocabulary, saved.tokenizer, saved.information)
     for name, memory in state.optimizer.memory.items():
         arrays |= {f"optimizer/{slot}/{name}": array for slot, array in memory.items()}
-    if state.memories is not None:
-        arrays["memories"] = state.memories
+    if state.states is not None:
+        arrays["states"] = state.states
     _write(path, {**about, "training": asdict(settings), "state": state.to_json()}, arrays)
 
 
@@ -148,18 +148,11 @@ def load_training(folder: ModelFolder) -> tuple[TrainingState, TrainingSettings,
     saved = _saved_model(path, about, arrays)
     with _damage_named(path):
         settings = TrainingSettings(**about["training"])
-        optimizer = Optimizer(
-            settings.optimizer,
-            saved.model.parameters,
-            saved.vocabulary.counts,
-            settings.momentum,
-            settings.rate_power,
-            saved.model.settings.cutoffs,
-        )
+        optimizer = make_optimizer(settings, saved.model, saved.vocabulary.counts)
         for name, memory in optimizer.memory.items():
             for slot, array in memory.items():
                 array[...] = arrays[f"optimizer/{slot}/{name}"]
-        state = TrainingState(saved.model, optimizer, memories=arrays.get("memories"), **about["state"])
+        state = TrainingState(saved.model, optimizer, states=arrays.get("states"), **about["state"])
     return state, settings, saved
 
 
@@ -182,7 +175,7 @@ def _saved_model(path: Path, about: dict[str, Any], arrays: dict[str, Array]) ->
                 parts[group][item] = array
         if settings.cell not in CELLS:
             raise ModelError(f"{path}: has cells of the kind {settings.cell!r}, which this rnnlm lacks; upgrade rnnlm.")
-        expected = LanguageModel.shapes(settings)
+        expected = {name: parameter.shape for name, parameter in parameter_table(settings).items()}
         parameters = parts["parameters"]
         if {name: array.shape for name, array in parameters.items()} != expected:
             raise ValueError("shapes of parameters")

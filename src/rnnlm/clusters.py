@@ -23,6 +23,7 @@ CANDIDATES = 1000  # ranks at which a cut is considered
 WHOLE = 2.0  # one softmax if a window costs at most so many times as much as with the best clusters;
 NEAR = 1.1  # else the fewest clusters with which it costs at most so many times as much;
 MOST = 1000  # and no more than this
+PAST = 1.2  # the search ends where a further cluster makes a window cost so many times as much as the best number does
 
 
 def choose_cutoffs(
@@ -57,8 +58,8 @@ def choose_cutoffs(
     for _ in range(most):
         costs = positions * hidden * REST + CALL + cuts * slot + least
         found.append((float(costs.min()), _follow(cuts, int(costs.argmin()), choices)))
-        if clusters is None and found[-1][0] > 1.2 * min(found)[0]:
-            break  # more of them only cost more
+        if clusters is None and found[-1][0] > PAST * min(found)[0]:
+            break
         through = tails + least[None, :]
         choices.append(through.argmin(axis=1))
         least = through.min(axis=1)

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rnnlm.errors import ModelError, SettingsError
-from rnnlm.model import SENTENCE_END, STREAMS, Array, LanguageModel, Workspace, runs
+from rnnlm.model import SENTENCE_END, Array, LanguageModel, Workspace, runs
 
 SLOTS = 64  # sentences that advance side by side: enough for quick products
 SLOT_NUMBERS = 2**20  # and fewer where so many rows of V probabilities would have more numbers than this
+DRAWN = 16  # sentences whose next words one thread draws at a time
 RUN = 128  # words whose weights are summed before their running sum is wanted
 
 
@@ -115,16 +116,16 @@ def _finished(
     settings: GenerationSettings,
 ) -> Iterator[_Sentence]:
     """Yield sentences as they end; a slot whose sentence has ended takes the next one."""
-    first_log_p, first_state = _read(model, prompt, work)
+    first_log_p, first_states = _read(model, prompt, work)
     slots = max(1, min(SLOTS, SLOT_NUMBERS // model.settings.words))
-    log_p, state = first_log_p.repeat(slots, axis=0), first_state.repeat(slots, axis=1)  # (B, V), (M, B, H)
+    log_p, states = first_log_p.repeat(slots, axis=0), first_states.repeat(slots, axis=2)  # (B, V), (L, M, B, H)
     coming = iter(range(count))
     running: dict[int, _Sentence] = {}  # by slot
     while True:
         free = [slot for slot in range(slots) if slot not in running]
         for slot, index in zip(free, coming, strict=False):
             running[slot] = _Sentence(index, generator.spawn(1)[0])
-            log_p[slot], state[:, slot] = first_log_p[0], first_state[:, 0]
+            log_p[slot], states[:, :, slot] = first_log_p[0], first_states[:, :, 0]
         if not running:
             return
         at = list(running)
@@ -138,7 +139,7 @@ def _finished(
                 running[slot].words.append(int(read[slot]))
             if read[slot] == SENTENCE_END or length + 1 == settings.max_words:
                 yield running.pop(slot)
-        log_p, state = model.step(read, state, work)
+        log_p, states = model.step(read, states, work)
 
 
 def _draw_all(log_p: Array, uniform: Array, settings: GenerationSettings, work: Workspace) -> Array:
@@ -148,7 +149,7 @@ def _draw_all(log_p: Array, uniform: Array, settings: GenerationSettings, work: 
     def draw_some(rows: slice) -> None:
         words[rows] = draw(weights(log_p[rows], settings), uniform[rows])
 
-    work.each(draw_some, runs(0, len(uniform), STREAMS))
+    work.each(draw_some, runs(0, len(uniform), DRAWN))
     return words
 
 
@@ -161,11 +162,11 @@ def _allowed(log_p: Array, lengths: Array, unknown_id: int, settings: Generation
 
 
 def _read(model: LanguageModel, prompt: Sequence[int], work: Workspace) -> tuple[Array, Array]:
-    """Return log p (1, V) of the words after the prompt, and the memories (M, 1, H)."""
-    log_p, state = model.step(np.array([SENTENCE_END]), model.start(1), work)
+    """Return log p (1, V) of the words after the prompt, and the states (L, M, 1, H)."""
+    log_p, states = model.step(np.array([SENTENCE_END]), model.start(1), work)
     for word in prompt:
-        log_p, state = model.step(np.array([word]), state, work)
-    return log_p, state
+        log_p, states = model.step(np.array([word]), states, work)
+    return log_p, states
 
 
 def weights(log_p: Array, settings: GenerationSettings) -> Array:
@@ -204,8 +205,8 @@ def draw(weights: Array, uniform: Array) -> Array:
     A word with weight 0 is never drawn. Returns ids (B,). Raises ModelError when a weight is no number.
     """
     # A running sum adds one number after the other, at a tenth of the speed of a plain sum: so first that of runs.
-    runs = np.add.reduceat(weights, np.arange(0, weights.shape[1], RUN), axis=1)
-    mass = np.cumsum(runs, axis=1, dtype=np.float64)
+    run_sums = np.add.reduceat(weights, np.arange(0, weights.shape[1], RUN), axis=1)
+    mass = np.cumsum(run_sums, axis=1, dtype=np.float64)
     if not np.isfinite(mass[:, -1]).all():
         raise ModelError("the model's probabilities are no longer numbers, so nothing can be drawn; train it again")
     words = []

@@ -47,9 +47,8 @@ from rnnlm.model import (
     LanguageModel,
     ModelSettings,
     Parameters,
-    Rows,
-    Spans,
     Workspace,
+    initialize,
 )
 
 TOLERANCE = 1e-6
@@ -80,7 +79,7 @@ class Window(NamedTuple):
     inputs: Array  # (T, B)
     targets: Array  # (T, B), some perhaps IGNORED
     weights: Array  # (T, B), of the losses in L
-    state: Array  # (M, B, H), the memories before the window
+    states: Array  # (L, M, B, H), before the window
     draws: Array  # (T, B, n), numbers that dropout takes for random ones, so that a step's zeros are its own
     dropout: float = 0.0
 
@@ -88,13 +87,13 @@ class Window(NamedTuple):
         """Return `model.losses` of this window, always with the same zeros."""
         draws = cast("np.random.Generator", _Draws(self.draws))  # all that dropout asks of one is `random`
         dropout = Dropout(self.dropout, draws) if self.dropout else None
-        return model.losses(self.inputs, self.targets, self.state, work, dropout)
+        return model.losses(self.inputs, self.targets, self.states, work, dropout)
 
-    def part(self, span: slice, state: Array, outputs: slice = slice(None)) -> Window:
-        """Return some steps of this window, from a state, in which only the targets of some outputs count."""
+    def part(self, span: slice, states: Array, outputs: slice = slice(None)) -> Window:
+        """Return some steps of this window, from given states, in which only the targets of some outputs count."""
         targets = np.full_like(self.targets[span], IGNORED)
         targets[outputs] = self.targets[span][outputs]
-        return Window(self.inputs[span], targets, self.weights[span], state, self.draws[span], self.dropout)
+        return Window(self.inputs[span], targets, self.weights[span], states, self.draws[span], self.dropout)
 
 
 class _Draws:
@@ -142,16 +141,17 @@ def model_gradients(model: LanguageModel, window: Window) -> Gradients:
 def small_kinds() -> list[Kind]:
     """List small models of every kind that can be trained; a new kind of model is a row here."""
 
-    def kinds(dropout: float, *truncations: int | None, cutoffs: tuple[int, ...] = ()) -> list[Kind]:
+    def kinds(*truncations: int | None, dropout: float = 0, **settings: Any) -> list[Kind]:
         return [
-            Kind(ModelSettings(SMALL_WORDS, SMALL_HIDDEN, cell, truncate, carry_state, cutoffs), dropout)
+            Kind(ModelSettings(SMALL_WORDS, SMALL_HIDDEN, cell, truncate, carry_state, **settings), dropout)
             for cell in CELLS
             for carry_state in (False, True)
             for truncate in truncations
         ]
 
-    clustered = kinds(0, None, cutoffs=(4,)) + kinds(0, 4, cutoffs=(2, 5, 6))
-    return kinds(0, None, 0, 1, 4, SMALL_STEPS + 3) + kinds(0.3, None, 4) + clustered
+    clustered = kinds(None, cutoffs=(4,)) + kinds(4, cutoffs=(2, 5, 6))
+    layered = kinds(None, 4, layers=2) + kinds(None, 4, layers=2, embedding=3)
+    return kinds(None, 0, 1, 4, SMALL_STEPS + 3) + kinds(None, 4, dropout=0.3) + clustered + layered
 
 
 def describe(kind: Kind) -> str:
@@ -161,6 +161,10 @@ def describe(kind: Kind) -> str:
     words = [settings.cell, reach, "carried state" if settings.carry_state else "sentences"]
     if kind.dropout:
         words.append(f"dropout {kind.dropout:g}")
+    if settings.layers > 1:
+        words.append(f"{settings.layers} layers")
+    if settings.embedding:
+        words.append(f"embedding {settings.embedding}")
     if settings.cutoffs:
         words.append(f"{len(settings.cutoffs)} tail{'s' if len(settings.cutoffs) > 1 else ''}")
     return ", ".join(words)
@@ -172,7 +176,7 @@ def small_case(kind: Kind, seed: int = 0) -> tuple[LanguageModel, Window]:
     No parameter is zero, as biases are at first, and none is so large that tanh is flat. See random_window.
     """
     generator = np.random.default_rng(seed)
-    model = LanguageModel.initialize(kind.settings, np.ones(kind.settings.words), generator, np.float64)
+    model = initialize(kind.settings, np.ones(kind.settings.words), generator, np.float64)
     parameters = {name: generator.normal(0, 0.5, value.shape) for name, value in model.parameters.items()}
     model = LanguageModel(kind.settings, parameters)
     return model, random_window(model, SMALL_STEPS, SMALL_STREAMS, generator, kind.dropout)
@@ -194,9 +198,9 @@ def random_window(
     targets = generator.integers(0, words, (steps, streams))
     targets.reshape(-1)[generator.choice(targets.size, targets.size // 8, replace=False)] = IGNORED
     weights = generator.uniform(0.5, 1.5, targets.shape) / targets.size
-    state = generator.uniform(-0.5, 0.5, model.start(streams).shape)
+    states = generator.uniform(-0.5, 0.5, model.start(streams).shape)
     draws = generator.random((steps, streams, DRAWS * model.settings.hidden if dropout else 0))
-    return Window(inputs, targets, weights, state, draws, dropout)
+    return Window(inputs, targets, weights, states, draws, dropout)
 
 
 def check_small_models(
@@ -318,25 +322,25 @@ def constant_state_windows(model: LanguageModel, window: Window) -> list[Window]
     """
     steps = len(window.inputs)
     reach = steps if model.settings.truncate is None else min(steps, model.settings.truncate + 1)
-    first = window.part(slice(0, reach), window.state)
-    others, state, work = [], window.state, Workspace()
+    first = window.part(slice(0, reach), window.states)
+    others, states, work = [], window.states, Workspace()
     for start in range(1, steps - reach + 1):
-        (_, state), _ = window.part(slice(start - 1, start), state).losses(model, work)
-        others.append(window.part(slice(start, start + reach), state, slice(reach - 1, reach)))
+        (_, states), _ = window.part(slice(start - 1, start), states).losses(model, work)
+        others.append(window.part(slice(start, start + reach), states, slice(reach - 1, reach)))
     if not others:
         return [first]
     return [first, _side_by_side(others)]
 
 
 def _side_by_side(windows: list[Window]) -> Window:
-    def join(arrays: Iterable[Array]) -> Array:
-        return np.concatenate(list(arrays), axis=1)
+    def join(arrays: Iterable[Array], axis: int = 1) -> Array:
+        return np.concatenate(list(arrays), axis)
 
     return Window(
         join(window.inputs for window in windows),
         join(window.targets for window in windows),
         join(window.weights for window in windows),
-        join(window.state for window in windows),
+        join((window.states for window in windows), axis=2),
         join(window.draws for window in windows),
         windows[0].dropout,
     )
@@ -382,25 +386,19 @@ def _each_parameter(
 
 def _dense(gradient: Gradient, shape: tuple[int, ...]) -> Array:
     """Write a gradient out in full, if it is one for a parameter of that shape."""
-    rows = gradient if isinstance(gradient, Rows) else None
-    values: Array = gradient.values if isinstance(gradient, Rows | Spans) else gradient
-    if values.dtype != np.float64:
-        raise _NotAGradientError(f"{values.dtype} from float64")
-    expected = shape if rows is None else (len(rows.ids), *shape[1:])
-    if values.shape != expected:
-        raise _NotAGradientError(f"shape {values.shape} for {expected}")
-    if isinstance(gradient, Spans):
-        dense = np.zeros(shape)
-        for span in gradient.rows:
-            dense[span] = values[span]
-        return dense
-    if rows is None:
-        return values
-    ids = rows.ids
-    if len(ids) and not (ids[0] >= 0 and ids[-1] < shape[0] and np.all(np.diff(ids) > 0)):
-        raise _NotAGradientError(f"rows not ascending from 0 to {shape[0] - 1}")
-    dense = np.zeros(shape)
-    dense[ids] = values
+    dense, times = np.zeros(shape), np.zeros(shape[0], int)
+    for rows, values in gradient:
+        ids = np.arange(shape[0])[rows] if isinstance(rows, slice) else rows
+        if values.dtype != np.float64:
+            raise _NotAGradientError(f"{values.dtype} from float64")
+        if values.shape != (len(ids), *shape[1:]):
+            raise _NotAGradientError(f"shape {values.shape} for {(len(ids), *shape[1:])}")
+        if np.any((ids < 0) | (ids >= shape[0])):
+            raise _NotAGradientError(f"rows outside of 0 to {shape[0] - 1}")
+        np.add.at(times, ids, 1)
+        dense[ids] = values
+    if np.any(times > 1):
+        raise _NotAGradientError("rows not disjoint")
     return dense
 
 

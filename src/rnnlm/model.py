@@ -3,17 +3,18 @@
 This file imports numpy and the standard library only; it can be copied out and read alone. Equation numbers are those
 of docs/derivation.md, where each one is derived from the chain rule.
 
-Letters, everywhere: T steps, B streams, N = T*B positions, V words, H hidden units, G gates, M memories, K truncation.
-`dX` is the gradient of the loss L with respect to X and has X's shape; a prime (W') is a transpose.
+Letters, everywhere: T steps, B streams, N = T*B positions, V words, D numbers in a word's row, H hidden units, G gates,
+M states of a cell, J tails, L layers, K truncation. `dX` is the gradient of the loss L with respect to X and has X's
+shape; a prime (W') is a transpose. The parameters W and b of layer 1 are called W1 and b1.
 
 Forward, for each stream: word x_t comes in, the state s_t sums up all that was read, p_t says which word comes next.
 
-    (1)  z_t = U[x_t] + W s_{t-1} + b           U (V, H): a row for each word;  W (H, H);  b (H,)
-    (2)  s_t = tanh(z_t)                        s (T, B, H);  s_{t-1} = 0 where a sentence begins
+    (1)  z_t = U[x_t] + W s_{t-1} + b           U (V, D): a row for each word;  W (G*H, H);  b (G*H,)
+    (2)  s_t = tanh(z_t)                        s_{t-1} = 0 where a sentence begins;  other cells: other functions of z
     (3)  p_t = softmax(V s_t + c)               V (V, H): a row for each word;  c (V,)
     (4)  E_t = -log p_t[y_t],   L = mean of E_t over the positions;  perplexity = exp(L)
 
-Backward: what E_t owes to the state k <= t is delta_t(k) = dE_t/dz_k; one product with W' moves it a step back.
+Backward: what E_t owes to z_k, at a step k <= t, is delta_t(k) = dE_t/dz_k; one product with W' moves it a step back.
 
     (5)  dE_t/d(V s_t + c) = p_t - 1_{y_t}      softmax and logarithm together: no other derivative is needed
     (6)  dV = sum_t (p_t - 1_{y_t}) s_t',   dc = sum_t (p_t - 1_{y_t})
@@ -22,6 +23,9 @@ Backward: what E_t owes to the state k <= t is delta_t(k) = dE_t/dz_k; one produ
     (9)  delta_t(k-1) = W' delta_t(k) * (1 - s_{k-1}^2)
     (10) dW = sum_t sum_{k <= t} delta_t(k) s_{k-1}'
     (11) dU[x_k] += delta_t(k),   db = sum_t sum_{k <= t} delta_t(k)
+
+A word's row may go through a matrix, X U[x_t] in place of U[x_t] in (1). The input of a layer above always does, and is
+the s_t of the layer below. Then dX = sum_t sum_{k <= t} delta_t(k) U[x_k]' and dU[x_k] += X' delta_t(k).
 
 References: Elman (1990), "Finding structure in time", the network; Werbos (1990), "Backpropagation through time: what
 it does and how to do it", (8) to (11); Williams and Peng (1990), the truncation; Mikolov et al. (2010), "Recurrent
@@ -46,366 +50,11 @@ from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 Parameters = dict[str, Array]
-Item = TypeVar("Item")
+Gradient = list[tuple[Any, Array]]  # (rows, values): rows a slice or an array of ids, disjoint; all others are zero
+Gradients = dict[str, Gradient]
 
 SENTENCE_END = 0  # the id of </s>, which is also the context of a sentence's first word
 IGNORED = -1  # a target that stands for no word: nothing is predicted there
-BLOCK = 1 << 16  # numbers that stay in a core's cache from one elementwise pass to the next
-PRODUCT_ROWS = 128  # rows of a product that one thread computes at a time
-STREAMS = 16  # streams whose next words' probabilities one thread computes at a time
-SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
-
-
-class Rows(NamedTuple):
-    """The gradient of a table of which few rows were read: all other rows are zero."""
-
-    ids: Array  # (R,), ascending, each row once
-    values: Array  # (R, columns)
-
-
-class Spans(NamedTuple):
-    """The gradient of a table of which some runs of rows took part: all other rows are zero, whatever stands there."""
-
-    values: Array  # of the table's shape
-    rows: tuple[slice, ...]
-
-
-Gradient = Array | Rows | Spans
-Gradients = dict[str, Gradient]
-
-
-class Workspace:
-    """Arrays that are used again for each window, and the threads that share the large products.
-
-    The threads run numpy calls, which release the interpreter's lock. Hold BLAS to one thread (threadpoolctl) while a
-    workspace with several is in use. How the work is cut never depends on `threads`, so neither does any result.
-    """
-
-    def __init__(self, threads: int = 1) -> None:
-        self.threads = threads
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._buffers: dict[object, Array] = {}
-
-    def array(self, name: object, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        """Return an uninitialized array, the same memory each time that `name` is asked for."""
-        size = math.prod(shape)
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.size < size or buffer.dtype != dtype:
-            buffer = self._buffers[name] = np.empty(size, dtype)
-        return buffer[:size].reshape(shape)
-
-    def each(self, function: Callable[[Item], object], items: Sequence[Item]) -> None:
-        """Call `function` with each item, on all threads."""
-        if self._pool is None or len(items) == 1:
-            for item in items:
-                function(item)
-            return
-        waiting = deque(items)
-
-        def work_off() -> None:
-            while waiting:
-                try:
-                    item = waiting.popleft()
-                except IndexError:  # another thread took the last
-                    return
-                function(item)
-
-        # Each thread works in a copy of this one's context, so that np.errstate holds there too.
-        for call in [self._pool.submit(copy_context().run, work_off) for _ in range(min(self.threads, len(items)))]:
-            call.result()
-
-    def matmul(self, left: Array, right: Array, out: Array) -> Array:
-        """Multiply two matrices, PRODUCT_ROWS rows of the first at a time, on all threads."""
-        self.each(lambda rows: np.matmul(left[rows], right, out=out[rows]), runs(0, len(left), PRODUCT_ROWS))
-        return out
-
-    def close(self) -> None:
-        """End the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
-
-
-def runs(start: int, stop: int, size: int) -> list[slice]:
-    """Cut a range into runs of so many, the last one shorter."""
-    return [slice(begin, min(begin + size, stop)) for begin in range(start, stop, size)]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Cells: elementwise functions, in pairs. All products and the walk through time are the recurrence's.
-
-
-class Cell(NamedTuple):
-    """What one kind of recurrent unit computes; `recur` does everything else.
-
-    `forward(x, q, previous, state)` reads the input product x and the recurrent product q, both (..., B, G*H), and the
-    memories `previous` (..., M, B, H); it writes the memories `state`, of which the first is the output. It may leave
-    in x and q what `backward` will want. `backward(dstate, x, q, previous, state)` returns dx, dq, and the gradient
-    that reaches `previous` without passing W (None for none). Both work at one step or at many.
-    """
-
-    gates: int
-    memories: int
-    forward: Callable[[Array, Array, Array, Array], None]
-    backward: Callable[[Array, Array, Array, Array, Array], tuple[Array, Array, Array | None]]
-
-
-def _elman_forward(x: Array, q: Array, previous: Array, state: Array) -> None:
-    np.add(x, q, out=x)
-    np.tanh(x, out=state[..., 0, :, :])  # (2)
-
-
-def _elman_backward(dstate: Array, x: Array, q: Array, previous: Array, state: Array) -> tuple[Array, Array, None]:
-    s = state[..., 0, :, :]
-    dz = dstate[..., 0, :, :] * (1 - s * s)  # (8), and the second half of (9)
-    return dz, dz, None
-
-
-CELLS: dict[str, Cell] = {"elman": Cell(gates=1, memories=1, forward=_elman_forward, backward=_elman_backward)}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The layers
-
-
-class Dropout(NamedTuple):
-    """Zeros to put into the rows read from U and into the outputs, while training (Srivastava et al. 2014)."""
-
-    rate: float  # the probability of a zero; the rest is divided by 1 - rate, so that the expectation stays
-    generator: np.random.Generator
-
-
-def drop(values: Array, dropout: Dropout | None, name: str, work: Workspace) -> tuple[Array, Callable[[Array], Array]]:
-    """Put zeros at random into a copy of `values`. Returns it, and a function from its gradient to that of `values`."""
-    if dropout is None:
-        return values, lambda dvalues: dvalues
-    mask = work.array((name, "mask"), values.shape, values.dtype)
-    dropout.generator.random(dtype=values.dtype, out=mask)
-    np.greater_equal(mask, dropout.rate, out=mask)
-    mask *= 1 / (1 - dropout.rate)
-    return np.multiply(values, mask, out=work.array((name, "kept"), values.shape, values.dtype)), lambda d: d * mask
-
-
-def embed(
-    inputs: Array, U: Array, b: Array, dropout: Dropout | None, work: Workspace
-) -> tuple[Array, Callable[[Array], tuple[Rows, Array]]]:
-    """Look the input words up: x_t = U[x_t] + b, the part of (1) that needs no state.
-
-    Takes inputs (T, B), U (V, G*H) and b (G*H,). Returns x (T, B, G*H), and a function from dx to (dU, db).
-    """
-    rows = work.array("rows", (*inputs.shape, U.shape[1]), U.dtype)
-    np.take(U, inputs, axis=0, out=rows, mode="clip")  # "clip" spares a copy; ids are checked where a corpus is read
-    x, drop_backward = drop(rows, dropout, "x", work)
-    x += b
-
-    def backward(dx: Array) -> tuple[Rows, Array]:
-        drows = drop_backward(dx).reshape(inputs.size, -1)
-        return sum_rows(inputs.reshape(-1), drows), dx.reshape(inputs.size, -1).sum(axis=0)  # (11)
-
-    return x, backward
-
-
-def sum_rows(ids: Array, values: Array) -> Rows:
-    """Add up the rows of values (N, columns) that belong to the same id (N,)."""
-    order = np.argsort(ids, kind="stable")
-    unique, starts, counts = np.unique(ids[order], return_index=True, return_counts=True)
-    sums = values[order[starts]]
-    for k in np.flatnonzero(counts > 1):  # two to seven times as fast as np.add.reduceat: most words stand alone
-        np.add.reduce(values[order[starts[k] : starts[k] + counts[k]]], axis=0, out=sums[k])
-    return Rows(unique, sums)
-
-
-def recur(
-    x: Array, W: Array, keep: Array, state: Array, cell: Cell, truncate: int | None, work: Workspace
-) -> tuple[tuple[Array, Array], Callable[[Array], tuple[Array, Array]]]:
-    """Walk a window of T steps: the recurrent part of (1), and (2).
-
-    Takes x (T, B, G*H), which it overwrites, W (G*H, H), `keep` (T, B, 1), which is 0 where the step begins a sentence
-    and so forgets the state and 1 elsewhere, and the memories before the window, state (M, B, H). Returns the outputs
-    (T, B, H) with the memories after the window (M, B, H), and a function from the outputs' gradient to (dx, dW).
-
-    The state before the window is a constant. With `truncate` None the error of each output reaches back to it: one
-    recursion over the window. With `truncate` K it reaches K steps back and no further.
-    """
-    T, B, _ = x.shape
-    M, H = cell.memories, W.shape[1]
-    states = work.array("states", (T + 1, M, B, H), x.dtype)
-    previous = work.array("previous", (T, M, B, H), x.dtype)  # s_{t-1}, zero where a sentence begins
-    q = work.array("q", x.shape, x.dtype)
-    states[0] = state
-    for t in range(T):
-        np.multiply(states[t], keep[t], out=previous[t])
-        np.matmul(previous[t, 0], W.T, out=q[t])  # (1)
-        cell.forward(x[t], q[t], previous[t], states[t + 1])
-
-    def step_back(dstate: Array, at: slice) -> tuple[Array, Array, Array]:
-        """Move the gradient of the states `at`, (n, M, B, H), a step back: (9), for n steps side by side."""
-        dx, dq, dprevious = cell.backward(dstate, x[at], q[at], previous[at], states[1:][at])
-        through_W = (dq.reshape(-1, dq.shape[-1]) @ W).reshape(-1, 1, B, H)
-        if dprevious is None:
-            dprevious = through_W
-        else:
-            dprevious[:, :1] += through_W
-        dprevious *= keep[at, None]  # nothing reaches across the beginning of a sentence
-        return dx, dq, dprevious
-
-    def backward(doutputs: Array) -> tuple[Array, Array]:
-        dx = work.array("dx", x.shape, x.dtype)
-        dq = work.array("dq", x.shape, x.dtype)
-        if truncate is None:
-            # delta(k) = sum over t >= k of delta_t(k) obeys the same recursion as each delta_t: one pass for all t.
-            dstate = np.zeros((1, M, B, H), x.dtype)
-            for t in reversed(range(T)):
-                dstate[0, 0] += doutputs[t]
-                at = slice(t, t + 1)
-                dx[at], dq[at], dstate = step_back(dstate, at)
-        else:
-            # By lag: row k of `dstate` holds dE_{k+lag}/ds_k, for all k at once; (9) makes the next lag of this one.
-            dx[...] = dq[...] = 0
-            dstate = np.zeros((T, M, B, H), x.dtype)
-            dstate[:, 0] = doutputs
-            for lag in range(min(truncate + 1, T)):
-                at = slice(0, T - lag)
-                dx_lag, dq_lag, dstate = step_back(dstate, at)
-                dx[at] += dx_lag
-                dq[at] += dq_lag
-                dstate = dstate[1:]  # no state of this window lies before its first step
-        dW = work.array("dW", W.shape, W.dtype)
-        return dx, work.matmul(dq.reshape(T * B, -1).T, previous[:, 0].reshape(T * B, H), out=dW)  # (10)
-
-    return (states[1:, 0], states[T].copy()), backward
-
-
-class Softmax:
-    """Losses and gradients of one softmax over some rows of V, at N positions: (3) to (7) in one kernel.
-
-    The rows are cut into slices, which threads take one at a time. A slice's exponentials e^{l - peak}, where `peak`
-    is its own largest logit, are written once and read by both products of the backward pass: p is e^{peak - log Z}
-    times them, and that factor is put on the rows of the thin S and dS rather than on the wide p. What 1_y takes from
-    p, divided by the factor, is taken from the target's e.
-    """
-
-    def __init__(self, name: object, S: Array, targets: Array, V: Array, c: Array, work: Workspace) -> None:
-        self.S, self.targets, self.V, self.c = S, targets, V, c  # (N, H), (N,), (rows, H), (rows,)
-        count = -(-len(V) // SLICE_WORDS)
-        edges = [len(V) * k // count for k in range(count + 1)]
-        self.slices = [slice(*edge) for edge in itertools.pairwise(edges)]
-        self.here: dict[int, tuple[Array, Array]] = {}  # positions whose target lies in a slice, and its column there
-        self.name, self.work = name, work
-        self.peaks = work.array((name, "peaks"), (count, len(S)), S.dtype)
-        self.sums = work.array((name, "sums"), (count, len(S)), S.dtype)
-        self.target_logits = work.array((name, "target_logits"), (len(S),), S.dtype)
-
-    def _array(self, what: str, k: int, columns: int) -> Array:
-        return self.work.array((self.name, what, k), (len(self.S), columns), self.S.dtype)
-
-    def forward(self, k: int) -> None:
-        """Make slice k's exponentials."""
-        rows = self.slices[k]
-        e = self._array("e", k, rows.stop - rows.start)
-        np.matmul(self.S, self.V[rows].T, out=e)
-        e += self.c[rows]  # the logits of (3)
-        positions = np.flatnonzero((self.targets >= rows.start) & (self.targets < rows.stop))
-        here = self.here[k] = positions, self.targets[positions] - rows.start
-        self.target_logits[positions] = e[here]
-        peak = np.max(e, axis=1, out=self.peaks[k])
-        e -= peak[:, None]
-        np.exp(e, out=e)
-        np.matmul(e, np.ones(e.shape[1], e.dtype), out=self.sums[k])  # four times as fast as e.sum(axis=1)
-
-    def losses(self) -> Array:
-        """Return the losses (N,), once all slices are done."""
-        peak = self.peaks.max(axis=0)
-        self.log_Z = peak + np.log((self.sums * np.exp(self.peaks - peak)).sum(axis=0))  # (N,)
-        losses: Array = self.log_Z - self.target_logits  # (4)
-        return losses
-
-    def backward(self, k: int, weights: Array, dV: Array, dc: Array) -> None:
-        """Write slice k's rows of dV (rows, H) and dc (rows,), and keep its part of dS, given the losses' weights."""
-        rows, S = self.slices[k], self.S
-        e = self._array("e", k, rows.stop - rows.start)
-        least = np.finfo(S.dtype).eps ** 2  # nothing beside 1, and its inverse is still a number
-        factor = np.maximum(np.exp(self.peaks[k] - self.log_Z), least)  # (N,): p is e times this
-        e[self.here[k]] -= 1 / factor[self.here[k][0]]  # (5): now p - 1_y is e times this
-        factor *= weights
-        scaled = np.multiply(S, factor[:, None], out=self._array("scaled", k, S.shape[1]))
-        np.matmul(e.T, scaled, out=dV[rows])  # (6)
-        np.matmul(factor, e, out=dc[rows])
-        dS = np.matmul(e, self.V[rows], out=self._array("dS", k, S.shape[1]))  # (7)
-        dS *= factor[:, None]
-
-    def dstates(self) -> Array:
-        """Return dS (N, H), once all slices are done."""
-        dS, *others = (self._array("dS", k, self.S.shape[1]) for k in range(len(self.slices)))
-
-        def add(rows: slice) -> None:
-            for other in others:
-                dS[rows] += other[rows]
-
-        if others:
-            self.work.each(add, runs(0, len(dS), PRODUCT_ROWS))
-        return dS
-
-
-def softmax_loss(
-    S: Array, targets: Array, V: Array, c: Array, cutoffs: tuple[int, ...], work: Workspace
-) -> tuple[Array, Callable[[Array], tuple[Array, Gradient, Gradient]]]:
-    """Say how surprising each target is: (3) and (4), and their gradient.
-
-    Takes states S (N, H), targets (N,), V (V + J, H) and c (V + J,). Returns the losses (N,), in nats, and a function
-    from the weights (N,) with which they enter L to (dS, dV, dc).
-
-    Without cutoffs (J = 0) there is one softmax over all words. J cutoffs, ascending ranks of words, split off J tails
-    of rarer words, and p(word) becomes p(tail) p(word | tail), exactly (Goodman 2001; Mikolov et al. 2011, with classes
-    of one kind; Grave et al. 2017, with few large ones): a softmax over the words before the first cutoff and a slot
-    for each tail at every position, and one over a tail's words at the positions whose target lies there, a few. The
-    rows of V are the first words, the J slots, and the tails' words.
-    """
-    J, first = len(cutoffs), cutoffs[0] if cutoffs else len(V)
-    edges = [0, first + J, *(cutoff + J for cutoff in cutoffs[1:]), len(V)]
-    tail = np.searchsorted(np.array(cutoffs, int), targets, side="right")  # (N,): 0 for a word before the first cutoff
-    order = np.argsort(tail, kind="stable")
-    begins = np.searchsorted(tail[order], np.arange(J + 2))  # tail j's positions are order[begins[j] : begins[j + 1]]
-    head = Softmax("head", S, np.where(tail > 0, first + tail - 1, targets), V[: edges[1]], c[: edges[1]], work)
-    softmaxes: list[tuple[Softmax, Any, slice]] = [(head, slice(None), slice(0, edges[1]))]
-    for j in range(1, J + 1):
-        positions, rows = order[begins[j] : begins[j + 1]], slice(edges[j], edges[j + 1])
-        if positions.size:
-            tail_targets = targets[positions] - cutoffs[j - 1]
-            softmax = Softmax(j, S[positions], tail_targets, V[rows], c[rows], work)
-            softmaxes.append((softmax, positions, rows))
-    tasks = [(*part, k) for part in softmaxes for k in range(len(part[0].slices))]
-
-    def forward_task(task: tuple[Softmax, Any, slice, int]) -> None:
-        softmax, _, _, k = task
-        softmax.forward(k)
-
-    work.each(forward_task, tasks)
-    losses = head.losses()
-    for softmax, positions, _ in softmaxes[1:]:
-        losses[positions] += softmax.losses()
-
-    def backward(weights: Array) -> tuple[Array, Gradient, Gradient]:
-        dV = work.array("dV", V.shape, V.dtype)
-        dc = work.array("dc", c.shape, c.dtype)
-
-        def backward_task(task: tuple[Softmax, Any, slice, int]) -> None:
-            softmax, positions, rows, k = task
-            softmax.backward(k, weights[positions], dV[rows], dc[rows])
-
-        work.each(backward_task, tasks)
-        dS = head.dstates()
-        for softmax, positions, _ in softmaxes[1:]:
-            dS[positions] += softmax.dstates()
-        if not cutoffs:
-            return dS, dV, dc
-        spans = tuple(rows for _, _, rows in softmaxes)
-        return dS, Spans(dV, spans), Spans(dc, spans)
-
-    return losses, backward
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The model
 
 
 @dataclass(frozen=True)
@@ -417,122 +66,366 @@ class ModelSettings:
     cell: str = "elman"  # a key of CELLS
     truncate: int | None = None  # K: errors reach this many steps back; None: to the window's first step
     carry_state: bool = False  # False: each sentence starts from a state of zero
-    cutoffs: tuple[int, ...] = ()  # ranks at which clusters of rarer words begin; none: one softmax over all words
+    cutoffs: tuple[int, ...] = ()  # ranks at which tails of rarer words begin; none: one softmax over all words
+    layers: int = 1  # L
+    embedding: int | None = None  # D, with a matrix X1; None: a word's row is added to z as it is
 
 
+@dataclass(eq=False)
 class LanguageModel:
     """Parameters, and the functions of them that training, scoring and generation need."""
 
-    def __init__(self, settings: ModelSettings, parameters: Parameters) -> None:
-        self.settings = settings
-        self.parameters = parameters
-
-    @staticmethod
-    def shapes(settings: ModelSettings) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every parameter."""
-        V, H, gates = settings.words, settings.hidden, CELLS[settings.cell].gates
-        rows = V + len(settings.cutoffs)
-        return {"U": (V, gates * H), "W": (gates * H, H), "b": (gates * H,), "V": (rows, H), "c": (rows,)}
-
-    @classmethod
-    def initialize(
-        cls, settings: ModelSettings, counts: Array, generator: np.random.Generator, dtype: DTypeLike = np.float32
-    ) -> LanguageModel:
-        """Draw U, W and V uniformly from ±1/sqrt(fan-in), and set c so that the model starts from word frequencies.
-
-        `counts` (V,) says how often each word occurs in training. With c = log p(word) the first steps of training
-        need not be spent on learning it; a word that never occurs counts as half an occurrence.
-        """
-        shapes = cls.shapes(settings)
-        parameters: Parameters = {"b": np.zeros(shapes["b"], dtype)}
-        for name, fan_in in (("U", settings.words), ("W", settings.hidden), ("V", settings.hidden)):
-            limit = 1 / np.sqrt(fan_in)
-            parameters[name] = generator.uniform(-limit, limit, shapes[name]).astype(dtype)
-        parameters["c"] = np.log(output_frequencies(counts, settings.cutoffs)).astype(dtype)
-        return cls(settings, {name: parameters[name] for name in shapes})
+    settings: ModelSettings
+    parameters: Parameters
 
     def start(self, streams: int) -> Array:
-        """Return the memories (M, B, H) before the first word of each of B streams: zero."""
-        memories = CELLS[self.settings.cell].memories
-        return np.zeros((memories, streams, self.settings.hidden), self.parameters["W"].dtype)
+        """Return the states (L, M, B, H) before the first word of each of B streams: zero."""
+        shape = (self.settings.layers, len(CELLS[self.settings.cell].states), streams, self.settings.hidden)
+        return np.zeros(shape, self.parameters["V"].dtype)
 
-    def states(
-        self, inputs: Array, state: Array, work: Workspace, dropout: Dropout | None = None
+    def read(
+        self, x: Array, states: Array, work: Workspace, dropout: Dropout | None = None
     ) -> tuple[tuple[Array, Array], Callable[[Array], Gradients]]:
-        """Read a window: inputs (T, B), and the memories before it. Returns the outputs, the memories, and backward."""
-        U, W, b = (self.parameters[name] for name in ("U", "W", "b"))
-        keep = np.ones((*inputs.shape, 1), W.dtype)
-        if not self.settings.carry_state:
-            keep[inputs == SENTENCE_END] = 0
-        x, embed_backward = embed(inputs, U, b, dropout, work)
-        cell, truncate = CELLS[self.settings.cell], self.settings.truncate
-        (outputs, state), recur_backward = recur(x, W, keep, state, cell, truncate, work)
-        outputs, drop_backward = drop(outputs, dropout, "outputs", work)
+        """Read words x (T, B) from the states before (L, M, B, H): s (T, B, H), the states after, and backward."""
+        settings, find = self.settings, self.parameters.get
+        layers = [Layer(*(find(f"{name}{number}") for name in "XWb")) for number in range(1, settings.layers + 1)]
+        keep = (x != SENTENCE_END) | settings.carry_state  # (T, B)
+        rows, embed_backward = embed(x, self.parameters["U"], dropout, work)
+        (s, states), recur_backward = recur(rows, keep, states, layers, CELLS[settings.cell], settings.truncate, work)
+        s, drop_backward = drop(s, dropout, work.part("outputs"))
 
-        def backward(doutputs: Array) -> Gradients:
-            dx, dW = recur_backward(drop_backward(doutputs))
-            dU, db = embed_backward(dx)
-            return {"U": dU, "W": dW, "b": db}
+        def backward(ds: Array) -> Gradients:
+            drows, gradients = recur_backward(drop_backward(ds))
+            return {"U": embed_backward(drows), **gradients}
 
-        return (outputs, state), backward
+        return (s, states), backward
 
     def losses(
-        self, inputs: Array, targets: Array, state: Array, work: Workspace, dropout: Dropout | None = None
+        self, x: Array, y: Array, states: Array, work: Workspace, dropout: Dropout | None = None
     ) -> tuple[tuple[Array, Array], Callable[[Array], Gradients]]:
         """Say how surprising each target of a window is, with zeros put in where `dropout` is given.
 
-        Takes inputs and targets (T, B), word ids, where a target may be IGNORED, and the memories (M, B, H) before the
-        window. Returns the losses (T, B) in nats, zero where ignored, with the memories after the window; and a
-        function from the weights (T, B) of the losses in L to the gradients. It reads, and writes over, what this call
-        left in `work`: call it once, before the next window.
+        Takes words x and targets y (T, B), some of them perhaps IGNORED, and the states before the window (L, M, B, H).
+        Returns the losses (T, B) in nats, zero where ignored, with the states after the window; and a function from the
+        weights (T, B) of the losses in L to the gradients. It reads, and writes over, what this call left in `work`:
+        call it once, before the next window.
         """
-        (outputs, state), states_backward = self.states(inputs, state, work, dropout)
-        counted = np.flatnonzero(targets.reshape(-1) != IGNORED)
-        every = counted.size == targets.size  # as in all windows but an epoch's last few: then nothing is copied
-        S = outputs.reshape(targets.size, -1)
-        V, c = self.parameters["V"], self.parameters["c"]
-        flat_losses, softmax_backward = softmax_loss(
-            S if every else S[counted], targets.reshape(-1)[counted], V, c, self.settings.cutoffs, work
-        )
-        losses = np.zeros(targets.size, S.dtype)
-        losses[counted] = flat_losses
+        (s, states), read_backward = self.read(x, states, work, dropout)
+        counted = np.flatnonzero(y.reshape(-1) != IGNORED)
+        at: Any = counted if counted.size < y.size else slice(None)  # a slice, as mostly: nothing is copied
+        S, V, c = s.reshape(y.size, -1), self.parameters["V"], self.parameters["c"]  # S (N, H)
+        losses = np.zeros(y.size, S.dtype)
+        losses[at], softmax_backward = softmax_loss(S[at], y.reshape(-1)[at], V, c, self.settings.cutoffs, work)
 
         def backward(weights: Array) -> Gradients:
-            dS, dV, dc = softmax_backward(weights.reshape(-1)[counted].astype(S.dtype))
-            doutputs = dS
-            if not every:
-                doutputs = np.zeros_like(S)
-                doutputs[counted] = dS
-            return {**states_backward(doutputs.reshape(outputs.shape)), "V": dV, "c": dc}
+            dS, dV, dc = softmax_backward(weights.reshape(-1)[at].astype(S.dtype))
+            if counted.size < y.size:
+                counted_dS, dS = dS, np.zeros_like(S)
+                dS[at] = counted_dS
+            return {**read_backward(dS.reshape(s.shape)), "V": dV, "c": dc}
 
-        return (losses.reshape(targets.shape), state), backward
+        return (losses.reshape(y.shape), states), backward
 
-    def step(self, words: Array, state: Array, work: Workspace) -> tuple[Array, Array]:
-        """Read one word a stream (B,), and return log p of every word that may follow (B, V), and the new memories."""
-        (outputs, state), _ = self.states(words[None], state, work)
-        V, c = self.parameters["V"], self.parameters["c"]
-        logits = work.array("logits", (len(words), len(V)), V.dtype)
-        work.matmul(V, outputs[0].T, out=logits.T)
-        log_p = np.empty((len(words), self.settings.words), V.dtype)
-
-        def normalize(rows: slice) -> None:
-            log_p[rows] = log_probabilities(logits[rows] + c, self.settings.cutoffs)
-
-        work.each(normalize, runs(0, len(words), STREAMS))
-        return log_p, state
+    def step(self, words: Array, states: Array, work: Workspace) -> tuple[Array, Array]:
+        """Read one word a stream (B,), and return log p of every word that may follow (B, V), and the states after."""
+        (s, states), _ = self.read(words[None], states, work)
+        return log_probabilities(s[0], self.parameters["V"], self.parameters["c"], self.settings.cutoffs, work), states
 
 
-def log_probabilities(logits: Array, cutoffs: tuple[int, ...]) -> Array:
-    """Return log p (B, V) of all words, from the logits (B, V + J) of the rows of V that `softmax_loss` describes."""
-    if not cutoffs:
-        return log_softmax(logits)
-    J, first = len(cutoffs), cutoffs[0]
-    head = log_softmax(logits[:, : first + J])
-    tails = [
-        head[:, first + j, None] + log_softmax(logits[:, J + start : J + stop])
-        for j, (start, stop) in enumerate(itertools.pairwise((*cutoffs, logits.shape[1] - J)))
-    ]
-    return np.concatenate((head[:, :first], *tails), axis=1)
+# ---------------------------------------------------------------------------------------------------------------------
+# Words to rows of numbers
+
+
+def embed(x: Array, U: Array, dropout: Dropout | None, work: Workspace) -> tuple[Array, Callable[[Array], Gradient]]:
+    """Look words x (T, B) up in U (V, D): the U[x_t] of (1), (T, B, D)."""
+    rows = work.array("rows", (*x.shape, U.shape[1]), U.dtype)
+    np.take(U, x, axis=0, out=rows, mode="clip")  # U[x_t] in (1); "clip" spares a copy, ids were checked when encoded
+    rows, drop_backward = drop(rows, dropout, work.part("inputs"))
+
+    def backward(drows: Array) -> Gradient:
+        return [sum_rows(x.reshape(-1), drop_backward(drows).reshape(x.size, -1))]  # (11)
+
+    return rows, backward
+
+
+def sum_rows(ids: Array, values: Array) -> tuple[Array, Array]:
+    """Add up the rows of values (N, D) that belong to the same id (N,). Returns the ids, ascending, and their sums."""
+    order = np.argsort(ids, kind="stable")
+    unique, starts, counts = np.unique(ids[order], return_index=True, return_counts=True)
+    sums = values[order[starts]]  # (different ids, D)
+    for k in np.flatnonzero(counts > 1):  # two to seven times as fast as np.add.reduceat: most words stand alone
+        np.add.reduce(values[order[starts[k] : starts[k] + counts[k]]], axis=0, out=sums[k])
+    return unique, sums
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The cells: (2), and (8), the way back through it. Elementwise; products and the walk through time are `recur`'s.
+
+
+class Cell(NamedTuple):
+    """What one kind of recurrent unit computes from z_t and the states before.
+
+    `forward(z, before, after)` reads z (..., B, G*H) and the M states `before`, each (..., B, H), and writes the states
+    `after`, the first of which is the output s. It may leave in z what `backward` will want.
+    `backward(ds, z, before, after)` returns delta = dE/dz, and turns ds (M, ..., B, H), the gradient of the states
+    after, in place into that of the states before as far as it does not pass W. Both work at one step or at many.
+    """
+
+    forward: Callable[[Array, Array, Array], None]
+    backward: Callable[[Array, Array, Array, Array], Array]
+    gates: str = "z"  # a letter for each of the G parts of z
+    states: str = "s"  # a letter for each of the M states
+    reads: str = ""  # the gates that a word's row, or the layer below, is added to; none named: all
+    recalls: str = ""  # the gates that W s_{t-1} is added to; none named: all
+    ones: str = ""  # the gates whose biases begin at 1
+
+    def part(self, gates: str, hidden: int) -> slice:
+        """Say where neighboring gates lie in z; none named: all of z."""
+        start = self.gates.index(gates or self.gates)
+        return slice(start * hidden, (start + len(gates or self.gates)) * hidden)
+
+
+def elman(z: Array, before: Array, after: Array) -> None:
+    """Elman (1990): s = tanh(z)."""
+    (s,) = after
+    np.tanh(z, out=s)  # (2)
+
+
+def elman_backward(ds: Array, z: Array, before: Array, after: Array) -> Array:
+    """Return delta = ds * (1 - s^2): the only way back is through W."""
+    (s,) = after
+    delta: Array = ds[0] * (1 - s * s)  # (8), and the second half of (9)
+    ds[0] = 0
+    return delta
+
+
+CELLS: dict[str, Cell] = {"elman": Cell(elman, elman_backward)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The walk through time: (1), and back (9), (10), (11)
+
+
+class Layer(NamedTuple):
+    """The parameters of one recurrent layer."""
+
+    X: Any  # (rows of z that are read into, D or H); None: what comes in is added as it is
+    W: Any  # (rows of z that are recalled into, H)
+    b: Any  # (G*H,)
+
+
+class Walked(NamedTuple):
+    """One layer of a window, walked through; what the way back needs stays in the closures."""
+
+    s: Array  # (T, B, H), the outputs
+    states: Array  # (M, B, H), after the window
+    dz: Array  # (T, B, G*H), where the way back puts the sum of delta_t(k) over t, for each k
+    step_back: Callable[[Array, Any, bool], Array]  # (8), and (9)
+    inputs: Callable[[Array], Array]  # from dz of some steps to the gradient of what came in there
+    weights: Callable[[], tuple[Array | None, Array, Array]]  # from dz to dX, dW, db: (10), (11)
+
+
+def walk(inputs: Array, keep: Array, states: Array, layer: Layer, cell: Cell, work: Workspace) -> Walked:
+    """Walk one layer through a window: inputs (T, B, D), keep (T, B, 1), states before it (M, B, H)."""
+    (T, B, D), (X, W, b), H, M = inputs.shape, layer, layer.W.shape[1], len(cell.states)
+    reads, recalls = cell.part(cell.reads, H), cell.part(cell.recalls, H)
+    path = work.array("states", (M, T + 1, B, H), W.dtype)
+    before = work.array("before", (M, T, B, H), W.dtype)  # s_{t-1}, zero where a sentence begins
+    after, path[:, 0] = path[:, 1:], states  # after (M, T, B, H)
+    z, dz = (work.array(name, (T, B, len(b)), W.dtype) for name in ("z", "dz"))
+    came_in = inputs if X is None else work.product("XU", inputs.reshape(T * B, D), X.T).reshape(T, B, -1)
+
+    def forward(streams: slice) -> None:
+        z[:, streams] = b
+        z[:, streams, reads] += came_in[:, streams]  # (1), what needs no state
+        for t in range(T):
+            np.multiply(path[:, t, streams], keep[t, streams], out=before[:, t, streams])
+            z[t, streams, recalls] += before[0, t, streams] @ W.T  # (1)
+            cell.forward(z[t, streams], before[:, t, streams], after[:, t, streams])
+
+    work.each(forward, stream_groups(B))
+
+    def step_back(ds: Array, at: Any, last: bool) -> Array:
+        """Return delta `at` some steps and streams, and unless it is the last turn ds into that of a step before."""
+        delta = cell.backward(ds, z[at], before[:, *at], after[:, *at])
+        if not last:
+            ds[0] += (delta.reshape(-1, len(b))[:, recalls] @ W).reshape(ds[0].shape)  # (9)
+            ds *= keep[at]  # nothing reaches across the beginning of a sentence
+        return delta
+
+    def back_to_inputs(dz: Array) -> Array:
+        dinputs: Array = dz[..., reads] if X is None else dz[..., reads] @ X
+        return dinputs
+
+    def weights() -> tuple[Array | None, Array, Array]:
+        flat, s = dz.reshape(T * B, -1), before[0].reshape(T * B, H)
+        dX = None if X is None else work.product("dX", flat[:, reads].T, inputs.reshape(T * B, D))
+        return dX, work.product("dW", flat[:, recalls].T, s), flat.sum(axis=0)  # (10), (11)
+
+    return Walked(after[0], path[:, T].copy(), dz, step_back, back_to_inputs, weights)
+
+
+def recur(
+    inputs: Array, keep: Array, states: Array, layers: list[Layer], cell: Cell, truncate: int | None, work: Workspace
+) -> tuple[tuple[Array, Array], Callable[[Array], tuple[Array, Gradients]]]:
+    """Walk L layers through a window: each reads the outputs of the one below.
+
+    Takes inputs (T, B, D), keep (T, B), false where a step begins a sentence and so forgets the state, and the states
+    before the window (L, M, B, H). Returns the outputs s (T, B, H) with the states after it; and a function from ds to
+    the gradient of the inputs and those of the parameters. The states before the window are constants. With `truncate`
+    None the error of each output reaches back to them; with K it reaches K steps back, and no further, in every layer.
+    """
+    remembered = keep[..., None].astype(states.dtype)  # (T, B, 1)
+    walked: list[Walked] = []
+    for number, layer in enumerate(layers):
+        below = walked[-1].s if walked else inputs
+        walked.append(walk(below, remembered, states[number], layer, cell, work.part(f"layer {number + 1}")))
+
+    def backward(ds: Array) -> tuple[Array, Gradients]:
+        def back(streams: slice) -> None:
+            if truncate is None:
+                by_columns(ds, walked, streams)
+            else:
+                by_diagonals(ds, walked, streams, truncate)
+
+        work.each(back, stream_groups(ds.shape[1]))
+        gradients: Gradients = {}
+        for number, one in enumerate(walked, 1):
+            found = {f"{name}{number}": value for name, value in zip("XWb", one.weights(), strict=True)}
+            gradients |= {name: [(slice(0, len(value)), value)] for name, value in found.items() if value is not None}
+        return walked[0].inputs(walked[0].dz), gradients
+
+    return (walked[-1].s, np.stack([one.states for one in walked])), backward
+
+
+def by_columns(ds: Array, walked: list[Walked], streams: slice) -> None:
+    """Go back through some streams, nothing truncated, a layer after the other.
+
+    delta(k) = sum over t >= k of delta_t(k) obeys the same recursion as each delta_t: one pass serves all errors.
+    """
+    ds = ds[:, streams]  # (T, B, H)
+    for one in reversed(walked):
+        dstates = np.zeros((len(one.states), *ds.shape[1:]), ds.dtype)  # (M, B, H)
+        for t in reversed(range(len(ds))):
+            dstates[0] += ds[t]
+            one.dz[t, streams] = one.step_back(dstates, (t, streams), t == 0)
+        if one is not walked[0]:
+            ds = one.inputs(one.dz[:, streams])
+
+
+def by_diagonals(ds: Array, walked: list[Walked], streams: slice, truncate: int) -> None:
+    """Go back through some streams, a lag after the other, all layers together; at lag j delta is delta_{k+j}(k).
+
+    For all k at once, row k of `dstates` holds dE_{k+j}/ds_k, and (9) makes the next lag of this one. What a layer
+    hands down at some lag has that many steps of its reach spent: truncated one by one, layers would reach too far.
+    """
+    T, B, H = ds[:, streams].shape
+    dstates = [np.zeros((len(one.states), T, B, H), ds.dtype) for one in walked]
+    for one in walked:
+        one.dz[:, streams] = 0
+    last = min(truncate, T - 1)
+    for lag in range(last + 1):
+        at = (slice(0, T - lag), streams)
+        handed_down: Any = ds[at] if lag == 0 else 0
+        for number in reversed(range(len(walked))):
+            one = walked[number]
+            dstates[number][0] += handed_down
+            delta = one.step_back(dstates[number], at, lag == last)
+            dstates[number] = dstates[number][:, 1:]  # no state of this window lies before its first step
+            one.dz[at] += delta
+            handed_down = one.inputs(delta) if number else 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The output layer: (3) to (7)
+
+
+def softmax_slice(
+    S: Array, y: Array, V: Array, c: Array, work: Workspace
+) -> tuple[tuple[Array, Array], Callable[[Array, Array, Array, Array], Array]]:
+    """Compute some rows' part of a softmax: states S (n, H), V (rows, H), c (rows,), and y (n,) counted from its first.
+
+    Returns the logarithm of the sum of its exponentials (n,), and the targets' logits (n,), zero where the target is
+    not among these rows; and a function from the logarithm of the whole sum, log Z (n,), and the losses' weights (n,),
+    which writes dV and dc, to dS.
+    """
+    e = work.array("e", (len(S), len(V)), S.dtype)
+    np.matmul(S, V.T, out=e)
+    e += c  # the logits of (3)
+    here = np.flatnonzero((y >= 0) & (y < len(V)))
+    target = here, y[here]
+    logit = np.zeros(len(S), S.dtype)
+    logit[here] = e[target]
+    peak = e.max(axis=1)
+    e -= peak[:, None]
+    np.exp(e, out=e)
+    log_sum = peak + np.log(e @ np.ones(len(V), e.dtype))  # the product is four times as fast as e.sum(axis=1)
+
+    def backward(log_Z: Array, weights: Array, dV: Array, dc: Array) -> Array:
+        # p = factor * e with factor = e^(peak - log Z), a number for each position. So p is never made: only S and dS,
+        # which are thin, are multiplied by the factor, and what 1_y takes from p is divided by it and taken from e.
+        least = np.finfo(S.dtype).eps ** 2  # nothing beside 1, and its inverse is still a number
+        factor = np.maximum(np.exp(peak - log_Z), least)  # (n,)
+        e[target] -= 1 / factor[here]  # (5): p - 1_y = factor * e
+        factor *= weights
+        scaled = np.multiply(S, factor[:, None], out=work.array("scaled", S.shape, S.dtype))
+        np.matmul(e.T, scaled, out=dV)  # (6)
+        np.matmul(factor, e, out=dc)
+        dS = np.matmul(e, V, out=work.array("dS", S.shape, S.dtype))  # (7)
+        dS *= factor[:, None]
+        return dS
+
+    return (log_sum, logit), backward
+
+
+def softmax_loss(
+    S: Array, y: Array, V: Array, c: Array, cutoffs: tuple[int, ...], work: Workspace
+) -> tuple[Array, Callable[[Array], tuple[Array, Gradient, Gradient]]]:
+    """Say how surprising each target is: states S (N, H), targets y (N,), V (V + J, H), c (V + J,).
+
+    Returns the losses (N,), in nats, and a function from the weights (N,) with which they enter L to (dS, dV, dc).
+    The rows of V are cut into parts, which threads take one at a time; `softmax_parts` says what tails are.
+    """
+    parts = softmax_parts(S, y, len(V), cutoffs)
+
+    def forward(part: SoftmaxPart) -> Any:
+        own_work = work.part(("softmax", part.rows.start))
+        return part, *softmax_slice(part.S, part.y, V[part.rows], c[part.rows], own_work)
+
+    done: list[Any] = work.each(forward, parts)
+    losses, log_Z = np.zeros(len(S), S.dtype), {}
+    for j, group in itertools.groupby(done, lambda one: one[0].softmax):
+        own, sums, _ = zip(*group, strict=True)
+        log_Z[j] = np.logaddexp.reduce([log_sum for log_sum, _ in sums])
+        losses[own[0].at] += log_Z[j] - sum(logit for _, logit in sums)  # (4)
+
+    def backward(weights: Array) -> tuple[Array, Gradient, Gradient]:
+        dV, dc = (work.array(name, value.shape, value.dtype) for name, value in (("dV", V), ("dc", c)))
+
+        def back(one: Any) -> Array:
+            part, _, part_backward = one
+            dS: Array = part_backward(log_Z[part.softmax], weights[part.at], dV[part.rows], dc[part.rows])
+            return dS
+
+        dS = add_parts(work.each(back, done), parts, work)
+        return dS, [(part.rows, dV[part.rows]) for part in parts], [(part.rows, dc[part.rows]) for part in parts]
+
+    return losses, backward
+
+
+def add_parts(dS: list[Array], parts: list[SoftmaxPart], work: Workspace) -> Array:
+    """Add up what the parts found of dS, in the place of the first, which is over all positions (N, H)."""
+    total, everywhere = dS[0], sum(part.softmax == 0 for part in parts)
+
+    def add(rows: slice) -> None:
+        for own in dS[1:everywhere]:
+            total[rows] += own[rows]
+
+    if everywhere > 1:
+        work.each(add, runs(0, len(total), PRODUCT_ROWS))
+    for own, part in zip(dS[everywhere:], parts[everywhere:], strict=True):
+        total[part.at] += own
+    return total
 
 
 def log_softmax(logits: Array) -> Array:
@@ -542,67 +435,172 @@ def log_softmax(logits: Array) -> Array:
     return log_p
 
 
+def mean_weights(y: Array) -> Array:
+    """Weights (T, B) that make L the mean over the positions that are not ignored."""
+    counted = y != IGNORED
+    return np.asarray(counted / max(1, np.count_nonzero(counted)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tails of rare words: p(word) = p(tail) p(word | tail), exactly
+
+
+class SoftmaxPart(NamedTuple):
+    """Some rows of one softmax, and the positions at which it is asked."""
+
+    softmax: int  # 0: over the words before the first cutoff and the tails; j: over the words of tail j
+    at: Any  # the positions: a slice, of all; or those whose target lies in the tail, an array (n,)
+    rows: slice  # of V and c
+    S: Array  # (n, H)
+    y: Array  # (n,), the row of each target, counted from the first of `rows`
+
+
+def softmax_parts(S: Array, y: Array, rows: int, cutoffs: tuple[int, ...]) -> list[SoftmaxPart]:
+    """Say which rows of V are to be multiplied with which states: for S (N, H), words y (N,), and V of so many rows.
+
+    Without cutoffs (J = 0) there is one softmax over all words. J cutoffs, ascending ranks of words, split off J tails
+    of rarer words, and p(word) becomes p(tail) p(word | tail) (Goodman 2001; Mikolov et al. 2011, with classes of one
+    kind; Grave et al. 2017, with few large ones): a softmax over a slot for each tail and the words before the first
+    cutoff at every position, and one over a tail's words at the few positions whose target lies there. The rows of V
+    are the J slots, then the words by rank: the row of tail j is j - 1, that of word w is w + J.
+    """
+    J = len(cutoffs)
+    edges = [0, *(cutoff + J for cutoff in cutoffs), rows]
+    tail = np.searchsorted(np.array(cutoffs, int), y, side="right")  # (N,): 0 for a word before the first cutoff
+    order = np.argsort(tail, kind="stable")
+    begins = np.searchsorted(tail[order], np.arange(J + 2))  # tail j's positions are order[begins[j] : begins[j + 1]]
+    everywhere = np.where(tail > 0, tail - 1, y + J)  # (N,)
+    spans = [pieces(start, stop, -(-(stop - start) // SLICE_WORDS)) for start, stop in itertools.pairwise(edges)]
+    parts = [SoftmaxPart(0, slice(None), span, S, everywhere - span.start) for span in spans[0]]
+    for j in range(1, J + 1):
+        at = order[begins[j] : begins[j + 1]]
+        if at.size:
+            own_S, own_y = S[at], y[at] + J
+            parts += [SoftmaxPart(j, at, span, own_S, own_y - span.start) for span in spans[j]]
+    return parts
+
+
+def log_probabilities(S: Array, V: Array, c: Array, cutoffs: tuple[int, ...], work: Workspace) -> Array:
+    """Return log p (B, V) of all words that may follow the states S (B, H)."""
+    J, edges = len(cutoffs), [*cutoffs, len(V) - len(cutoffs)]
+    logits = work.product("logits", V, S.T).T  # (B, V + J)
+    log_p = np.empty((len(S), len(V) - J), V.dtype)
+
+    def normalize(streams: slice) -> None:
+        own = logits[streams] + c
+        head = log_softmax(own[:, : J + edges[0]])  # (streams, J + words before the first cutoff)
+        log_p[streams, : edges[0]] = head[:, J:]
+        for j, (start, stop) in enumerate(itertools.pairwise(edges)):
+            log_p[streams, start:stop] = head[:, j, None] + log_softmax(own[:, J + start : J + stop])
+
+    work.each(normalize, runs(0, len(S), STREAMS))
+    return log_p
+
+
 def output_frequencies(counts: Array, cutoffs: tuple[int, ...] = ()) -> Array:
-    """Return the frequency of what each row of V stands for, a word or a tail of words, from the words' counts (V,).
+    """Return the frequency (V + J,) of what each row of V stands for, a tail or a word, from the words' counts (V,).
 
     A word that never occurs counts as half an occurrence.
     """
     frequency = np.maximum(counts, 0.5)
     frequency = frequency / frequency.sum()
-    slots = [frequency[start:stop].sum() for start, stop in itertools.pairwise((*cutoffs, len(frequency)))]
-    first = cutoffs[0] if cutoffs else len(frequency)
-    return np.concatenate((frequency[:first], slots if cutoffs else [], frequency[first:]))
+    tails = [frequency[start:stop].sum() for start, stop in itertools.pairwise((*cutoffs, len(frequency)))]
+    return np.concatenate((tails if cutoffs else [], frequency))
 
 
-def mean_weights(targets: Array) -> Array:
-    """Weights (T, B) that make L the mean over the positions that are not ignored."""
-    counted = targets != IGNORED
-    return np.asarray(counted / max(1, np.count_nonzero(counted)))
+# ---------------------------------------------------------------------------------------------------------------------
+# Dropout
+
+
+class Dropout(NamedTuple):
+    """Zeros to put into the rows read from U and into the outputs, while training (Srivastava et al. 2014)."""
+
+    rate: float  # the probability of a zero; the rest is divided by 1 - rate, so that the expectation stays
+    generator: np.random.Generator
+
+
+def drop(values: Array, dropout: Dropout | None, work: Workspace) -> tuple[Array, Callable[[Array], Array]]:
+    """Put zeros at random into a copy of `values`. Returns it, and a function from its gradient to that of `values`."""
+    if dropout is None:
+        return values, lambda dvalues: dvalues
+    mask = work.array("mask", values.shape, values.dtype)
+    dropout.generator.random(dtype=values.dtype, out=mask)
+    np.greater_equal(mask, dropout.rate, out=mask)
+    mask *= 1 / (1 - dropout.rate)
+    return np.multiply(values, mask, out=work.array("kept", values.shape, values.dtype)), lambda dvalues: dvalues * mask
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Initial values
+
+
+class Parameter(NamedTuple):
+    """What is to be known of a parameter before there is one."""
+
+    shape: tuple[int, ...]
+    fan_in: int = 0  # first values are uniform within 1/sqrt(fan-in); 0: a bias
+    role: str = "dense"  # or "inputs", a row for each word; or "outputs", a row for each tail and each word
+    ones: slice = slice(0)  # where a bias begins at 1
+
+
+def parameter_table(settings: ModelSettings) -> dict[str, Parameter]:
+    """Name every parameter of a kind of model, in the order in which first values are drawn."""
+    V, H, cell = settings.words, settings.hidden, CELLS[settings.cell]
+    reads, recalls, all_of_z = (len(gates or cell.gates) * H for gates in (cell.reads, cell.recalls, cell.gates))
+    D, rows = settings.embedding or reads, V + len(settings.cutoffs)
+    table = {"U": Parameter((V, D), V, "inputs")}
+    for number in range(1, settings.layers + 1):
+        if number > 1 or settings.embedding:
+            table[f"X{number}"] = Parameter((reads, D), D)
+        table[f"W{number}"] = Parameter((recalls, H), H)
+        table[f"b{number}"] = Parameter((all_of_z,), ones=cell.part(cell.ones, H) if cell.ones else slice(0))
+        D = H
+    return {**table, "V": Parameter((rows, H), H, "outputs"), "c": Parameter((rows,), role="outputs")}
+
+
+def initialize(
+    settings: ModelSettings, counts: Array, generator: np.random.Generator, dtype: DTypeLike = np.float32
+) -> LanguageModel:
+    """Draw matrices uniformly from ±1/sqrt(fan-in), and set c so that the model starts from word frequencies.
+
+    `counts` (V,) says how often each word occurs in training. With c = log p(word) the first steps of training need
+    not be spent on learning it; a word that never occurs counts as half an occurrence.
+    """
+    parameters: Parameters = {}
+    for name, (shape, fan_in, role, ones) in parameter_table(settings).items():
+        if fan_in:
+            parameters[name] = generator.uniform(-1 / np.sqrt(fan_in), 1 / np.sqrt(fan_in), shape).astype(dtype)
+        elif role == "outputs":
+            parameters[name] = np.log(output_frequencies(counts, settings.cutoffs)).astype(dtype)
+        else:
+            parameters[name] = np.zeros(shape, dtype)
+            parameters[name][ones] = 1
+    return LanguageModel(settings, parameters)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Stochastic gradient descent
 
 
-INPUT_RATE = 4.0  # the rate of U's rows, and
-OUTPUT_RATE = 0.4  # of V's and c's, beside that of W and b: measured, see docs/benchmarks.md
+INPUT_RATE = 4.0  # the rate of U's rows beside that of the dense parameters: measured, see docs/benchmarks.md
+OUTPUT_RATE = 0.4  # the same of V's and c's rows
+DECAY_STEPS = 16  # steps whose weight decay is applied at once, as it passes over all rows of U and V
+EPSILON, ADAM_MEAN, ADAM_SQUARE = 1e-8, 0.9, 0.999
 
 
 def joint_norm(gradients: Mapping[str, Gradient], work: Workspace) -> float:
     """Euclidean norm of all gradients taken together, the one number that clipping compares."""
-    parts = [values.reshape(-1) for gradient in gradients.values() for _, values in _blocks(gradient)]
-    squares = np.zeros(len(parts))  # float32 products of short parts, summed in float64: quick, and exact enough
-
-    def square(number: int) -> None:
-        squares[number] = np.dot(parts[number], parts[number])
-
-    work.each(square, range(len(parts)))
-    return math.sqrt(squares.sum())
-
-
-def decay(parameters: Parameters, factor: float, work: Workspace) -> None:
-    """Shrink U and V, all of their rows, which is the step along the gradient of their squared norm (L2)."""
-    blocks = [block for name in ("U", "V") for _, block in _blocks(parameters[name])]
-    work.each(lambda block: np.multiply(block, factor, out=block), blocks)
-
-
-def _blocks(gradient: Gradient) -> Iterator[tuple[Any, Array]]:
-    """Cut a gradient into blocks of about BLOCK numbers; yields the rows of the table, and what belongs to them."""
-    values = gradient if isinstance(gradient, np.ndarray) else gradient.values
-    spans = gradient.rows if isinstance(gradient, Spans) else (slice(0, len(values)),)
-    step = max(1, BLOCK * len(values) // values.size)
-    for span in spans:
-        for rows in runs(span.start, span.stop, step):
-            yield gradient.ids[rows] if isinstance(gradient, Rows) else rows, values[rows]
+    blocks = [values.reshape(-1) for gradient in gradients.values() for _, values in _blocks(gradient)]
+    # float32 products of short blocks, summed in float64: quick, and exact enough
+    return math.sqrt(math.fsum(work.each(lambda block: float(np.dot(block, block)), blocks)))
 
 
 def word_rates(counts: Array, power: float, cutoffs: tuple[int, ...] = ()) -> Array:
     """Learning rates for the rows of U, V and c, relative to that of W: p(word)^-power.
 
-    Of the N positions in the mean, only p(w) N read row w of U: its gradient, and the loss's curvature along it, shrink
-    with p(w), and a rate that is safe for "the" leaves rare words where they began. Newton's method would divide by the
-    curvature, power 1. Power 1/2 is the cautious middle at which Adagrad (Duchi et al. 2011) arrives by summing squared
-    gradients; here the counts give it beforehand, without state. Power 0 is plain SGD.
+    Only p(w) N positions read row w of U: its gradient and the loss's curvature along it shrink with p(w). Newton's
+    method would divide by the curvature, power 1; power 0 is plain SGD. Power 1/2 is the middle at which Adagrad (Duchi
+    et al. 2011) arrives by summing squared gradients; here the counts give it beforehand.
     """
     return np.asarray(output_frequencies(counts, cutoffs) ** -power)
 
@@ -610,20 +608,24 @@ def word_rates(counts: Array, power: float, cutoffs: tuple[int, ...] = ()) -> Ar
 class Rule(NamedTuple):
     """What one kind of optimizer computes, elementwise; `Optimizer` does everything else.
 
-    `direction(gradient, memory, time, momentum)` updates the arrays of `memory`, `slots` of them, in place, and returns
-    what the parameter moves against. `time` counts steps from 1.
+    `direction(gradient, memory, time, momentum)` updates the arrays of `memory`, one for each of `slots`, in place, and
+    returns what the parameter moves against. `time` counts steps from 1.
     """
 
-    slots: tuple[str, ...]
     direction: Callable[[Array, list[Array], int, float], Array]
-    scale_free: bool  # whether a gradient ten times as large gives the same direction
     learning_rate: float  # a good one to begin with
+    slots: tuple[str, ...] = ()
+    row_rates: bool = False  # whether rows of words have rates of their own, `word_rates`; the other rules find theirs
+    scale_free: bool = False  # whether a gradient ten times as large gives the same direction
 
 
 def _sgd(gradient: Array, memory: list[Array], time: int, momentum: float) -> Array:
-    if not momentum:
-        return gradient
-    velocity = memory[0]
+    return gradient
+
+
+def _momentum(gradient: Array, memory: list[Array], time: int, momentum: float) -> Array:
+    """Keep a running sum of gradients, in which each fades by the factor `momentum` at every step (Polyak 1964)."""
+    (velocity,) = memory
     velocity *= momentum
     velocity += gradient
     return velocity
@@ -631,7 +633,7 @@ def _sgd(gradient: Array, memory: list[Array], time: int, momentum: float) -> Ar
 
 def _adagrad(gradient: Array, memory: list[Array], time: int, momentum: float) -> Array:
     """Divide by the root of the sum of squared gradients (Duchi et al. 2011)."""
-    squares = memory[0]
+    (squares,) = memory
     squares += gradient * gradient
     return gradient / (np.sqrt(squares) + EPSILON)
 
@@ -646,40 +648,54 @@ def _adam(gradient: Array, memory: list[Array], time: int, momentum: float) -> A
     return direction
 
 
-EPSILON, ADAM_MEAN, ADAM_SQUARE = 1e-8, 0.9, 0.999
 RULES: dict[str, Rule] = {
-    "sgd": Rule(("velocity",), _sgd, scale_free=False, learning_rate=0.00075),
-    "adagrad": Rule(("squares",), _adagrad, scale_free=True, learning_rate=0.05),
-    "adam": Rule(("mean", "square"), _adam, scale_free=True, learning_rate=0.002),
+    "sgd": Rule(_sgd, 0.00075, row_rates=True),
+    "momentum": Rule(_momentum, 0.00075, ("velocity",), row_rates=True),
+    "adagrad": Rule(_adagrad, 0.05, ("squares",), scale_free=True),
+    "adam": Rule(_adam, 0.002, ("mean", "square"), scale_free=True),
 }
 
 
 class Optimizer:
     """Steps against the gradients: for each parameter X, X -= rate * relative rate * direction.
 
-    Only "sgd" has relative rates, `word_rates`, for the rows of the tables of words; the others find their own. The
-    rows of U and V that a window does not touch are left alone, memory and all, as in lazy variants of these methods.
+    The rows that a window does not touch are left alone, memory and all, as in lazy variants of these methods; weight
+    decay alone reaches them. `owed` is the sum of rate * weight decay over the steps whose decay is not yet applied.
     """
 
     def __init__(
         self,
         kind: str,
         parameters: Parameters,
+        settings: ModelSettings,
         counts: Array,
         momentum: float = 0.0,
         power: float = 0.5,
-        cutoffs: tuple[int, ...] = (),
+        weight_decay: float = 0.0,
     ) -> None:
-        self.rule = RULES[kind]
-        self.momentum = momentum
-        self.rates: dict[str, Array] = {}
-        if kind == "sgd" and power:
-            inputs = INPUT_RATE * word_rates(counts, power)
-            outputs = OUTPUT_RATE * word_rates(counts, power, cutoffs)
-            table = {"U": inputs[:, None], "V": outputs[:, None], "c": outputs}
-            self.rates = {name: rate.astype(parameters[name].dtype) for name, rate in table.items()}
-        slots = self.rule.slots if kind != "sgd" or momentum else ()
-        self.memory = {name: {slot: np.zeros_like(array) for slot in slots} for name, array in parameters.items()}
+        self.rule, self.momentum, self.weight_decay, self.owed = RULES[kind], momentum, weight_decay, 0.0
+        table, (inputs, outputs) = (
+            parameter_table(settings),
+            (word_rates(counts, power, c) for c in ((), settings.cutoffs)),
+        )
+        rows = {"inputs": INPUT_RATE * inputs, "outputs": OUTPUT_RATE * outputs}  # (V,), (V + J,)
+        self.rates = {
+            name: rows[role].reshape(-1, *(1 for _ in shape[1:])).astype(parameters[name].dtype)
+            for name, (shape, _, role, _) in table.items()
+            if self.rule.row_rates and power and role in rows
+        }
+        self.decaying = [name for name, (_, fan_in, role, _) in table.items() if fan_in and role in rows]
+        self.memory = {
+            name: {slot: np.zeros_like(array) for slot in self.rule.slots} for name, array in parameters.items()
+        }
+
+    def rate(self, learning_rate: float, predictions: int) -> float:
+        """Return the rate for the mean's gradient: a rate of SGD is for the sum over the predictions of a window.
+
+        So it need not change with the window and the number of streams. Where the rule divides by the gradient's size,
+        neither does the rate for the mean.
+        """
+        return learning_rate * (1 if self.rule.scale_free else predictions)
 
     def step(
         self,
@@ -687,8 +703,7 @@ class Optimizer:
         gradients: Gradients,
         rate: float,
         work: Workspace,
-        *,
-        shrink: float = 1.0,
+        shrink: float = 1,
         time: int = 1,
     ) -> None:
         """Change the parameters in place, against the gradients times `shrink`. The gradients are overwritten."""
@@ -707,3 +722,114 @@ class Optimizer:
                     slot[rows] = changed
 
         work.each(move, tasks)
+        self.owed += rate * self.weight_decay
+        if time % DECAY_STEPS == 0:
+            self.decay(parameters, work)
+
+    def decay(self, parameters: Parameters, work: Workspace) -> None:
+        """Apply the weight decay of the steps since the last time, the step along the gradient of the squared norm.
+
+        To be called before the parameters are used for anything but training; every DECAY_STEPS `step` does it.
+        """
+        if not self.owed:
+            return
+        factor, self.owed = math.exp(-self.owed), 0.0
+        tables = [parameters[name] for name in self.decaying]
+        blocks = [values for table in tables for _, values in _blocks([(slice(0, len(table)), table)])]
+        work.each(lambda block: np.multiply(block, factor, out=block), blocks)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory and threads
+
+
+BLOCK = 1 << 16  # numbers that stay in a core's cache from one elementwise pass to the next
+PRODUCT_ROWS = 128  # rows of a product that one thread computes at a time
+STREAMS = 16  # streams whose next words' probabilities one thread computes at a time
+SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
+GROUP = 32  # streams that walk through a window on one thread: with fewer its products are too small
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Workspace:
+    """Arrays that are used again for each window, and the threads that share the large products.
+
+    The threads run numpy calls, which release the interpreter's lock. Hold BLAS to one thread (threadpoolctl) while a
+    workspace with several is in use. How the work is cut never depends on `threads`, so neither does any result.
+    """
+
+    def __init__(self, threads: int = 1, pool: ThreadPoolExecutor | None = None) -> None:
+        self.threads = threads
+        self._pool = pool or (ThreadPoolExecutor(threads) if threads > 1 else None)
+        self._buffers: dict[str, Array] = {}
+        self._parts: dict[object, Workspace] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return an uninitialized array, the same memory each time that `name` is asked for."""
+        size = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.size < size or buffer.dtype != dtype:
+            buffer = self._buffers[name] = np.empty(size, dtype)
+        return buffer[:size].reshape(shape)
+
+    def part(self, name: object) -> Workspace:
+        """Return the part of the workspace, with the same threads and arrays of its own, that belongs to `name`."""
+        if name not in self._parts:
+            self._parts[name] = Workspace(self.threads, self._pool)
+        return self._parts[name]
+
+    def each(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Call `function` with each item, on all threads. Returns the results in the order of the items."""
+        if self._pool is None or len(items) == 1:
+            return [function(item) for item in items]
+        waiting, results = deque(enumerate(items)), dict[int, Result]()
+
+        def work_off() -> None:
+            while waiting:
+                try:
+                    number, item = waiting.popleft()
+                except IndexError:  # another thread took the last
+                    return
+                results[number] = function(item)
+
+        # Each thread works in a copy of this one's context, so that np.errstate holds there too.
+        for call in [self._pool.submit(copy_context().run, work_off) for _ in range(min(self.threads, len(items)))]:
+            call.result()
+        return [results[number] for number in range(len(items))]
+
+    def product(self, name: str, left: Array, right: Array) -> Array:
+        """Multiply two matrices into the array called `name`, PRODUCT_ROWS rows of the first at a time."""
+        out = self.array(name, (len(left), right.shape[1]), left.dtype)
+        self.each(lambda rows: np.matmul(left[rows], right, out=out[rows]), runs(0, len(left), PRODUCT_ROWS))
+        return out
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def runs(start: int, stop: int, size: int) -> list[slice]:
+    """Cut a range into runs of so many, the last one shorter."""
+    return [slice(begin, min(begin + size, stop)) for begin in range(start, stop, size)]
+
+
+def pieces(start: int, stop: int, count: int) -> list[slice]:
+    """Cut a range into so many pieces of about equal size."""
+    edges = [start + (stop - start) * k // count for k in range(count + 1)]
+    return [slice(*edge) for edge in itertools.pairwise(edges)]
+
+
+def stream_groups(streams: int) -> list[slice]:
+    """Cut B streams into groups of about GROUP, each of which walks through a whole window on one thread."""
+    return pieces(0, streams, max(1, streams // GROUP))
+
+
+def _blocks(gradient: Gradient) -> Iterator[tuple[Any, Array]]:
+    """Cut a gradient into blocks of about BLOCK numbers; yields the rows of the table, and their values."""
+    for rows, values in gradient:
+        step = max(1, BLOCK * len(values) // max(1, values.size))
+        for run in runs(0, len(values), step):
+            first = rows.start if isinstance(rows, slice) else 0
+            yield slice(first + run.start, first + run.stop) if isinstance(rows, slice) else rows[run], values[run]

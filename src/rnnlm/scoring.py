@@ -94,10 +94,10 @@ def perplexity(
     if window is None:
         window = max(1, positions // streams)
     read = windows(corpus, streams, window)
-    state = model.start(read.streams)
+    states = model.start(read.streams)
     total = known = 0.0
     for inputs, targets in read:
-        (losses, state), _ = model.losses(inputs, targets, state, work)
+        (losses, states), _ = model.losses(inputs, targets, states, work)
         total += float(losses.sum(dtype=np.float64))  # 0 where ignored
         if unknown_id is not None:
             known += float(losses.sum(dtype=np.float64, where=targets != unknown_id))

@@ -17,10 +17,9 @@ import numpy as np
 
 from rnnlm.batches import Corpus, windows
 from rnnlm.errors import DivergenceError
-from rnnlm.model import Array, Dropout, LanguageModel, Optimizer, Workspace, decay, joint_norm, mean_weights
+from rnnlm.model import Array, Dropout, LanguageModel, Optimizer, Workspace, joint_norm, mean_weights
 from rnnlm.scoring import perplexity
 
-DECAY_WINDOWS = 16  # windows whose decay is made up for at once, as it passes over all rows of U and V
 RECENT = 50  # windows over which the loss is averaged before it is called divergent
 
 
@@ -54,6 +53,13 @@ def default_streams(predictions: int, window: int) -> int:
     return max(8, min(64, predictions // (200 * (window or 20))))
 
 
+def make_optimizer(settings: TrainingSettings, model: LanguageModel, counts: Array) -> Optimizer:
+    """Make the optimizer of a run; `counts` (V,) are those of the words in training."""
+    kind = "momentum" if settings.optimizer == "sgd" and settings.momentum else settings.optimizer
+    power, weight_decay = settings.rate_power, settings.weight_decay
+    return Optimizer(kind, model.parameters, model.settings, counts, settings.momentum, power, weight_decay)
+
+
 @dataclass
 class TrainingState:
     """Where a run stands: everything that decides what it does next."""
@@ -63,7 +69,7 @@ class TrainingState:
     learning_rate: float
     epoch: int = 1
     window: int = 0  # the next window of this epoch
-    memories: Array | None = None  # (M, B, H) before that window; None at an epoch's start
+    states: Array | None = None  # (L, M, B, H) before that window; None at an epoch's start
     steps: int = 0  # since the very beginning
     evaluated: bool = False  # whether the evaluation due at this window is done
     epoch_done: bool = False  # whether that was the last of this epoch
@@ -82,7 +88,7 @@ class TrainingState:
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the arrays."""
-        arrays = {"model", "optimizer", "memories"}
+        arrays = {"model", "optimizer", "states"}
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in arrays}
 
 
@@ -126,12 +132,13 @@ def train(
         order = np.random.default_rng([settings.seed, state.epoch])
         carry_state = state.model.settings.carry_state
         epoch = windows(corpus, settings.streams, settings.window, order, carry_state)
-        if state.memories is None:
-            state.memories = state.model.start(epoch.streams)
+        if state.states is None:
+            state.states = state.model.start(epoch.streams)
         while True:
             at_end = state.window == len(epoch)
             at_interval = settings.eval_every > 0 and state.window > 0 and state.window % settings.eval_every == 0
             if (at_end or at_interval) and not state.evaluated:
+                state.optimizer.decay(state.model.parameters, work)
                 value = perplexity(state.model, valid, work, progress=evaluating).perplexity
                 improved = _evaluated(state, settings, value, begin, at_end)
                 yield Evaluation(state.history[-1], improved, at_end)
@@ -161,7 +168,7 @@ def _train_window(
     """Take one step of SGD. Returns the number of predictions in the window."""
     began = time.perf_counter()
     model = state.model
-    assert state.memories is not None  # `train` has seen to it
+    assert state.states is not None  # `train` has seen to it
     dropout = None
     if settings.dropout:  # a generator of its own for each window, so that a resumed run draws the same zeros
         generator = np.random.default_rng([settings.seed, state.epoch, state.window])
@@ -169,20 +176,16 @@ def _train_window(
     weights = mean_weights(targets)
     predictions = int(np.count_nonzero(weights))
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as divergence, in a sentence
-        (losses, memories), backward = model.losses(inputs, targets, state.memories, work, dropout)
+        (losses, states), backward = model.losses(inputs, targets, state.states, work, dropout)
         loss = float(np.sum(losses, dtype=np.float64)) / predictions
         gradients = backward(weights)
         norm = joint_norm(gradients, work)
     _check_convergence(state, loss, norm)
     shrink = settings.clip / norm if 0 < settings.clip < norm else 1.0
-    # The gradient is the mean's. A rate of SGD is for the sum, so that it need not change with the window and the
-    # number of streams; those of the others, which divide by the gradient's size, do not.
-    rate = state.learning_rate * (1 if state.optimizer.rule.scale_free else predictions)
+    rate = state.optimizer.rate(state.learning_rate, predictions)
     state.steps += 1
     state.optimizer.step(model.parameters, gradients, rate, work, shrink=shrink, time=state.steps)
-    if settings.weight_decay and state.steps % DECAY_WINDOWS == 0:
-        decay(model.parameters, math.exp(-DECAY_WINDOWS * rate * settings.weight_decay), work)
-    state.memories = memories
+    state.states = states
     state.loss_sum += loss * predictions
     state.predictions += predictions
     state.epoch_seconds += time.perf_counter() - began
@@ -243,7 +246,7 @@ def _evaluated(state: TrainingState, settings: TrainingSettings, value: float, b
 def _begin_epoch(state: TrainingState) -> None:
     state.epoch += 1
     state.window = 0
-    state.memories = None
+    state.states = None
     state.evaluated = state.epoch_done = False
     state.loss_sum = state.epoch_seconds = 0.0
     state.predictions = 0

@@ -367,8 +367,8 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
 
     from rnnlm.checkpoint import SavedModel
     from rnnlm.clusters import choose_cutoffs
-    from rnnlm.model import RULES, LanguageModel, ModelSettings, Optimizer
-    from rnnlm.training import TrainingSettings, TrainingState, default_streams
+    from rnnlm.model import RULES, ModelSettings, initialize
+    from rnnlm.training import TrainingSettings, TrainingState, default_streams, make_optimizer
 
     if folder.holds_model() and not options["overwrite"]:
         raise ModelError(
@@ -388,15 +388,8 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
         carry_state=options["carry_state"],
         cutoffs=choose_cutoffs(counts, options["hidden"], positions, options["clusters"]),
     )
-    model = LanguageModel.initialize(model_settings, counts, np.random.default_rng(settings.seed))
-    optimizer = Optimizer(
-        settings.optimizer,
-        model.parameters,
-        counts,
-        settings.momentum,
-        settings.rate_power,
-        model_settings.cutoffs,
-    )
+    model = initialize(model_settings, counts, np.random.default_rng(settings.seed))
+    optimizer = make_optimizer(settings, model, counts)
     rate = settings.learning_rate or RULES[settings.optimizer].learning_rate
     about = {
         "corpus": _absolute(options["corpus"]),
