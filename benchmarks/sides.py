@@ -11,8 +11,8 @@ import numpy as np
 import threadpoolctl
 from contest import Run
 
-from rnnlm.batches import Corpus
 from rnnlm.clusters import choose_cutoffs
+from rnnlm.corpus import Corpus
 from rnnlm.generation import generate
 from rnnlm.model import RULES, LanguageModel, ModelSettings, Optimizer, Workspace, initialize
 from rnnlm.scoring import perplexity

@@ -71,7 +71,8 @@ def write_text(text: str, words: int, path: Path) -> None:
 
 def measure(path: Path, processes: int) -> dict[str, float]:
     """Encode a text and return the words, the seconds, and the peak memory of this process and of its children."""
-    from rnnlm.batches import prepare
+    from rnnlm.corpus import prepare
+    from rnnlm.sources import Source
     from rnnlm.text import TextSettings
     from rnnlm.vocabulary import VocabularySettings
 
@@ -88,7 +89,9 @@ def measure(path: Path, processes: int) -> dict[str, float]:
     watcher.start()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        train = prepare([path], Path(folder), TextSettings(), VocabularySettings(), processes=processes).train
+        train = prepare(
+            [Source.of(path)], Path(folder), TextSettings(), VocabularySettings(), processes=processes
+        ).train
         seconds = time.perf_counter() - start
     done.set()
     watcher.join()

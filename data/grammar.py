@@ -30,8 +30,10 @@ import nltk
 import numpy as np
 from nltk.grammar import Nonterminal
 
+from rnnlm.detokenize import detokenize
 from rnnlm.errors import ModelError, RnnlmError, TextError
-from rnnlm.text import TextSettings, Tokenizer, detokenize
+from rnnlm.sources import Source
+from rnnlm.text import TextSettings, Tokenizer
 
 DATA = Path(__file__).resolve().parent
 SEED = 1
@@ -351,12 +353,12 @@ def expect(grammar: Grammar) -> Figures:
 @cache
 def training_tokenizer() -> Tokenizer:
     """Learn where sentences end, as `rnnlm train data/train.txt` does."""
-    return Tokenizer.learn([DATA / "train.txt"], TextSettings())
+    return Tokenizer.learn([Source.of(DATA / "train.txt")], TextSettings())
 
 
 def read_sentences(file: str | Path) -> list[list[str]]:
     """Return the sentences of a raw text in their written form."""
-    return list(training_tokenizer().sentences([file]))
+    return list(training_tokenizer().sentences([Source.of(file)]))
 
 
 def judge(grammar: Grammar, lines: Iterable[str]) -> list[tuple[str, bool]]:

@@ -320,7 +320,7 @@ def test_help_ends_with_an_example():
         assert re.search(rf"Example:\n(\s+rnnlm .*\n)*\s+.*\brnnlm {name}\b.*\Z", text.rstrip()), name
 
 
-def test_help_tells_the_rates_that_optimisers_begin_with():
+def test_help_tells_the_rates_that_optimizers_begin_with():
     """The help of --lr, which cannot load the model's file, says what stands there."""
     options = commands.get_command(click.Context(commands), "train").params
     (parameter,) = (option for option in options if option.name == "learning_rate")

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from rnnlm.batches import encode, prepare, windows
+from rnnlm.batches import windows
+from rnnlm.corpus import encode, prepare
+from rnnlm.sources import Source
 from rnnlm.text import TextSettings
 from rnnlm.vocabulary import SENTENCE_END, UNKNOWN, VocabularySettings
 
@@ -22,7 +24,7 @@ def prepared(tmp_path_factory):
     """Return the training part, encoded as everyone encodes it."""
     folder = tmp_path_factory.mktemp("ptb")
     settings = TextSettings(pretokenized=True)
-    return folder, prepare([PTB / "ptb.train.txt"], folder, settings, VocabularySettings(size=10_000))
+    return folder, prepare([Source.of(PTB / "ptb.train.txt")], folder, settings, VocabularySettings(size=10_000))
 
 
 def test_training_part(prepared):
@@ -38,6 +40,6 @@ def test_training_part(prepared):
 def test_validation_part(prepared):
     """The validation part gives 73,760 predictions, all of them in an epoch of windows."""
     folder, ready = prepared
-    valid = encode([PTB / "ptb.valid.txt"], folder, ready.tokenizer, ready.vocabulary)
+    valid = encode([Source.of(PTB / "ptb.valid.txt")], folder, ready.tokenizer, ready.vocabulary)
     assert (valid.sentences, valid.words, valid.predictions) == (3_370, 70_390, 73_760)
     assert sum(int((piece.targets >= 0).sum()) for piece in windows(valid, 20, 35)) == 73_760

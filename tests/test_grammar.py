@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from rnnlm.text import TextSettings, Tokenizer, detokenize
+from rnnlm.detokenize import detokenize
+from rnnlm.text import TextSettings, Tokenizer
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 
@@ -257,8 +258,9 @@ def test_another_seed_survives_the_text_pipeline(tmp_path: Path) -> None:
     sentences = [grammar.draw_sentence(GRAMMAR, generator)[0] for _ in range(2000)]
     path = tmp_path / "text.txt"
     path.write_text(grammar.render(sentences, generator), encoding="utf-8")
-    tokenizer = Tokenizer.learn([path], TextSettings())
-    assert list(tokenizer.sentences([path])) == [grammar.capitalize(tokens) for tokens in sentences]
+    source = Source.of(path)
+    tokenizer = Tokenizer.learn([source], TextSettings())
+    assert list(tokenizer.sentences([source])) == [grammar.capitalize(tokens) for tokens in sentences]
 
 
 def test_the_texts_are_raw_paragraphs_in_wrapped_lines() -> None:

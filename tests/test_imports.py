@@ -116,6 +116,24 @@ def test_model_stands_alone() -> None:
     assert roots - sys.stdlib_module_names == {"numpy"}
 
 
+@pytest.mark.parametrize(
+    ("file", "known"),
+    [
+        ("batches.py", {"corpus", "errors", "model"}),
+        ("clusters.py", set()),
+        ("detokenize.py", set()),
+        ("sources.py", {"errors"}),
+        ("text.py", {"errors", "sources", "vocabulary", "workers"}),
+        ("vocabulary.py", {"errors"}),
+        ("workers.py", set()),
+    ],
+)
+def test_what_a_file_knows_of_the_others(file: str, known: set[str]) -> None:
+    """The files that all else is built on import what is named here and nothing else: workers know no text."""
+    modules = {module for imported in imports_of(file) for module in modules_of(imported)}
+    assert {Path(name).stem for name in FILES if f"rnnlm.{Path(name).stem}" in modules} == known
+
+
 def test_errors_import_nothing() -> None:
     """errors.py, which everything may import, imports nothing."""
     assert imports_of("errors.py") == []
@@ -156,8 +174,8 @@ def test_commands_start_fast(file: str) -> None:
 
 @pytest.mark.parametrize("file", [file for file in FILES if not is_command_line(file)])
 def test_the_library_is_silent(file: str) -> None:
-    """Nothing outside the command line prints or asks; text.py alone reads standard input, where a corpus may come."""
-    allowed = {"stdin"} if file == "text.py" else set()
+    """Nothing outside the command line prints or asks; sources.py alone reads standard input, where a text may come."""
+    allowed = {"stdin"} if file == "sources.py" else set()
     assert set(terminal_uses(parse((PACKAGE / file).read_text("utf-8")))) <= allowed
 
 

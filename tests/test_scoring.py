@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from rnnlm.batches import Corpus
+from rnnlm.corpus import Corpus
 from rnnlm.errors import TextError
 from rnnlm.model import SENTENCE_END, ModelSettings, Workspace, initialize
 from rnnlm.scoring import Score, perplexity

@@ -5,54 +5,38 @@ import json
 import multiprocessing
 import os
 import re
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 
-from rnnlm import text
+from conftest import PROSE
+from rnnlm import sources, text, workers
 from rnnlm.errors import ModelError, SettingsError, TextError
-from rnnlm.text import Source, TextSettings, Tokenizer, detokenize, digests, spooled, total_bytes
+from rnnlm.sources import Source, spooled
+from rnnlm.text import TextSettings, Tokenizer
 
 PLAIN = Tokenizer(TextSettings(pretokenized=True))
 PLAIN_LOWER = Tokenizer(TextSettings(pretokenized=True, lowercase=True))
 
-PROSE = """\
-Dr. Brown met Mr. Jones on Friday. They talked about the weather, as Dr. Brown always does.
-Did Mr. Jones listen? He did not!
-
-"I was asleep," said Mr. Jones. "Dr. Brown talks, and I sleep." The wet garden was
-very wet. The cats, who don't like rain, were in the house.
-
-Mr. Jones went home. Dr. Brown stayed in the garden. Who knows why? I don't.
-"""
-
 
 @pytest.fixture
 def write(tmp_path):
-    """Return a function that writes a file and gives its path."""
+    """Return a function that writes a file and gives it as a source."""
 
     def write(content, name="corpus.txt"):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
+        return Source.of(path)
 
     return write
 
 
-@pytest.fixture
-def raw(write):
-    """Return a tokenizer of raw text that has learned from some prose."""
-    return Tokenizer.learn([write(PROSE * 4, "prose.txt")], TextSettings())
-
-
-def sentences(tokenizer, *paths, **options):
-    """Return all sentences of some files."""
-    return list(tokenizer.sentences(paths, **options))
+def sentences(tokenizer, *texts, **options):
+    """Return all sentences of some sources."""
+    return list(tokenizer.sentences(texts, **options))
 
 
 # Every row of docs/formats.md
@@ -144,7 +128,7 @@ def test_missing_last_newline(write, raw):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_byte_order_mark(write, encoding, monkeypatch):
     """A byte-order mark at the start of a file is dropped."""
-    monkeypatch.setattr(text, "READ_BLOCK", 2)
+    monkeypatch.setattr(sources, "READ_BLOCK", 2)
     tokenizer = Tokenizer(TextSettings(pretokenized=True, encoding=encoding))
     first = write("\ufeffone\n".encode(encoding), "first.txt")
     second = write("\ufefftwo \ufeffthree\n".encode(encoding), "second.txt")
@@ -168,7 +152,7 @@ def test_invalid_utf8_far_into_a_file(write, monkeypatch):
     good = "äöü ß\n" * 100
     content = good.encode() + b"ok \xff\n"
     for block in (1, 2, 3, 7, 64, 10_000):
-        monkeypatch.setattr(text, "READ_BLOCK", block)
+        monkeypatch.setattr(sources, "READ_BLOCK", block)
         with pytest.raises(TextError, match=f"line 101: byte 0xFF at offset {len(content) - 2} "):
             sentences(PLAIN, write(content))
 
@@ -210,9 +194,9 @@ def test_gigantic_line(write, raw):
 
 def test_gigantic_line_goes_through_in_chunks(write, monkeypatch):
     """No chunk is longer than its limit, and none is lost, when a line is longer than a chunk."""
-    monkeypatch.setattr(text, "CHUNK", 100)
-    monkeypatch.setattr(text, "CHUNK_LIMIT", 200)
-    monkeypatch.setattr(text, "READ_BLOCK", 64)
+    monkeypatch.setattr(sources, "CHUNK", 100)
+    monkeypatch.setattr(sources, "CHUNK_LIMIT", 200)
+    monkeypatch.setattr(sources, "READ_BLOCK", 64)
     words = [f"word{number}" for number in range(300)]
     blocks = list(PLAIN.blocks([write(" ".join(words))]))
     assert len(blocks) > 10
@@ -224,7 +208,7 @@ def test_gigantic_word(write, monkeypatch, raw):
     """A word of more than two million characters is an error that names file and line: the file is no text."""
     for tokenizer in (PLAIN, raw):
         with pytest.raises(TextError, match=r"corpus\.txt, line 2: a word of more than 2,097,152 characters"):
-            sentences(tokenizer, write("one\n" + "x" * (text.CHUNK_LIMIT + 1)))
+            sentences(tokenizer, write("one\n" + "x" * (sources.CHUNK_LIMIT + 1)))
 
 
 def test_gzip(write, raw):
@@ -250,7 +234,7 @@ def test_standard_input(monkeypatch, write, raw):
     """`-` is standard input, copied to a temporary file so that it can be read more than once."""
     for content in (PROSE.encode(), gzip.compress(PROSE.encode())):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        with spooled([write(PROSE), "-"]) as paths:
+        with spooled([write(PROSE).path, "-"]) as paths:
             assert Tokenizer.learn(paths[1:], TextSettings()) == Tokenizer.learn(paths[:1], TextSettings())
             assert sentences(raw, paths[1]) == sentences(raw, paths[0])
             kept = paths[1].path
@@ -262,30 +246,13 @@ def test_standard_input(monkeypatch, write, raw):
         pass
 
 
-def test_standard_input_must_be_spooled():
-    """A bare `-` is a mistake of the program, not an empty text."""
-    with pytest.raises(ValueError, match="spooled"):
-        sentences(PLAIN, "-")
-    assert total_bytes(["-"]) is None
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_pipes_are_spooled(tmp_path):
-    """A pipe, such as a shell's process substitution, is kept like standard input."""
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    with subprocess.Popen(["sh", "-c", f"echo one two > '{pipe}'"]), spooled([pipe]) as paths:
-        assert paths[0].name == str(pipe)
-        assert sentences(PLAIN, *paths) == sentences(PLAIN, *paths) == [["one", "two"]]
-
-
 def test_unreadable_files(tmp_path, write, monkeypatch):
     """A file that is missing, a directory or not to be read is an error that names it."""
-    for tokenize in (lambda path: sentences(PLAIN, path), lambda path: digests([path])):
+    for read in (lambda source: sentences(PLAIN, source), Source.digest):
         with pytest.raises(TextError, match=r"none\.txt: there is no such file"):
-            tokenize(tmp_path / "none.txt")
+            read(Source.of(tmp_path / "none.txt"))
         with pytest.raises(TextError, match="is a directory"):
-            tokenize(tmp_path)
+            read(Source.of(tmp_path))
 
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
@@ -318,18 +285,20 @@ def test_utf16_without_mark(write):
         sentences(tokenizer, write("one two\n"))
 
 
-def test_pretokenised_blanks(write):
+def test_pretokenized_blanks(write):
     """Words are parted by blanks and tabs; other blanks of Unicode belong to words, as other tools count them."""
     assert sentences(PLAIN, write("  a \t b\u00a0c  \u3000 d\n")) == [["a", "b\u00a0c", "\u3000", "d"]]
 
 
-def test_pretokenised_loads_no_nltk(write):
+def test_pretokenized_loads_no_nltk(write):
     """Pretokenized text is tokenized without NLTK being loaded."""
     program = f"""
         import sys
+        from rnnlm.sources import Source
         from rnnlm.text import TextSettings, Tokenizer
-        tokenizer = Tokenizer.learn([{str(write("a b"))!r}], TextSettings(pretokenized=True))
-        assert list(tokenizer.sentences([{str(write("a b"))!r}])) == [["a", "b"]]
+        source = Source.of({write("a b").name!r})
+        tokenizer = Tokenizer.learn([source], TextSettings(pretokenized=True))
+        assert list(tokenizer.sentences([source])) == [["a", "b"]]
         assert tokenizer.words("a  b") == ["a", "b"]
         assert not [name for name in sys.modules if name.startswith("nltk")]
     """
@@ -450,8 +419,9 @@ def test_learning_is_repeatable(write):
     path = write(content)
     program = f"""
         import json
+        from rnnlm.sources import Source
         from rnnlm.text import TextSettings, Tokenizer
-        print(json.dumps(Tokenizer.learn([{str(path)!r}], TextSettings()).to_json()))
+        print(json.dumps(Tokenizer.learn([Source.of({path.name!r})], TextSettings()).to_json()))
     """
     learned = set()
     for seed in ("1", "2"):
@@ -463,9 +433,9 @@ def test_learning_is_repeatable(write):
 
 def test_learning_stops_in_time(write, monkeypatch):
     """Punkt learns from the start of a corpus only, and reads no further."""
-    monkeypatch.setattr(text, "CHUNK", 300)
-    monkeypatch.setattr(text, "CHUNK_LIMIT", 600)
-    monkeypatch.setattr(text, "READ_BLOCK", 300)
+    monkeypatch.setattr(sources, "CHUNK", 300)
+    monkeypatch.setattr(sources, "CHUNK_LIMIT", 600)
+    monkeypatch.setattr(sources, "READ_BLOCK", 300)
     monkeypatch.setattr(text, "LEARNING_LIMIT", 1200)
     read = []
     learned = Tokenizer.learn([write(PROSE * 8 + "\xff\n", "a"), write(b"\xff", "b")], TextSettings(), read.append)
@@ -508,12 +478,12 @@ def test_chunks_depend_on_the_text_alone(write, monkeypatch, raw):
     content = "".join(f"It is number {n}. Mr. Jones said so.\n{'And more. ' * (n % 7)}\n\n" for n in range(150))
     path = write(content)
     whole = sentences(raw, path)
-    monkeypatch.setattr(text, "CHUNK", 1000)
-    monkeypatch.setattr(text, "CHUNK_LIMIT", 2000)
+    monkeypatch.setattr(sources, "CHUNK", 1000)
+    monkeypatch.setattr(sources, "CHUNK_LIMIT", 2000)
     for tokenizer in (raw, PLAIN):
         blocks = []
         for block in (10, 999, 100_000):
-            monkeypatch.setattr(text, "READ_BLOCK", block)
+            monkeypatch.setattr(sources, "READ_BLOCK", block)
             blocks.append(list(tokenizer.blocks([path])))
         assert blocks[0] == blocks[1] == blocks[2]
         assert len(blocks[0]) > 5
@@ -522,12 +492,12 @@ def test_chunks_depend_on_the_text_alone(write, monkeypatch, raw):
 
 def test_line_numbers_across_chunks(write, monkeypatch, raw):
     """An error far into a text names the right line however it was cut."""
-    monkeypatch.setattr(text, "CHUNK", 1000)
-    monkeypatch.setattr(text, "CHUNK_LIMIT", 2000)
+    monkeypatch.setattr(sources, "CHUNK", 1000)
+    monkeypatch.setattr(sources, "CHUNK_LIMIT", 2000)
     content = "".join(f"It is number {n}.\n" + "\n" * (n % 3) for n in range(400)) + "here <s> is\n"
     line = content.count("\n")
     for block in (64, 4096):
-        monkeypatch.setattr(text, "READ_BLOCK", block)
+        monkeypatch.setattr(sources, "READ_BLOCK", block)
         for tokenizer in (raw, PLAIN):
             with pytest.raises(TextError, match=f"line {line}: '<s>'"):
                 sentences(tokenizer, write(content))
@@ -535,22 +505,25 @@ def test_line_numbers_across_chunks(write, monkeypatch, raw):
 
 def test_progress_adds_up(write, monkeypatch, raw):
     """What progress is told adds up to the total, also for gzip, whose bytes are counted as they lie on disk."""
-    monkeypatch.setattr(text, "CHUNK", 1000)
-    monkeypatch.setattr(text, "CHUNK_LIMIT", 2000)
-    monkeypatch.setattr(text, "READ_BLOCK", 512)
+    monkeypatch.setattr(sources, "CHUNK", 1000)
+    monkeypatch.setattr(sources, "CHUNK_LIMIT", 2000)
+    monkeypatch.setattr(sources, "READ_BLOCK", 512)
     paths = [write(PROSE * 20), write(gzip.compress((PROSE * 20).encode()), "packed")]
-    for work in (lambda told: list(raw.blocks(paths, progress=told)), lambda told: digests(paths, told)):
+    for work in (
+        lambda told: list(raw.blocks(paths, progress=told)),
+        lambda told: [path.digest(told) for path in paths],
+    ):
         told = []
         work(told.append)
-        assert sum(told) == total_bytes(paths) == sum(path.stat().st_size for path in paths)
+        assert sum(told) == sum(path.size for path in paths) == sum(path.path.stat().st_size for path in paths)
         assert len(told) > 5
 
 
 @pytest.fixture
 def many_chunks(write, monkeypatch, raw):
     """Make small chunks, let processes pay at once, and return two files' paths and their sentences."""
-    monkeypatch.setattr(text, "CHUNK", 2000)
-    monkeypatch.setattr(text, "CHUNK_LIMIT", 4000)
+    monkeypatch.setattr(sources, "CHUNK", 2000)
+    monkeypatch.setattr(sources, "CHUNK_LIMIT", 4000)
     monkeypatch.setattr(text, "PROCESSES_PAY", 1)
     numbered = "".join(PROSE.replace("garden", f"garden{n}") for n in range(60))
     paths = [write(numbered), write("A last one. It's short.", "last.txt")]
@@ -563,7 +536,7 @@ def test_any_number_of_processes(many_chunks, raw):
     assert len(alone) > 600
     told = []
     assert sentences(raw, *paths, processes=3, progress=told.append) == alone
-    assert sum(told) == total_bytes(paths)
+    assert sum(told) == sum(path.size for path in paths)
     assert sentences(raw, paths[1], processes=2) == alone[-2:]  # more processes than chunks
     assert multiprocessing.active_children() == []
 
@@ -588,151 +561,10 @@ def test_killed_process(many_chunks, raw):
     assert multiprocessing.active_children() == []
 
 
-def test_small_and_pretokenised_texts_start_no_processes(write, monkeypatch, raw):
+def test_small_and_pretokenized_texts_start_no_processes(write, monkeypatch, raw):
     """Where processes would not pay, none is started."""
-    monkeypatch.setattr(text, "_workers", None)
+    monkeypatch.setattr(workers, "_started", None)
     path = write(PROSE)
     assert sentences(raw, path, processes=4)
     monkeypatch.setattr(text, "PROCESSES_PAY", 1)
     assert sentences(PLAIN, path, processes=4)
-
-
-ENDLESS = """
-    import sys
-    from rnnlm.text import TextSettings, Tokenizer, PunktParameters
-
-    if __name__ == "__main__":
-        tokenizer = Tokenizer(TextSettings(), PunktParameters((), (), (), {}))
-        print("ready", flush=True)
-        try:
-            for number, block in enumerate(tokenizer.blocks(sys.argv[1:], processes=2)):
-                print(number, flush=True)
-        except KeyboardInterrupt:
-            sys.exit(130)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
-@pytest.mark.parametrize(("number", "delay"), [(signal.SIGINT, 0.02), (signal.SIGINT, 0.3), (signal.SIGKILL, 1.5)])
-def test_interrupted(write, number, delay):
-    """Ctrl-C at any moment, and the death of the parent, leave no process and no traceback of a process behind."""
-    program = write(textwrap.dedent(ENDLESS), "program.py")
-    command = [sys.executable, str(program), str(write(PROSE * 8_000))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
-        assert process.stdout.readline() == b"ready\n"
-        time.sleep(delay)
-        # Ctrl-C reaches the whole group; a kill only the parent, while the others are in the middle of a chunk.
-        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-        start = time.monotonic()
-        _, errors = process.communicate(timeout=20)  # returns when the last process that has its pipes is gone
-        assert time.monotonic() - start < 2
-        assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
-    assert errors == b""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_processes_never_hear_an_interrupt(write):
-    """The processes are started with Ctrl-C held back, so that they cannot be caught by it before they ignore it."""
-    program = """
-        import multiprocessing, pathlib, sys
-        from rnnlm import text
-
-        if __name__ == "__main__":
-            with text._workers(text.Tokenizer(), 2):
-                for worker in multiprocessing.active_children():
-                    status = pathlib.Path(f"/proc/{worker.pid}/status").read_text()
-                    print(next(line for line in status.splitlines() if line.startswith("SigBlk")).split()[1])
-            own = pathlib.Path("/proc/self/status").read_text()
-            print(next(line for line in own.splitlines() if line.startswith("SigBlk")).split()[1])
-    """
-    path = write(textwrap.dedent(program), "program.py")
-    masks = subprocess.check_output([sys.executable, str(path)], text=True).split()
-    assert [bool(int(mask, 16) & 1 << (signal.SIGINT - 1)) for mask in masks] == [True, True, False]
-
-
-# Readable text
-
-READABLE = [
-    "The cat sat on the mat.",
-    "Who are you?",
-    "Stop, thief!",
-    "I don't know, and I can't say; he won't.",
-    "It's the cat's, isn't it?",
-    "We'll see what they've done, I'm sure you'd say they're late.",
-    '"Go," he said.',
-    'He said, "I don\'t know," and left.',
-    '"Is it?" she asked. "It is!"',
-    "He said 'go' and left.",
-    "'Go,' he said, 'or stay.'",
-    "'Tis the season, 'twas said.",
-    "Give 'em the dogs' bones.",
-    "The boys' and the girls' games (or not).",
-    "A list: one, two, three; four.",
-    "It costs $5.50, or 10% more.",
-    "He (the man [in the moon] {there}) left.",
-    "We cannot go, I'm gonna stay, you gotta see.",
-    "Wait... what?! No...",
-    "Dr. Brown, of AT & T, met Mr. Jones at 5:30 in the U.S.",
-    "A well-known man -- so he says -- left.",
-    "“Yes,” he said, “it’s ‘so’.”",
-    "One—two—three, pages 3–5.",
-    "It was #5, e.g. 3,000 or 1/2 of it.",
-    'He said ("so to speak") nothing.',
-    "O' the hill, rock 'n' roll.",
-    '<unk> saw the <unk>\'s <unk>, (<unk>) "<unk>".',
-    "a < b > c & d * e @ f",
-]
-
-
-@pytest.mark.parametrize("sentence", READABLE)
-def test_detokenise_restores_text(raw, sentence):
-    """Tokenizing and detokenizing gives the text back, or a text with the same words."""
-    words = raw.words(sentence)
-    readable = detokenize(words)
-    assert raw.words(readable) == words
-    if sentence not in ("O' the hill, rock 'n' roll.", "a < b > c & d * e @ f"):
-        assert readable == sentence
-
-
-@pytest.mark.parametrize(
-    ("words", "readable"),
-    [
-        ("-LRB- so -RRB- he -LSB- said -RSB-", "(so) he [said]"),
-        ("-lrb- 1\\/2 -rrb- \\*", "(1/2) *"),
-        ('he said " go " and " stay "', 'he said "go" and "stay"'),
-        ("he 's gon na go , 't is so", "he's gonna go, 'tis so"),
-        ("mr. <unk> 's $ N million or N % of it", "mr. <unk>'s $N million or N% of it"),
-        ("'s blood", "'s blood"),
-        ("the dogs '", "the dogs'"),
-        ("`` it `` is '' so ''", '"it "is" so"'),
-        ("don ’ t say ‘ no ’", "don’t say ‘no’"),
-        ("DO N'T , I 'LL GO", "DON'T, I'LL GO"),
-        ("she said — `` go '' — and left", 'she said— "go"—and left'),
-        ("' '", "' '"),
-        ("", ""),
-        (".", "."),
-    ],
-)
-def test_detokenize(words, readable):
-    """Words of every tradition become readable: Penn Treebank brackets and slashes, straight and curly quotes."""
-    assert detokenize(words.split()) == readable
-
-
-def test_embedded_corpus_survives_the_round_trip():
-    """Every sentence of the embedded corpus's validation part is restored word for word."""
-    path = Path(__file__).parents[1] / "data" / "valid.txt"
-    tokenizer = Tokenizer.learn([path], TextSettings())
-    found = sentences(tokenizer, path)
-    assert len(found) > 500
-    for words in found:
-        assert tokenizer.words(detokenize(words)) == words
-
-
-def test_detokenise_never_makes_a_reserved_word():
-    """Brackets that NLTK parted are not joined into marks of the model."""
-    assert detokenize(["<", "s", ">", "<", "unk", ">"]) == "< s > < unk >"
-
-
-def test_sources_compare_by_value(tmp_path):
-    """A source is a name and a path."""
-    assert Source("a", tmp_path) == Source("a", tmp_path)

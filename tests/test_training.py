@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from rnnlm.batches import Corpus
 from rnnlm.checkpoint import ModelFolder, SavedModel, load_training, save_training
+from rnnlm.corpus import Corpus
 from rnnlm.errors import DivergenceError
 from rnnlm.model import RULES, ModelSettings, Workspace, initialize
 from rnnlm.text import Tokenizer

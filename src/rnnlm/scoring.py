@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rnnlm.batches import Corpus, windows
+from rnnlm.batches import windows
+from rnnlm.corpus import Corpus
 from rnnlm.errors import TextError
 from rnnlm.model import IGNORED, LanguageModel, Workspace
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from rnnlm.batches import Corpus, windows
+from rnnlm.batches import windows
+from rnnlm.corpus import Corpus
 from rnnlm.errors import DivergenceError
 from rnnlm.model import Array, Dropout, LanguageModel, Optimizer, Workspace, joint_norm, mean_weights
 from rnnlm.scoring import perplexity

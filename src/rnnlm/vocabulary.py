@@ -10,12 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnlm.errors import VocabularyError
-from rnnlm.text import UNKNOWN
 
-__all__ = ["SENTENCE_END", "UNKNOWN", "Coverage", "Vocabulary", "VocabularySettings"]
-
-SENTENCE_END = "</s>"
-_SENTENCE_START = "<s>"
+UNKNOWN = "<unk>"  # the unknown word, also where a text has it literally
+SENTENCE_START, SENTENCE_END = "<s>", "</s>"  # never words of a text
 
 
 class Vocabulary:
@@ -109,19 +106,6 @@ class Vocabulary:
         words = self.words
         return [words[number] for number in ids]
 
-    def save(self, path: "str | os.PathLike[str]") -> None:
-        """Write a file that `from_file` reads: a word a line, by rank, each with a tab and its count."""
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.partial")
-        try:
-            with partial.open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(
-                    f"{word}\t{count}\n" for word, count in zip(self.words, self.counts.tolist(), strict=True)
-                )
-            partial.replace(path)
-        except OSError as error:
-            raise VocabularyError(f"{path} cannot be written: {error.strerror or error}") from None
-
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the vocabulary as arrays: `words`, all words in UTF-8 with line feeds between them, and `counts`."""
         return {"words": np.frombuffer("\n".join(self.words).encode(), dtype=np.uint8), "counts": self.counts}
@@ -190,7 +174,7 @@ def _listed(path: Path) -> dict[str, int]:
             continue
         if len(rest) > 1 or not all(map(_is_number, rest)):
             raise VocabularyError(f"{path}, line {line}: put one word on each line, and at most a count after it")
-        if word == _SENTENCE_START:
+        if word == SENTENCE_START:
             raise VocabularyError(f"{path}, line {line}: {word} is never predicted and has no id; remove the line")
         if word in listed:
             raise VocabularyError(f"{path}, line {line}: {word!r} is on line {listed[word]} too; remove one")
@@ -204,32 +188,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How a text and a vocabulary fit.
-
-    Arguments:
-        sentences: sentences of the text.
-        words: words of the text, `</s>` not among them.
-        types: different words of the text, `<unk>` among them where it occurs.
-        vocabulary: size of the vocabulary, `</s>` and `<unk>` among it.
-        unknown: words of the text that the vocabulary reads as `<unk>`.
-    """
-
-    sentences: int
-    words: int
-    types: int
-    vocabulary: int
-    unknown: int
-
-    @property
-    def share(self) -> float:
-        """The share of the words that the vocabulary knows."""
-        return 1.0 - self.unknown / self.words
-
-    @property
-    def unknown_never_occurs(self) -> bool:
-        """Whether the text teaches nothing about `<unk>`, so that a model's probability for it is made up."""
-        return self.unknown == 0

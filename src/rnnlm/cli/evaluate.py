@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,13 +68,13 @@ def _tokenizer(tokenizer: Tokenizer, pretokenized: bool, encoding: str | None) -
 
 
 def _score(saved: SavedModel, tokenizer: Tokenizer, files: tuple[str, ...], threads: int, work: Workspace) -> Score:
-    from rnnlm.batches import encode
+    from rnnlm.corpus import encode_once
     from rnnlm.scoring import perplexity
-    from rnnlm.text import spooled
+    from rnnlm.sources import spooled
 
     vocabulary = saved.vocabulary
-    with tempfile.TemporaryDirectory(prefix="rnnlm-") as folder, spooled(files) as paths:
-        corpus = encode(paths, Path(folder), tokenizer, vocabulary, processes=threads, stage=stage_bar)
+    with spooled(files) as sources:
+        corpus = encode_once(sources, tokenizer, vocabulary, processes=threads, stage=stage_bar)
         with bar("scoring", corpus.predictions, " words") as progress:
             return perplexity(saved.model, corpus, work, unknown_id=vocabulary.unknown_id, progress=progress.update)
 

@@ -82,10 +82,10 @@ def generate(
     import threadpoolctl
 
     from rnnlm.checkpoint import load_model
+    from rnnlm.detokenize import detokenize
     from rnnlm.generation import GenerationSettings
     from rnnlm.generation import generate as generate_ids
     from rnnlm.model import Workspace
-    from rnnlm.text import detokenize
 
     try:
         settings = GenerationSettings(temperature, top_k, top_p, min_words, max_words, allow_unknown)

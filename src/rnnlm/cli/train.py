@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-    from rnnlm.batches import Corpus, TrainingText
     from rnnlm.checkpoint import ModelFolder, SavedModel
+    from rnnlm.corpus import Corpus, TrainingText
     from rnnlm.model import Workspace
     from rnnlm.training import Evaluation, Progress, TrainingSettings, TrainingState
 
@@ -418,8 +418,9 @@ def _read_texts(
 
     Where keys are expected, a text of another key is refused before anything is done.
     """
-    from rnnlm.batches import encode, prepare
-    from rnnlm.text import TextSettings, spooled
+    from rnnlm.corpus import encode, prepare
+    from rnnlm.sources import spooled
+    from rnnlm.text import TextSettings
     from rnnlm.vocabulary import VocabularySettings
 
     if "-" in options["corpus"] and "-" in options["valid"]:
@@ -464,8 +465,8 @@ def _tell_texts(text: TrainingText, valid: Corpus, options: dict[str, Any]) -> N
 
 def _resume(ctx: click.Context, folder: ModelFolder, options: dict[str, Any]) -> Run:
     """Read where training stopped, and the text that it was training on."""
-    from rnnlm.batches import reopen
     from rnnlm.checkpoint import load_training
+    from rnnlm.corpus import reopen
     from rnnlm.training import finished
 
     state, settings, saved = load_training(folder)

@@ -1,0 +1,389 @@
+"""Encoded corpora on disk, and their cache."""
+
+import contextlib
+import itertools
+import shutil
+import tempfile
+
+import numpy as np
+import pytest
+
+from rnnlm import corpus as corpora
+from rnnlm.batches import IGNORED, windows
+from rnnlm.corpus import Corpus, Coverage, encode, encode_once, prepare, reopen
+from rnnlm.errors import SettingsError, TextError, VocabularyError
+from rnnlm.sources import Source
+from rnnlm.text import TextSettings, Tokenizer
+from rnnlm.vocabulary import SENTENCE_END, Vocabulary, VocabularySettings
+
+PLAIN = TextSettings(pretokenized=True)
+WORDS = VocabularySettings()
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return a function that writes a text file and gives it as a source."""
+
+    def write(content, name="corpus.txt"):
+        path = tmp_path / name
+        path.write_text(content, "utf-8")
+        return Source.of(path)
+
+    return write
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return the model's folder, which does not exist yet."""
+    return tmp_path / "deep" / "model"
+
+
+@pytest.fixture
+def no_tokenizing(monkeypatch):
+    """Return a context in which any attempt to tokenize is an error."""
+
+    def refuse(*_, **__):
+        raise AssertionError("tokenized once too often")
+
+    @contextlib.contextmanager
+    def context():
+        with monkeypatch.context() as patch:
+            patch.setattr(Tokenizer, "blocks", refuse)
+            patch.setattr(Tokenizer, "learn", refuse)
+            yield
+
+    return context
+
+
+def sentences_of(corpus, vocabulary):
+    """Return the sentences of a corpus as words."""
+    rows = np.split(np.asarray(corpus.ids), corpus.offsets[1:-1])
+    assert all(row[-1] == 0 and np.all(row[:-1] > 0) for row in rows)
+    return [" ".join(vocabulary.decode(row[:-1])) for row in rows]
+
+
+# Encoding
+
+
+def test_prepare(write, folder):
+    """A text becomes ids, each sentence ended by 0, with offsets and counts of everything."""
+    path = write("the cat sat\nthe dog\n\nthe <unk> cat\n")
+    prepared = prepare([path], folder, PLAIN, WORDS)
+    assert prepared.vocabulary.words == [SENTENCE_END, "the", "cat", "sat", "dog", "<unk>"]
+    assert prepared.vocabulary.counts.tolist() == [3, 3, 2, 1, 1, 1]
+    train = prepared.train
+    assert train.ids.tolist() == [1, 2, 3, 0, 1, 4, 0, 1, 5, 2, 0]
+    assert train.offsets.tolist() == [0, 4, 7, 11]
+    assert (train.ids.dtype, train.offsets.dtype) == (np.int32, np.int64)
+    assert (train.sentences, train.words, train.predictions, train.unknown, train.types) == (3, 8, 11, 1, 5)
+    coverage = train.coverage(prepared.vocabulary)
+    assert (coverage.sentences, coverage.words, coverage.types, coverage.vocabulary, coverage.unknown) == (
+        3,
+        8,
+        5,
+        6,
+        1,
+    )
+    assert prepared.valid is None
+    assert isinstance(train.ids, np.memmap)
+
+
+def test_prepare_cuts_the_vocabulary(write, folder):
+    """Words without an id are encoded as <unk> and counted."""
+    path = write("a a a b b c\nd a\n")
+    prepared = prepare([path], folder, PLAIN, VocabularySettings(size=4))
+    assert prepared.vocabulary.words == [SENTENCE_END, "a", "b", "<unk>"]
+    assert sentences_of(prepared.train, prepared.vocabulary) == ["a a a b b <unk>", "<unk> a"]
+    assert (prepared.train.unknown, prepared.train.types) == (2, 4)
+
+
+def test_prepare_with_a_vocabulary_file(write, folder):
+    """A vocabulary file decides which words have an id; what is wrong with it is said before any work is done."""
+    listed = write("b\nz\n", "words.txt").path
+    prepared = prepare([write("a b a\n")], folder, PLAIN, VocabularySettings(size=3, file=listed))
+    assert prepared.vocabulary.words == [SENTENCE_END, "<unk>", "b", "z"]
+    assert sentences_of(prepared.train, prepared.vocabulary) == ["<unk> b <unk>"]
+    with pytest.raises(VocabularyError, match="line 1"):
+        prepare([folder / "none"], folder, PLAIN, VocabularySettings(file=write("a b c", "words.txt").path))
+
+
+def test_held_out_part_is_not_counted(write, folder):
+    """Whole sentences from the end are held out before the vocabulary is made; none of their words is counted."""
+    lines = [f"w{n % 7} x{n}" for n in range(40)]
+    path = write("\n".join(lines))
+    prepared = prepare([path], folder, PLAIN, VocabularySettings(size=None), valid_fraction=0.1)
+    train, valid, vocabulary = prepared.train, prepared.valid, prepared.vocabulary
+    assert (train.sentences, valid.sentences) == (36, 4)
+    assert sentences_of(train, vocabulary) == lines[:36]
+    assert sentences_of(valid, vocabulary) == [f"{line.split()[0]} <unk>" for line in lines[36:]]
+    assert "x36" not in vocabulary.ids
+    assert vocabulary.counts[0] == 36
+    assert vocabulary.counts[vocabulary.ids["w0"]] == 6
+    assert vocabulary.counts[vocabulary.unknown_id] == 0
+    assert (train.unknown, train.types, train.words) == (0, 43, 72)
+    assert (valid.unknown, valid.types, valid.words, valid.offsets[0]) == (4, 8, 8, 0)
+
+
+@pytest.mark.parametrize(
+    ("sentences", "fraction", "held_out"), [(2, 0.01, 1), (2, 0.99, 1), (3, 0.5, 2), (100, 0.05, 5)]
+)
+def test_size_of_the_held_out_part(write, folder, sentences, fraction, held_out):
+    """At least one sentence is held out and at least one is left."""
+    prepared = prepare([write("a b\n" * sentences)], folder, PLAIN, WORDS, valid_fraction=fraction)
+    assert (prepared.train.sentences, prepared.valid.sentences) == (sentences - held_out, held_out)
+
+
+def test_nothing_to_hold_out(write, folder):
+    """A single sentence cannot be divided, nor a share that is none be held out; the error says what to do."""
+    with pytest.raises(SettingsError, match=r"single sentence.*--valid"):
+        prepare([write("a b c\n")], folder, PLAIN, WORDS, valid_fraction=0.05)
+    for fraction in (-0.1, 1.0, float("nan")):
+        with pytest.raises(SettingsError, match=r"--valid-fraction is .*at least 0 and less than 1"):
+            prepare([write("a b c\n")], folder, PLAIN, WORDS, valid_fraction=fraction)
+
+
+def test_several_files_are_one_corpus(write, folder):
+    """Files are read in the order given."""
+    paths = [write("a\nb", "1"), write("c\n", "2")]
+    prepared = prepare(paths[::-1], folder, PLAIN, WORDS)
+    assert sentences_of(prepared.train, prepared.vocabulary) == ["c", "a", "b"]
+
+
+def test_encode_uses_what_the_model_has(write, folder):
+    """Another text is cut by the model's tokenizer and numbered by its vocabulary."""
+    text = "The cat met Mr. Dog on the road. Mr. Dog was on his way, and Mr. Cow was with the dog. " * 9
+    prepared = prepare([write(text)], folder, TextSettings(lowercase=True), WORDS)
+    corpus = encode([write("Mr. Cow met a cat. The dog.")], folder, prepared.tokenizer, prepared.vocabulary)
+    assert sentences_of(corpus, prepared.vocabulary) == ["mr. cow met <unk> cat .", "the dog ."]
+    assert (corpus.unknown, corpus.types, corpus.words) == (1, 8, 9)
+
+
+def test_blocks_do_not_show(write, folder, monkeypatch):
+    """The result does not depend on the sizes in which texts and arrays are handled."""
+    rng = np.random.default_rng(1)
+    text = "\n".join(" ".join(f"w{n}" for n in rng.integers(0, 50, rng.integers(1, 12))) for _ in range(500))
+    path = write(text)
+    whole = prepare([path], folder, PLAIN, VocabularySettings(size=30), valid_fraction=0.2)
+    monkeypatch.setattr(corpora, "_BLOCK", 17)
+    monkeypatch.setattr("rnnlm.sources.CHUNK", 100)
+    monkeypatch.setattr("rnnlm.sources.CHUNK_LIMIT", 200)
+    monkeypatch.setattr("rnnlm.sources.READ_BLOCK", 64)
+    pieces = prepare([path], folder / "other", PLAIN, VocabularySettings(size=30), valid_fraction=0.2)
+    assert pieces.vocabulary == whole.vocabulary
+    for one, other in [(whole.train, pieces.train), (whole.valid, pieces.valid)]:
+        assert np.array_equal(one.ids, other.ids)
+        assert np.array_equal(one.offsets, other.offsets)
+        assert (one.unknown, one.types) == (other.unknown, other.types)
+    assert sentences_of(whole.train, whole.vocabulary)[0].count(" ") == text.split("\n")[0].count(" ")
+
+
+def test_stages_are_told(write, folder):
+    """Each stage of the work has a name and a size, and its progress adds up to it."""
+    told = {}
+
+    @contextlib.contextmanager
+    def stage(title, size):
+        done = []
+        yield done.append
+        told[title] = (size, sum(done))
+
+    path = write("The cat sat. It slept.\n" * 50)
+    prepare([path], folder, TextSettings(), WORDS, stage=stage)
+    assert list(told) == ["checking the text", "learning where sentences end", "tokenizing", "numbering words"]
+    assert all(size == done > 0 for size, done in told.values())
+
+
+# The cache
+
+
+def test_second_run_tokenizes_nothing(write, folder, no_tokenizing):
+    """The same text and settings are never tokenized twice."""
+    path = write("The cat sat. It slept.\n\nMr. Dog ran.\n" * 9)
+    first = prepare([path], folder, TextSettings(), WORDS, valid_fraction=0.1)
+    valid = encode([path], folder, first.tokenizer, first.vocabulary)
+    assert not first.cached
+    elsewhere = write(path.path.read_text(), "same.txt")
+    with no_tokenizing():
+        second = prepare([elsewhere], folder, TextSettings(), WORDS, valid_fraction=0.1)
+        again = encode([path], folder, second.tokenizer, second.vocabulary)
+    assert second.cached
+    assert second.tokenizer == first.tokenizer
+    assert second.vocabulary == first.vocabulary
+    for one, other in [(first.train, second.train), (first.valid, second.valid), (valid, again)]:
+        assert np.array_equal(one.ids, other.ids)
+        assert np.array_equal(one.offsets, other.offsets)
+        assert (one.unknown, one.types) == (other.unknown, other.types)
+
+
+def test_changes_are_seen(write, folder):
+    """A changed text or setting is encoded anew, in the place of the old."""
+    path = write("the cat\nThe dog\n")
+    variants = [
+        ([path], PLAIN, WORDS, 0.0),
+        ([path, path], PLAIN, WORDS, 0.0),
+        ([path], TextSettings(pretokenized=True, lowercase=True), WORDS, 0.0),
+        ([path], TextSettings(), WORDS, 0.0),
+        ([path], PLAIN, VocabularySettings(size=4), 0.0),
+        ([path], PLAIN, VocabularySettings(size=None), 0.0),
+        ([path], PLAIN, VocabularySettings(size=4, file=write("the\n", "words.txt").path), 0.0),
+        ([path], PLAIN, VocabularySettings(size=4, file=write("dog\n", "others.txt").path), 0.0),
+        ([path], PLAIN, WORDS, 0.5),
+        ([write("the cat\nthe dog\n", "changed.txt")], PLAIN, WORDS, 0.0),
+    ]
+    for paths, text_settings, words, fraction in variants:
+        assert not prepare(paths, folder, text_settings, words, valid_fraction=fraction).cached
+        assert prepare(paths, folder, text_settings, words, valid_fraction=fraction).cached
+        assert [entry.name for entry in folder.iterdir()] == ["encoded-train"]
+    assert not prepare([path], folder, PLAIN, WORDS).cached
+
+
+def test_encoded_text_depends_on_the_model(write, folder, no_tokenizing):
+    """A text that was encoded for one vocabulary or tokenizer is encoded anew for another; names are kept apart."""
+    path = write("the cat\n")
+    tokenizer, small = Tokenizer(PLAIN), Vocabulary(["</s>", "cat", "<unk>"], [1, 1, 0])
+    large = Vocabulary(["</s>", "the", "cat", "<unk>"], [1, 1, 1, 0])
+    assert encode([path], folder, tokenizer, small).ids.tolist() == [2, 1, 0]
+    assert encode([path], folder, tokenizer, large, name="test").ids.tolist() == [1, 2, 0]
+    with no_tokenizing():
+        assert encode([path], folder, tokenizer, small).unknown == 1
+        assert encode([path], folder, tokenizer, large, name="test").unknown == 0
+    lower = Tokenizer(TextSettings(pretokenized=True, lowercase=True))
+    with no_tokenizing(), pytest.raises(AssertionError, match="once too often"):
+        encode([path], folder, lower, small)
+    with no_tokenizing(), pytest.raises(AssertionError, match="once too often"):
+        encode([path], folder, tokenizer, large)
+
+
+def test_reopen_without_the_text(write, folder):
+    """What was encoded is found by its keys alone, so that training can go on when the text was standard input."""
+    path, other = write("the cat\nthe dog\nthe end\n"), write("a dog\n", "valid.txt")
+    ready = prepare([path], folder, PLAIN, WORDS)
+    valid = encode([other], folder, ready.tokenizer, ready.vocabulary)
+    path.path.unlink()
+    train_again, valid_again = reopen(folder, ready.train.key, valid.key)
+    assert np.array_equal(train_again.ids, ready.train.ids)
+    assert np.array_equal(valid_again.ids, valid.ids)
+    assert ready.train.key != valid.key
+    assert reopen(folder, ready.train.key, "other") is reopen(folder, "other", valid.key) is None
+    path.path.write_text("the cat\nthe dog\nthe end\n")
+    held = prepare([path], folder, PLAIN, WORDS, valid_fraction=0.3)
+    train_again, valid_again = reopen(folder, held.train.key, held.valid.key)
+    assert (train_again.sentences, valid_again.sentences) == (2, 1)
+    (folder / "encoded-train" / "ids").unlink()
+    assert reopen(folder, held.train.key, held.valid.key) is None
+
+
+def test_damaged_entries_are_rebuilt(write, folder):
+    """A damaged entry is encoded anew without a word."""
+    path = write("the cat\nthe dog\n")
+    entry = folder / "encoded-train"
+    ids = prepare([path], folder, PLAIN, WORDS).train.ids.tolist()
+    names = sorted(file.name for file in entry.iterdir())
+    assert names == ["counts", "facts.json", "ids", "offsets", "words"]
+
+    def flip(file):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+    def cut(file):
+        file.write_bytes(file.read_bytes()[:-1])
+
+    def empty(file):
+        file.write_bytes(b"")
+
+    def remove(file):
+        file.unlink()
+
+    for name, damage in itertools.product(names, (flip, cut, empty, remove)):
+        damage(entry / name)
+        rebuilt = prepare([path], folder, PLAIN, WORDS)
+        assert not rebuilt.cached, (name, damage)
+        assert rebuilt.train.ids.tolist() == ids
+        assert prepare([path], folder, PLAIN, WORDS).cached
+    facts = (entry / "facts.json").read_text()
+    assert '"types": 3' in facts
+    (entry / "facts.json").write_text(facts.replace('"types": 3', '"types": 4'))
+    assert not prepare([path], folder, PLAIN, WORDS).cached
+    shutil.rmtree(entry)
+    entry.write_text("a file in the way")
+    with pytest.raises(SettingsError, match="cannot be written"):
+        prepare([path], folder, PLAIN, WORDS)
+
+
+def test_interrupted_encoding(write, folder, monkeypatch):
+    """An interrupted run leaves nothing that could be taken for an encoded corpus."""
+    path = write("the cat\nthe dog\n")
+    prepare([write("old\n", "old.txt")], folder, PLAIN, WORDS)
+    for step in ("_counts", "_renumber", "_write_vocabulary", "_finish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(corpora, step, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                prepare([path], folder, PLAIN, WORDS)
+        assert [entry.name for entry in folder.iterdir()] == ["encoded-train"]
+    # A kill cannot tidy up; the next run does.
+    (folder / "encoded-train.partial").mkdir()
+    (folder / "encoded-train.partial" / "ids").write_bytes(b"half")
+    assert prepare([write("old\n", "old.txt")], folder, PLAIN, WORDS).cached
+    assert not prepare([path], folder, PLAIN, WORDS).cached
+    assert [entry.name for entry in folder.iterdir()] == ["encoded-train"]
+
+
+def interrupt(*_, **__):
+    """Stand in for a step during which Ctrl-C is pressed."""
+    raise KeyboardInterrupt
+
+
+def test_errors_leave_nothing(write, folder):
+    """A text with an error in it is not encoded by half."""
+    with pytest.raises(TextError, match="line 2"):
+        prepare([write("a b\n<s>\n")], folder, PLAIN, WORDS)
+    assert list(folder.iterdir()) == []
+
+
+def test_unwritable_folder(write, tmp_path):
+    """A folder that cannot be made is an error that names it."""
+    path = write("a b\n")
+    with pytest.raises(SettingsError, match=r"corpus\.txt.* cannot be written"):
+        prepare([path], path.path / "model", PLAIN, WORDS)
+
+
+def test_sentences_in_memory():
+    """A few sentences can be encoded without a file."""
+    vocabulary = Vocabulary(["</s>", "the", "cat", "<unk>"], [1, 2, 1, 0])
+    corpus = Corpus.of_sentences([["the", "dog"], [], ["cat"]], vocabulary)
+    assert corpus.ids.tolist() == [1, 3, 0, 0, 2, 0]
+    assert corpus.offsets.tolist() == [0, 3, 4, 6]
+    assert (corpus.sentences, corpus.words, corpus.unknown, corpus.types) == (3, 3, 1, 3)
+
+
+def test_windows_of_a_held_out_part(write, folder):
+    """Windows of a part in the middle of the file see nothing of the other part."""
+    path = write("\n".join(f"a{n} b{n}" for n in range(20)))
+    prepared = prepare([path], folder, PLAIN, VocabularySettings(size=None), valid_fraction=0.25)
+    for part, count in ((prepared.train, 15), (prepared.valid, 5)):
+        pieces = list(windows(part, 2, 3, np.random.default_rng(1)))
+        assert pieces[0].inputs[0].tolist() == [0, 0]
+        assert sum(np.count_nonzero(piece.targets != IGNORED) for piece in pieces) == count * 3 == part.predictions
+
+
+def test_coverage():
+    """Coverage is the share of words that have an id; whether <unk> is ever seen decides about a warning."""
+    coverage = Coverage(sentences=2, words=10, types=6, vocabulary=5, unknown=1)
+    assert coverage.share == pytest.approx(0.9)
+    assert not coverage.unknown_never_occurs
+    assert Coverage(2, 10, 6, 8, 0).unknown_never_occurs
+
+
+def test_encoding_once_is_encoding(write, folder, tmp_path, monkeypatch):
+    """A text encoded for one use is what the cache would hold, and leaves no file behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    text = write("the cat\nthe dog\na cat\n")
+    prepared = prepare([write("the cat\n", "other.txt")], folder, PLAIN, WORDS)
+    kept = encode([text], folder, prepared.tokenizer, prepared.vocabulary)
+    once = encode_once([text], prepared.tokenizer, prepared.vocabulary)
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert np.array_equal(once.ids, kept.ids)
+    assert np.array_equal(once.offsets, kept.offsets)
+    assert (once.unknown, once.types) == (kept.unknown, kept.types) == (2, 4)
