@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from rnnlm.detokenize import detokenize
+from rnnlm.sources import Source
 from rnnlm.text import TextSettings, Tokenizer
 
 DATA = Path(__file__).resolve().parent.parent / "data"
