@@ -24,7 +24,7 @@ DEFAULTS = {
     "--lr": RULES["sgd"].learning_rate,
     "--optimizer": TrainingSettings.optimizer,
     "--window": TrainingSettings.window,
-    "--streams": TrainingSettings.streams,
+    "--streams": 20,
 }
 TABLES = {  # what a table is about, and what each of its rows changes
     "Rates for the rows of the tables of words": [

@@ -15,11 +15,12 @@ import click
 import numpy as np
 import pytest
 
-from rnnlm.checkpoint import ModelFolder
+from rnnlm.checkpoint import ModelFolder, RunSettings
 from rnnlm.cli import COMMANDS, commands, main
+from rnnlm.cli.train import _settings as cli_settings
 from rnnlm.cli.train import train as train_command
 from rnnlm.model import RULES
-from rnnlm.training import TrainingSettings, default_streams
+from rnnlm.training import default_streams
 
 ROOT = Path(__file__).parent.parent
 SENTENCE = re.compile(r"Error: .*\.\n\Z")  # what a user's mistake prints: one line, a full stop, nothing else
@@ -221,10 +222,9 @@ def test_recipes_name_options_that_exist(run):
 
 
 def test_defaults_are_the_same_in_library_and_command_line():
-    """An option's default is that of the setting of the same name; --streams alone is chosen by the text."""
-    settings = vars(TrainingSettings())
+    """A run with no option has the settings that a Python user gets who names a text and nothing else."""
     options = train_command.make_context("train", ["corpus.txt"]).params
-    assert {name for name in settings if options[name] != settings[name]} == {"streams"}
+    assert cli_settings(options) == RunSettings(("corpus.txt",))
 
 
 def test_default_streams_leave_steps_enough():
@@ -321,10 +321,11 @@ def test_help_ends_with_an_example():
 
 
 def test_help_tells_the_rates_that_optimizers_begin_with():
-    """The help of --lr, which cannot load the model's file, says what stands there."""
+    """The help of --lr, which cannot load the model's file, says what stands there; momentum begins as sgd does."""
     options = commands.get_command(click.Context(commands), "train").params
     (parameter,) = (option for option in options if option.name == "learning_rate")
-    told = ", ".join(f"{rule.learning_rate:g} for {name}" for name, rule in RULES.items())
+    told = ", ".join(f"{rule.learning_rate:g} for {name}" for name, rule in RULES.items() if name != "momentum")
+    assert RULES["momentum"].learning_rate == RULES["sgd"].learning_rate
     assert parameter.show_default == told
 
 
@@ -433,6 +434,13 @@ def test_config_sets_several_texts(run, corpus):
         Path("c.toml").write_text(f"valid = {value}")
         code, _, err = run("train", corpus, *SMALL, "--config", "c.toml", "--overwrite")
         assert code == 0, err
+
+
+def test_momentum_goes_with_sgd(run, corpus):
+    """An option that would have no effect is refused."""
+    code, _, err = run("train", corpus, *SMALL, "--optimizer", "adam", "--momentum", 0.5)
+    assert (code, SENTENCE.fullmatch(err) is not None, "--momentum" in err) == (1, True, True)
+    assert not Path("model").exists()
 
 
 def test_divergence_before_any_evaluation_leaves_no_model(run, corpus):

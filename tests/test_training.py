@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from rnnlm.checkpoint import ModelFolder, SavedModel, load_training, save_training
+from rnnlm.checkpoint import ModelFolder, Origin, RunSettings, SavedModel, load_training, save_training
 from rnnlm.corpus import Corpus
 from rnnlm.errors import DivergenceError
 from rnnlm.model import RULES, ModelSettings, Workspace, initialize
 from rnnlm.text import Tokenizer
-from rnnlm.training import Evaluation, Progress, TrainingSettings, TrainingState, finished, make_optimizer, train
+from rnnlm.training import Evaluation, Progress, TrainingSettings, TrainingState, finished, train
 from rnnlm.vocabulary import Vocabulary
 
 SUBJECTS, VERBS = ("the cat", "a dog", "the old cat", "my dog"), ("sleeps", "eats", "sees the cat", "hears a dog")
@@ -32,10 +32,10 @@ def vocabulary():
 def begin(settings, carry_state=False, truncate=None, hidden=8):
     """Return a fresh state, the corpora and the vocabulary."""
     words = vocabulary()
+    settings = settings.resolved(100)
     model_settings = ModelSettings(len(words), hidden, truncate=truncate, carry_state=carry_state)
     model = initialize(model_settings, words.counts, np.random.default_rng(settings.seed))
-    optimizer = make_optimizer(settings, model, words.counts)
-    state = TrainingState(model, optimizer, settings.learning_rate or optimizer.rule.learning_rate)
+    state = TrainingState.begin(model, settings, words.counts)
     return state, Corpus.of_sentences(SENTENCES, words), Corpus.of_sentences(VALID, words), words
 
 
@@ -82,7 +82,8 @@ def test_resuming_is_exact_from_any_event(tmp_path, carry_state, window, truncat
     """Saved at any event and loaded again, training ends with the same bytes and the same history."""
     settings = TrainingSettings(window=window, streams=4, epochs=3, eval_every=4, **how)
     state, corpus, valid, words = begin(settings, carry_state, truncate)
-    saved = SavedModel(state.model, words, Tokenizer(), {})
+    origin = Origin(RunSettings((), training=settings), ("", ""), corpus.coverage(words))
+    saved = SavedModel(state.model, words, Tokenizer(), origin)
     folder = ModelFolder(tmp_path)
     total = len(list(train(copy.deepcopy(state), settings, corpus, valid, Workspace())))
     whole = copy.deepcopy(state)
@@ -90,27 +91,69 @@ def test_resuming_is_exact_from_any_event(tmp_path, carry_state, window, truncat
     for stop in np.random.default_rng(0).choice(total, size=min(total, 8), replace=False):
         part = copy.deepcopy(state)
         list(itertools.islice(train(part, settings, corpus, valid, Workspace()), int(stop)))
-        save_training(folder.last, part, settings, saved)
-        resumed, loaded_settings, _ = load_training(folder)
-        assert loaded_settings == settings
+        save_training(folder.last, part, saved)
+        resumed, loaded = load_training(folder)
+        assert loaded.origin == origin
         list(train(resumed, settings, corpus, valid, Workspace()))
         assert weights(resumed) == weights(whole)
         assert untimed(resumed.history) == untimed(whole.history)
 
 
-def test_weight_decay_shrinks_the_tables_of_words():
-    """By the sixteenth window U and V are exp(-16 T B rate decay) of themselves, and nothing else has changed."""
-    with_decay, without = (TrainingSettings(window=3, streams=2, weight_decay=decay) for decay in (2.0, 0.0))
-    state, corpus, valid, _ = begin(without)
-    other = copy.deepcopy(state)
-    for settings, each in ((without, state), (with_decay, other)):
-        windows = (event for event in train(each, settings, corpus, valid, Workspace()) if isinstance(event, Progress))
-        list(itertools.islice(windows, 16))
-        assert each.steps == 16
-    kept = math.exp(-16 * 3 * 2 * RULES["sgd"].learning_rate * 2.0)
-    for name, values in state.model.parameters.items():
+@pytest.mark.parametrize("windows", [1, 3, 16, 17, 40])
+def test_weight_decay_shrinks_the_tables_of_words(windows):
+    """After any number of windows U and V have lost exp(-sum of rate * decay), and nothing else has changed.
+
+    The rate is the tiniest, so that the steps themselves change nothing, and the decay makes up for it.
+    """
+    with_decay = TrainingSettings(window=3, streams=2, learning_rate=1e-30, weight_decay=2e27, eval_every=windows)
+    state, corpus, valid, _ = begin(with_decay)
+    before = copy.deepcopy(state.model.parameters)
+    events = train(state, with_decay, corpus, valid, Workspace())
+    predictions = 0
+    for event in events:
+        if isinstance(event, Evaluation):
+            break
+        predictions += event.predictions
+    assert state.steps == windows
+    assert state.optimizer.owed == 0
+    kept = math.exp(-predictions * 1e-30 * 2e27)
+    for name, values in before.items():
         expected = values * kept if name in ("U", "V") else values
-        np.testing.assert_allclose(other.model.parameters[name], expected, rtol=1e-6)
+        np.testing.assert_allclose(state.model.parameters[name], expected, rtol=1e-6, atol=1e-20, err_msg=name)
+
+
+def test_strong_weight_decay_leaves_nothing_of_the_tables():
+    """Two epochs of a few windows with a decay of a million end with U and V at zero, not with what they began with."""
+    settings = TrainingSettings(window=35, streams=16, epochs=2, weight_decay=1e6)
+    state, corpus, valid, _ = begin(settings)
+    list(train(state, settings, corpus, valid, Workspace()))
+    assert state.steps < 16
+    assert not state.model.parameters["U"].any()
+    assert not state.model.parameters["V"].any()
+    assert state.model.parameters["W1"].any()
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    """The sentences come in another order in each epoch, which the seed decides and a resumed run meets again."""
+
+    def orders(seed):
+        settings = TrainingSettings(window=0, streams=1, epochs=3, seed=seed, learning_rate=1e-30)
+        state, corpus, valid, _ = begin(settings)
+        losses = {1: [], 2: [], 3: []}
+        before = 0.0
+        for event in train(state, settings, corpus, valid, Workspace()):
+            if isinstance(event, Progress):
+                losses[event.epoch].append(round(state.loss_sum - before, 3))
+                before = state.loss_sum
+            else:
+                before = 0.0
+        return list(losses.values())
+
+    first, second, third = orders(1)
+    assert sorted(first) == sorted(second) == sorted(third)  # nothing is learned at this rate: the same losses
+    assert first != second != third != first
+    assert orders(1) == [first, second, third]
+    assert orders(2)[0] != first
 
 
 def test_threads_change_nothing():
@@ -148,12 +191,44 @@ def test_epochs_end():
     assert [record["epoch"] for record in state.history] == [1, 2, 3]
 
 
-def test_divergence_is_an_error_that_leaves_the_state_alone():
-    """A rate far too high stops training with the remedy, before the step that would have spoiled the parameters."""
-    settings = TrainingSettings(window=6, streams=4, epochs=30, learning_rate=500.0, rate_power=0.0, clip=0.0)
+@pytest.mark.parametrize("how", [{}, {"momentum": 0.5}, {"optimizer": "adam"}], ids=str)
+def test_divergence_is_an_error_that_leaves_the_state_alone(how):
+    """A rate far too high stops training with the remedy, before the step that would have spoiled the parameters.
+
+    Parameters, the optimizer's memory and the number of steps are those after the last window that was told.
+    """
+    rate = {"learning_rate": 500.0, "rate_power": 0.0, "clip": 0.0}
+    settings = TrainingSettings(window=6, streams=4, epochs=30, **rate, **how)
     state, corpus, valid, _ = begin(settings)
+    kept, steps = weights(state), 0
+    events = train(state, settings, corpus, valid, Workspace())
+
+    def follow():
+        nonlocal kept, steps
+        for _ in events:
+            kept, steps = weights(state), state.steps
+
     with pytest.raises(DivergenceError, match=r"diverged in epoch .* lower --lr"):
-        list(train(state, settings, corpus, valid, Workspace()))
+        follow()
+    assert weights(state) == kept
+    assert state.steps == steps
+    assert all(np.isfinite(values).all() for values in state.model.parameters.values())
+
+
+@pytest.mark.parametrize(("factor", "diverged"), [(9.0, False), (11.0, True)])
+def test_tenfold_perplexity_is_divergence(factor, diverged):
+    """The mean loss over many windows may rise by less than a factor of ten in perplexity, and not by more."""
+    settings = TrainingSettings(window=6, streams=4, epochs=1)
+    state, corpus, valid, _ = begin(settings)
+    loss = float(np.log(len(state.model.parameters["c"])))
+    state.first_loss = loss - math.log(factor)
+    state.recent_loss = loss
+    state.model.parameters["V"][...] = state.model.parameters["c"][...] = 0  # each word is as likely as any other
+    if diverged:
+        with pytest.raises(DivergenceError, match="to over ten times that"):
+            next(train(state, settings, corpus, valid, Workspace()))
+    else:
+        next(train(state, settings, corpus, valid, Workspace()))
 
 
 def test_a_loss_that_is_no_number_is_divergence():

@@ -16,20 +16,96 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from rnnlm.corpus import Coverage
 from rnnlm.errors import ModelError
+from rnnlm.files import reason, replacing
 from rnnlm.model import CELLS, Array, LanguageModel, ModelSettings, parameter_table
-from rnnlm.text import Tokenizer
+from rnnlm.text import TextSettings, Tokenizer
 from rnnlm.training import TrainingSettings, TrainingState, make_optimizer
-from rnnlm.vocabulary import Vocabulary
+from rnnlm.vocabulary import Vocabulary, VocabularySettings
 
 FORMAT = "rnnlm model"
 VERSION = 2
+REMEDY = "make room or name another --model"  # where a file of a model cannot be written
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """What is asked of the network; the vocabulary decides the rest of `ModelSettings`."""
+
+    hidden: int = 100  # H
+    clusters: int | None = None  # of words, in which the softmax is computed; None: as many as are quickest
+    truncate: int | None = None  # K; None: to the window's first step
+    carry_state: bool = False  # from sentence to sentence, in text order
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All that decides what a training computes: its texts, how they become words, the network, the training."""
+
+    corpus: tuple[str, ...]  # paths, or - for standard input
+    valid: tuple[str, ...] = ()  # the same; none: the end of the corpus
+    valid_fraction: float = 0.05  # share of the corpus's sentences that is then held out
+    text: TextSettings = field(default_factory=TextSettings)
+    vocabulary: VocabularySettings = field(default_factory=VocabularySettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as a value that JSON can hold."""
+        value = asdict(self)
+        value["vocabulary"]["file"] = None if self.vocabulary.file is None else str(self.vocabulary.file)
+        return value
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> RunSettings:
+        """Restore settings from what `to_json` gave. Raises KeyError or TypeError when the value is something else."""
+        words = dict(value["vocabulary"])
+        words["file"] = None if words["file"] is None else Path(words["file"])
+        return cls(
+            corpus=tuple(value["corpus"]),
+            valid=tuple(value["valid"]),
+            valid_fraction=value["valid_fraction"],
+            text=TextSettings(**value["text"]),
+            vocabulary=VocabularySettings(**words),
+            network=NetworkSettings(**value["network"]),
+            training=TrainingSettings(**value["training"]),
+        )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from: its run, its text, and how far it had come."""
+
+    settings: RunSettings
+    keys: tuple[str, str]  # of the encoded corpora, training and validation
+    coverage: Coverage  # of the training text
+    epoch: int = 0  # 0: not trained yet
+    window: int = 0
+    valid_perplexity: float | None = None
+    history: tuple[dict[str, Any], ...] = ()  # a record for each evaluation so far
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a value that JSON can hold."""
+        return {**asdict(self), "settings": self.settings.to_json()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Origin:
+        """Restore it from what `to_json` gave. Raises KeyError, TypeError or ValueError when it is something else."""
+        train_key, valid_key = value["keys"]
+        known = {
+            "settings": RunSettings.from_json(value["settings"]),
+            "keys": (train_key, valid_key),
+            "coverage": Coverage(**value["coverage"]),
+            "history": tuple(value["history"]),
+        }
+        return cls(**{**value, **known})
 
 
 @dataclass(frozen=True)
@@ -39,7 +115,7 @@ class SavedModel:
     model: LanguageModel
     vocabulary: Vocabulary
     tokenizer: Tokenizer
-    information: dict[str, Any]  # settings, coverage, history: what `rnnlm info` tells
+    origin: Origin
 
 
 class ModelFolder:
@@ -67,7 +143,7 @@ class ModelFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDONLY)
         except OSError as error:
-            message = f"cannot be a model's folder ({_reason(error)}); name another with --model"
+            message = f"cannot be a model's folder ({reason(error)}); name another with --model"
             raise ModelError(f"{self.path}: {message}") from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,42 +169,24 @@ class ModelFolder:
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Write all records, a line each."""
-        with replacing(self.history) as file:
+        with replacing(self.history, ModelError, REMEDY) as file:
             file.writelines(json.dumps(record).encode() + b"\n" for record in history)
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` when all of it is on the disk; until then, `path` stays as it is."""
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a kill leaves, the next write takes
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be written ({_reason(error)}); make room or name another --model.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save_model(
-    path: Path, model: LanguageModel, vocabulary: Vocabulary, tokenizer: Tokenizer, information: Mapping[str, Any]
-) -> None:
+def save_model(path: Path, saved: SavedModel) -> None:
     """Write a self-contained model."""
-    arrays, about = _model_parts(model, vocabulary, tokenizer, information)
+    arrays, about = _model_parts(saved)
     _write(path, about, arrays)
 
 
-def save_training(path: Path, state: TrainingState, settings: TrainingSettings, saved: SavedModel) -> None:
+def save_training(path: Path, state: TrainingState, saved: SavedModel) -> None:
     """Write a model together with where its training stands."""
-    arrays, about = _model_parts(state.model, saved.vocabulary, saved.tokenizer, saved.information)
+    arrays, about = _model_parts(replace(saved, model=state.model))
     for name, memory in state.optimizer.memory.items():
         arrays |= {f"optimizer/{slot}/{name}": array for slot, array in memory.items()}
     if state.states is not None:
         arrays["states"] = state.states
-    _write(path, {**about, "training": asdict(settings), "state": state.to_json()}, arrays)
+    _write(path, {**about, "state": state.to_json(), "owed": state.optimizer.owed}, arrays)
 
 
 def load_model(path: str | Path) -> SavedModel:
@@ -139,29 +197,31 @@ def load_model(path: str | Path) -> SavedModel:
     return _saved_model(*_read(_model_file(Path(path))))
 
 
-def load_training(folder: ModelFolder) -> tuple[TrainingState, TrainingSettings, SavedModel]:
+def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
     """Read all that is needed to go on training. Raises ModelError as `load_model` does."""
     if not folder.last.exists():
         remedy = "train without --resume, or with --overwrite in the place of another model"
-        raise ModelError(f"{folder.last}: there is no training to resume here; {remedy}.")
+        raise ModelError(f"{folder.last}: there is no training to resume here; {remedy}")
     path, about, arrays = _read(folder.last)
     saved = _saved_model(path, about, arrays)
     with _damage_named(path):
-        settings = TrainingSettings(**about["training"])
-        optimizer = make_optimizer(settings, saved.model, saved.vocabulary.counts)
+        optimizer = make_optimizer(saved.origin.settings.training, saved.model, saved.vocabulary.counts)
+        optimizer.owed = about["owed"]
         for name, memory in optimizer.memory.items():
             for slot, array in memory.items():
                 array[...] = arrays[f"optimizer/{slot}/{name}"]
         state = TrainingState(saved.model, optimizer, states=arrays.get("states"), **about["state"])
-    return state, settings, saved
+    return state, saved
 
 
-def _model_parts(
-    model: LanguageModel, vocabulary: Vocabulary, tokenizer: Tokenizer, information: Mapping[str, Any]
-) -> tuple[dict[str, Array], dict[str, Any]]:
-    arrays = {f"parameters/{name}": array for name, array in model.parameters.items()}
-    arrays |= {f"vocabulary/{name}": array for name, array in vocabulary.to_arrays().items()}
-    about = {"model": asdict(model.settings), "tokenizer": tokenizer.to_json(), "information": dict(information)}
+def _model_parts(saved: SavedModel) -> tuple[dict[str, Array], dict[str, Any]]:
+    arrays = {f"parameters/{name}": array for name, array in saved.model.parameters.items()}
+    arrays |= {f"vocabulary/{name}": array for name, array in saved.vocabulary.to_arrays().items()}
+    about = {
+        "model": asdict(saved.model.settings),
+        "tokenizer": saved.tokenizer.to_json(),
+        "origin": saved.origin.to_json(),
+    }
     return arrays, about
 
 
@@ -174,7 +234,7 @@ def _saved_model(path: Path, about: dict[str, Any], arrays: dict[str, Array]) ->
             if group in parts:
                 parts[group][item] = array
         if settings.cell not in CELLS:
-            raise ModelError(f"{path}: has cells of the kind {settings.cell!r}, which this rnnlm lacks; upgrade rnnlm.")
+            raise ModelError(f"{path}: has cells of the kind {settings.cell!r}, which this rnnlm lacks; upgrade rnnlm")
         expected = {name: parameter.shape for name, parameter in parameter_table(settings).items()}
         parameters = parts["parameters"]
         if {name: array.shape for name, array in parameters.items()} != expected:
@@ -185,7 +245,7 @@ def _saved_model(path: Path, about: dict[str, Any], arrays: dict[str, Array]) ->
         if len(vocabulary) != settings.words:
             raise ValueError("size of vocabulary")
         model = LanguageModel(settings, parameters)
-        return SavedModel(model, vocabulary, Tokenizer.from_json(about["tokenizer"]), about["information"])
+        return SavedModel(model, vocabulary, Tokenizer.from_json(about["tokenizer"]), Origin.from_json(about["origin"]))
 
 
 def _model_file(path: Path) -> Path:
@@ -194,14 +254,14 @@ def _model_file(path: Path) -> Path:
     folder = ModelFolder(path)
     if not folder.best.exists() and not folder.last.exists():
         raise ModelError(
-            f"{path}: this folder holds no model; train one with `rnnlm train` or name another with --model."
+            f"{path}: this folder holds no model; train one with `rnnlm train` or name another with --model"
         )
     return folder.best if folder.best.exists() else folder.last
 
 
 def _write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
     text = json.dumps({"format": FORMAT, "version": VERSION, **about})
-    with replacing(path) as file:
+    with replacing(path, ModelError, REMEDY) as file:
         np.savez(file, allow_pickle=False, rnnlm=np.frombuffer(text.encode(), np.uint8), **arrays)
 
 
@@ -219,10 +279,11 @@ def _read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Array]]:
             arrays = {name: archive[name] for name in archive.files if name != "rnnlm"}
     except FileNotFoundError:
         raise ModelError(
-            f"{path}: there is no model here; train one with `rnnlm train` or name another with --model."
+            f"{path}: there is no model here; train one with `rnnlm train` or name another with --model"
         ) from None
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({_reason(error)}).") from None
+        remedy = "see to its permissions, or name another with --model"
+        raise ModelError(f"{path}: cannot be read ({reason(error)}); {remedy}") from None
     return path, about, arrays
 
 
@@ -231,13 +292,18 @@ def _check_version(path: Path, about: Any) -> None:
         raise _foreign(path)
     if about["version"] > VERSION:
         raise ModelError(
-            f"{path}: was written by a newer rnnlm (format {about['version']}, this one reads up to {VERSION}); "
-            "upgrade rnnlm to use it."
+            f"{path}: was written by a newer rnnlm (format {about['version']}, this one reads {VERSION}); "
+            "upgrade rnnlm to use it"
+        )
+    if about["version"] < VERSION:
+        raise ModelError(
+            f"{path}: was written by an older rnnlm (format {about['version']}, this one reads {VERSION}); "
+            "train the model again"
         )
 
 
 def _foreign(path: Path) -> ModelError:
-    return ModelError(f"{path}: is not a model of rnnlm; name a model's folder or its .npz with --model.")
+    return ModelError(f"{path}: is not a model of rnnlm; name a model's folder or its .npz with --model")
 
 
 @contextmanager
@@ -247,8 +313,4 @@ def _damage_named(path: Path) -> Iterator[None]:
     except (ModelError, OSError):
         raise
     except Exception:  # whatever a damaged archive makes zipfile, numpy, json or our own constructors raise
-        raise ModelError(f"{path}: is damaged or incomplete; use another copy of it, or train again.") from None
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+        raise ModelError(f"{path}: is damaged or incomplete; use another copy of it, or train again") from None

@@ -36,7 +36,8 @@ Stage = Callable[[str, int], AbstractContextManager[Progress]]
 
 
 @contextlib.contextmanager
-def _silent(_title: str, _size: int) -> Iterator[Progress]:
+def silent(_title: str, _size: int) -> Iterator[Progress]:
+    """Tell nobody of the progress of a stage."""
     yield lambda _done: None
 
 
@@ -150,7 +151,7 @@ def prepare(
     expected: str | None = None,
     valid_fraction: float = 0.0,
     processes: int = 1,
-    stage: Stage = _silent,
+    stage: Stage = silent,
 ) -> TrainingText:
     """Tokenize a training text, hold a part out, make the vocabulary and encode; or find all of that in the cache.
 
@@ -199,7 +200,7 @@ def encode(
     name: str = "valid",
     expected: str | None = None,
     processes: int = 1,
-    stage: Stage = _silent,
+    stage: Stage = silent,
 ) -> Corpus:
     """Tokenize and encode a text with what a model has, or find the result in the cache, in `encoded-<name>`.
 
@@ -221,7 +222,7 @@ def encode_once(
     vocabulary: Vocabulary,
     *,
     processes: int = 1,
-    stage: Stage = _silent,
+    stage: Stage = silent,
 ) -> Corpus:
     """Tokenize and encode a text as `encode` does, but for one use: in files that go with the corpus, not in the cache.
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from rnnlm.checkpoint import replacing
+from rnnlm.errors import ModelError
+from rnnlm.files import replacing
 
 
 def can_draw() -> bool:
@@ -14,7 +15,7 @@ def can_draw() -> bool:
 
 
 def draw_curve(history: list[dict[str, Any]], path: Path) -> None:
-    """Draw the perplexities of a run's evaluations over time, as an SVG."""
+    """Draw the perplexities of a run's evaluations over time, as an SVG; ModelError where it cannot be written."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -25,5 +26,5 @@ def draw_curve(history: list[dict[str, Any]], path: Path) -> None:
     axes.set(xlabel="seconds of training", ylabel="perplexity", yscale="log")
     axes.grid(which="both", alpha=0.3)
     axes.legend()
-    with replacing(path) as file:
+    with replacing(path, ModelError, "make room or name another --model") as file:
         figure.savefig(file, format="svg")

@@ -10,15 +10,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
 from rnnlm.batches import windows
 from rnnlm.corpus import Corpus
-from rnnlm.errors import DivergenceError
-from rnnlm.model import Array, Dropout, LanguageModel, Optimizer, Workspace, joint_norm, mean_weights
+from rnnlm.errors import DivergenceError, SettingsError
+from rnnlm.model import RULES, Array, Dropout, LanguageModel, Optimizer, Workspace, joint_norm, mean_weights
 from rnnlm.scoring import perplexity
 
 RECENT = 50  # windows over which the loss is averaged before it is called divergent
@@ -29,7 +29,7 @@ class TrainingSettings:
     """How a model is trained."""
 
     window: int = 35  # T, steps in a window; 0: a window is a sentence of each stream
-    streams: int = 20  # B, sequences that advance side by side
+    streams: int = 0  # B, sequences that advance side by side; 0: by the size of the text, `default_streams`
     optimizer: str = "sgd"  # a key of RULES
     learning_rate: float | None = None  # of sgd, for the sum over a window's positions; None: its rule's
     rate_power: float = 0.5  # rows of U, V and c learn at p(word)^-power; 0: all at the same rate
@@ -44,6 +44,21 @@ class TrainingSettings:
     patience: int = 3  # epochs in a row without that improvement on the best, after which training stops
     seed: int = 1
 
+    @property
+    def kind(self) -> str:
+        """The key of the optimizer's rule."""
+        return "momentum" if self.optimizer == "sgd" and self.momentum else self.optimizer
+
+    def resolved(self, predictions: int) -> TrainingSettings:
+        """Return the settings with what a text of so many predictions decides put in, and the rule's learning rate.
+
+        Raises SettingsError where they contradict each other.
+        """
+        if self.momentum and self.optimizer != "sgd":
+            raise SettingsError(f"--momentum goes with --optimizer sgd, not {self.optimizer}; leave one of them out")
+        streams = self.streams or default_streams(predictions, self.window)
+        return replace(self, streams=streams, learning_rate=self.learning_rate or RULES[self.kind].learning_rate)
+
 
 def default_streams(predictions: int, window: int) -> int:
     """Choose B for a text: as many as leave 200 steps of SGD in an epoch, from 8 to 64.
@@ -55,10 +70,9 @@ def default_streams(predictions: int, window: int) -> int:
 
 
 def make_optimizer(settings: TrainingSettings, model: LanguageModel, counts: Array) -> Optimizer:
-    """Make the optimizer of a run; `counts` (V,) are those of the words in training."""
-    kind = "momentum" if settings.optimizer == "sgd" and settings.momentum else settings.optimizer
+    """Make the optimizer of a run; `counts` (V,) says how often each word occurs in training."""
     power, weight_decay = settings.rate_power, settings.weight_decay
-    return Optimizer(kind, model.parameters, model.settings, counts, settings.momentum, power, weight_decay)
+    return Optimizer(settings.kind, model.parameters, model.settings, counts, settings.momentum, power, weight_decay)
 
 
 @dataclass
@@ -86,6 +100,11 @@ class TrainingState:
     seconds: float = 0.0  # on the training clock: from the first window, evaluations and savings included
     epoch_seconds: float = 0.0  # in this epoch's windows alone
     history: list[dict[str, Any]] = field(default_factory=list)  # a record for each evaluation
+
+    @classmethod
+    def begin(cls, model: LanguageModel, settings: TrainingSettings, counts: Array) -> TrainingState:
+        """Return the state before the first window; `settings` are resolved, `counts` (V,) the words' in training."""
+        return cls(model, make_optimizer(settings, model, counts), settings.learning_rate or math.nan)
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the arrays."""
@@ -210,7 +229,7 @@ def _check_convergence(state: TrainingState, loss: float, norm: float) -> None:
 def _divergence(state: TrainingState, what: str) -> DivergenceError:
     return DivergenceError(
         f"Training has diverged in epoch {state.epoch} at window {state.window}: {what}; "
-        f"lower --lr (now {state.learning_rate:g}), --dropout or --clip and train again with --overwrite."
+        f"lower --lr (now {state.learning_rate:g}), --dropout or --clip and train again with --overwrite"
     )
 
 

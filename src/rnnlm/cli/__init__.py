@@ -72,7 +72,7 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except RnnlmError as error:
-        _say(f"Error: {str(error).rstrip(chr(46))}.")
+        _say(f"Error: {error}.")
         code = FAILED
     except MemoryError:
         _say("Error: there is not enough memory for this; make --hidden, --vocab-size, --streams or --window smaller.")

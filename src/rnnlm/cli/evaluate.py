@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -41,15 +40,12 @@ def evaluate(
     The files are cut into sentences and words as the model's training text was. Perplexity is taken over all words and
     the end of each sentence, once with unknown words, as <unk>, and once without.
     """
-    import threadpoolctl
-
     from rnnlm.checkpoint import load_model
-    from rnnlm.model import Workspace
+    from rnnlm.run import working
 
     saved = load_model(model)
     tokenizer = _tokenizer(saved.tokenizer, pretokenized, encoding)
-    # The workspace's threads share the work instead of BLAS's own, so that their number changes no result.
-    with threadpoolctl.threadpool_limits(1, user_api="blas"), contextlib.closing(Workspace(threads)) as work:
+    with working(threads) as work:
         score = _score(saved, tokenizer, files, threads, work)
     if score.unknown > score.words / 2:
         say(

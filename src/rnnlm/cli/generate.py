@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import sys
 from collections.abc import Iterator
@@ -79,13 +78,12 @@ def generate(
     --top-k, then --top-p. What remains is drawn with the probabilities that it then has.
     """
     import numpy as np
-    import threadpoolctl
 
     from rnnlm.checkpoint import load_model
     from rnnlm.detokenize import detokenize
     from rnnlm.generation import GenerationSettings
     from rnnlm.generation import generate as generate_ids
-    from rnnlm.model import Workspace
+    from rnnlm.run import working
 
     try:
         settings = GenerationSettings(temperature, top_k, top_p, min_words, max_words, allow_unknown)
@@ -99,8 +97,7 @@ def generate(
         say(f"Seed {seed}: --seed {seed} writes the same again.")
     generator, prompt_ids = np.random.default_rng(seed), vocabulary.encode(prompt_words).tolist()
     write = " ".join if tokens else detokenize
-    # The workspace's threads share the work instead of BLAS's own, so that their number changes no result.
-    with threadpoolctl.threadpool_limits(1, user_api="blas"), contextlib.closing(Workspace(threads)) as work:
+    with working(threads) as work:
         drawn = generate_ids(saved.model, vocabulary.unknown_id, count, generator, work, prompt_ids, settings)
         for ids in _counted(drawn, count):
             click.echo(write([*prompt_words, *vocabulary.decode(ids)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,9 @@ def info(model: Path, as_json: bool) -> None:
 def _report(saved: SavedModel) -> dict[str, Any]:
     """Collect what is known of a model, by subject."""
     settings, parameters, vocabulary = saved.model.settings, saved.model.parameters, saved.vocabulary
-    tokenizer, about, counts = saved.tokenizer, saved.information, saved.vocabulary.counts
-    report: dict[str, Any] = {
+    tokenizer, origin, counts = saved.tokenizer, saved.origin, saved.vocabulary.counts
+    run = origin.settings
+    return {
         "model": {
             "cell": settings.cell,
             "hidden": settings.hidden,
@@ -53,21 +55,24 @@ def _report(saved: SavedModel) -> dict[str, Any]:
             "words": len(vocabulary),
             "most_frequent": vocabulary.words[:FREQUENT],
             "unknown_share": int(counts[vocabulary.unknown_id]) / max(1, int(counts[1:].sum())),
+            "vocab_size": run.vocabulary.size,
+            "min_count": run.vocabulary.min_count,
+            "file": None if run.vocabulary.file is None else str(run.vocabulary.file),
         },
         "text": {
-            "files": about.get("corpus", []),
-            "valid": about.get("valid", []),
+            "files": list(run.corpus),
+            "valid": list(run.valid),
+            **({} if run.valid else {"valid_fraction": run.valid_fraction}),
             "pretokenized": tokenizer.settings.pretokenized,
             "lowercase": tokenizer.settings.lowercase,
             "encoding": tokenizer.settings.encoding,
             "abbreviations": len(tokenizer.punkt.abbreviations) if tokenizer.punkt else None,
-            **{name: about.get("coverage", {}).get(name) for name in ("sentences", "words", "types", "unknown")},
+            **{name: getattr(origin.coverage, name) for name in ("sentences", "words", "types", "unknown")},
         },
+        "training": {**dataclasses.asdict(run.training), "epoch": origin.epoch},
+        "valid_perplexity": origin.valid_perplexity,
+        "history": list(origin.history),
     }
-    options = {**about.get("options", {}), "learning_rate": about.get("learning_rate"), "epoch": about.get("epoch")}
-    said = {*report["model"], *report["text"], "clusters"} | ({"valid_fraction"} if about.get("valid") else set())
-    report["training"] = {name: value for name, value in options.items() if name not in said}
-    return {**report, "valid_perplexity": about.get("valid_perplexity"), "history": about.get("history", [])}
 
 
 def _text(report: dict[str, Any]) -> str:

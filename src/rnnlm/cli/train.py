@@ -6,32 +6,31 @@ import contextlib
 import dataclasses
 import shlex
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rnnlm.cli import INTERRUPTED
 from rnnlm.cli.options import Command, Number, config_option, option, save_every_option, threads_option
 from rnnlm.cli.progress import bar, say, stage_bar
-from rnnlm.errors import DivergenceError, ModelError, SettingsError
+from rnnlm.errors import SettingsError
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from tqdm import tqdm
 
-    from rnnlm.checkpoint import ModelFolder, SavedModel
-    from rnnlm.corpus import Corpus, TrainingText
+    from rnnlm.checkpoint import ModelFolder, RunSettings
     from rnnlm.model import Workspace
-    from rnnlm.training import Evaluation, Progress, TrainingSettings, TrainingState
+    from rnnlm.run import Run
+    from rnnlm.training import Evaluation, Progress
 
 TEXT, SHAPE, TRAINING, RUN = "Text", "Model", "Training", "Running"
 # What may change when a run is resumed: none of it decides what an epoch's steps compute.
-CHANGEABLE = {"epochs", "patience", "save_every", "threads", "model", "resume", "overwrite", "corpus", "valid"}
+CHANGEABLE = {"epochs", "patience"}
 
 
 @click.command(
@@ -202,98 +201,144 @@ CHANGEABLE = {"epochs", "patience", "save_every", "threads", "model", "resume", 
 @click.pass_context
 def train(ctx: click.Context, /, **options: Any) -> None:
     """Train a model on CORPUS: one or more texts, plain or gzip, or - for standard input."""
-    import threadpoolctl
-
     from rnnlm.checkpoint import ModelFolder
-    from rnnlm.model import Workspace
+    from rnnlm.run import working
 
     if options["resume"] and options["overwrite"]:
         raise click.UsageError("--resume goes on with a model and --overwrite replaces it; give one of them.")
     if not options["corpus"] and not options["resume"]:
         raise click.UsageError("Name a text to train on, or - for standard input; only --resume needs none.")
     folder = ModelFolder(options["model"])
-    with (
-        threadpoolctl.threadpool_limits(1, user_api="blas"),  # the workspace's threads share the work instead
-        contextlib.closing(Workspace(options["threads"])) as work,
-        folder.held(),
-    ):
+    with working(options["threads"]) as work, folder.held():
         run = _resume(ctx, folder, options) if options["resume"] else _begin(folder, options)
         _follow(run, folder, work, options["save_every"])
 
 
-class Run(NamedTuple):
-    """What a training works on."""
+def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
+    from rnnlm.run import begin
 
-    state: TrainingState
-    settings: TrainingSettings
-    saved: SavedModel
-    corpus: Corpus
-    valid: Corpus
+    run = begin(
+        folder,
+        _settings(options),
+        overwrite=options["overwrite"],
+        processes=options["threads"],
+        stage=stage_bar,
+    )
+    _tell_texts(run)
+    return run
+
+
+def _resume(ctx: click.Context, folder: ModelFolder, options: dict[str, Any]) -> Run:
+    from rnnlm.run import resume
+
+    run = resume(
+        folder,
+        corpus=options["corpus"],
+        valid=options["valid"],
+        epochs=options["epochs"] if _given(ctx, "epochs") else None,
+        patience=options["patience"] if _given(ctx, "patience") else None,
+        check=lambda stored: _refuse_changes(ctx, stored),
+        processes=options["threads"],
+        stage=stage_bar,
+    )
+    say(f"Resuming in epoch {run.state.epoch} at window {run.state.window}.")
+    return run
+
+
+def _settings(options: dict[str, Any]) -> RunSettings:
+    """Make settings of the command line's options."""
+    from rnnlm.checkpoint import NetworkSettings, RunSettings
+    from rnnlm.text import TextSettings
+    from rnnlm.training import TrainingSettings
+    from rnnlm.vocabulary import VocabularySettings
+
+    file = options["vocabulary_file"]
+    chosen = {**options, "streams": options["streams"] or 0}
+    return RunSettings(
+        corpus=options["corpus"],
+        valid=options["valid"],
+        valid_fraction=options["valid_fraction"],
+        text=TextSettings(options["pretokenized"], options["lowercase"], options["encoding"]),
+        vocabulary=VocabularySettings(options["vocab_size"], options["min_count"], file and file.absolute()),
+        network=NetworkSettings(**{item.name: chosen[item.name] for item in dataclasses.fields(NetworkSettings)}),
+        training=TrainingSettings(**{item.name: chosen[item.name] for item in dataclasses.fields(TrainingSettings)}),
+    )
+
+
+def _refuse_changes(ctx: click.Context, stored: RunSettings) -> None:
+    """Refuse an option that would make it another run than the one that is resumed."""
+    words = {"vocab_size": stored.vocabulary.size, "min_count": stored.vocabulary.min_count}
+    before = {**words, "vocabulary_file": stored.vocabulary.file, "valid_fraction": stored.valid_fraction}
+    for settings in (stored.text, stored.network, stored.training):
+        before |= vars(settings)
+    for parameter in ctx.command.params:
+        name = str(parameter.name)
+        now = ctx.params.get(name)
+        now = now.absolute() if name == "vocabulary_file" and now else now
+        if name in before and name not in CHANGEABLE and _given(ctx, name) and now != before[name]:
+            raise SettingsError(
+                f"{parameter.opts[0]} is {now} here and was {before[name]} when this training began; leave it out to "
+                "resume, or train anew with --overwrite"
+            )
+
+
+def _given(ctx: click.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP")
+
+
+def _tell_texts(run: Run) -> None:
+    settings, coverage, valid = run.saved.origin.settings, run.saved.origin.coverage, run.valid
+    held_out = "" if settings.valid else f", held out from the end (--valid-fraction {settings.valid_fraction:g})"
+    say(
+        f"Training text: {coverage.sentences:,} sentences, {coverage.words:,} words, {coverage.types:,} types; the "
+        f"vocabulary of {coverage.vocabulary:,} covers {coverage.share:.2%}, {coverage.unknown:,} words are unknown."
+    )
+    say(
+        f"Validation text: {valid.sentences:,} sentences, {valid.words:,} words, {valid.unknown:,} unknown{held_out}; "
+        f"{valid.predictions:,} predictions."
+    )
+    if coverage.unknown_never_occurs:
+        say(
+            "Warning: <unk> never occurs in the training text, so its probability is not learned; "
+            "--vocab-size or --min-count would leave rare words to it."
+        )
 
 
 def _follow(run: Run, folder: ModelFolder, work: Workspace, save_every: tuple[int, float]) -> None:
-    """Follow the training's events: show them, and save the model as they go."""
-    from rnnlm.checkpoint import save_training
-    from rnnlm.training import Progress, finished, train
+    """Follow the training's events, and show them."""
+    from rnnlm.run import NoPicture, SaveEvery, Stopped, follow
+    from rnnlm.training import Evaluation, Progress
 
-    state, settings, saved, corpus, valid = run
-    windows, seconds = save_every
-    with _stop_signals() as stop, contextlib.closing(_Bars(run)) as progress:
-        save_training(folder.last, state, settings, saved)
-        if not state.steps:  # only now may an older model go that this one overwrites
-            folder.remove_results()
-        saved_at = time.monotonic()
-        try:
-            for event in train(state, settings, corpus, valid, work, progress.evaluating):
-                if isinstance(event, Progress):
-                    progress.show(event)
-                    due = event.window % windows == 0 if windows else time.monotonic() - saved_at >= seconds
-                else:
-                    progress.report(event)
-                    _save_evaluation(event, state, saved, folder)
-                    due = True
-                if due or stop:
-                    save_training(folder.last, state, settings, saved)
-                    saved_at = time.monotonic()
-                if stop:
-                    break
-        except DivergenceError as error:
-            kept = f"The best model so far is kept in {folder.best}." if folder.best.exists() else "No model was kept."
-            if not folder.best.exists():  # it has learned nothing: an untrained model would only mislead
-                folder.last.unlink()
-            raise DivergenceError(f"{error} {kept}") from None
+    reason = None
+    with _stop_signals() as stop, contextlib.closing(_Bars(run)) as bars:
+        events = follow(run, folder, work, SaveEvery(*save_every), stopping=lambda: stop, evaluating=bars.evaluating)
+        for event in events:
+            match event:
+                case Progress():
+                    bars.show(event)
+                case Evaluation():
+                    bars.report(event)
+                case NoPicture():
+                    say("No learning curve is drawn, for want of matplotlib: pip install 'rnnlm[plot]'.")
+                case Stopped():
+                    reason = event.reason
     name = shlex.quote(str(folder.path))
-    resume = f"rnnlm train --resume --model {name}"
-    if stop:
-        say(f"Interrupted; epoch {state.epoch}, window {state.window} is saved. Go on with: {resume}")
+    if reason is None:
+        say(
+            f"Interrupted; epoch {run.state.epoch}, window {run.state.window} is saved. "
+            f"Go on with: rnnlm train --resume --model {name}"
+        )
         raise click.exceptions.Exit(INTERRUPTED)
-    best = min(state.history, key=lambda record: record["valid_perplexity"])
-    say(f"Finished: {finished(state, settings)}.")
+    history = run.state.history
+    best = min(history, key=lambda record: record["valid_perplexity"])
+    speed = sum(record["words_per_second"] for record in history) / len(history)
+    say(f"Finished: {reason}.")
     say(
         f"Best validation perplexity {best['valid_perplexity']:.2f} (epoch {best['epoch']}), "
-        f"{_mean_speed(state):,.0f} words/s, model in {folder.best}."
+        f"{speed:,.0f} words/s, model in {folder.best}."
     )
     say(f"Next: rnnlm generate --model {name}")
-
-
-def _mean_speed(state: TrainingState) -> float:
-    speeds = [float(record["words_per_second"]) for record in state.history]
-    return sum(speeds) / len(speeds)
-
-
-def _save_evaluation(event: Evaluation, state: TrainingState, saved: SavedModel, folder: ModelFolder) -> None:
-    from rnnlm.checkpoint import save_model
-    from rnnlm.curve import can_draw, draw_curve
-
-    folder.write_history(state.history)
-    if event.improved:
-        about = {**saved.information, "epoch": state.epoch, "window": state.window}
-        about |= {"valid_perplexity": event.record["valid_perplexity"], "history": state.history}
-        save_model(folder.best, state.model, saved.vocabulary, saved.tokenizer, about)
-    if can_draw():
-        draw_curve(state.history, folder.curve)
-    elif len(state.history) == 1:
-        say("No learning curve is drawn, for want of matplotlib: pip install 'rnnlm[plot]'.")
 
 
 class _Bars:
@@ -359,155 +404,3 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
-    """Read the texts, and make a new model."""
-    import numpy as np
-
-    from rnnlm.checkpoint import SavedModel
-    from rnnlm.clusters import choose_cutoffs
-    from rnnlm.model import RULES, ModelSettings, initialize
-    from rnnlm.training import TrainingSettings, TrainingState, default_streams, make_optimizer
-
-    if folder.holds_model() and not options["overwrite"]:
-        raise ModelError(
-            f"{folder.path}: holds a model already; go on training it with --resume, replace it with --overwrite, "
-            "or name another folder with --model"
-        )
-    text, valid = _read_texts(folder, options)
-    _tell_texts(text, valid, options)
-    options = {**options, "streams": options["streams"] or default_streams(text.train.predictions, options["window"])}
-    settings = TrainingSettings(**{item.name: options[item.name] for item in dataclasses.fields(TrainingSettings)})
-    counts = text.vocabulary.counts
-    positions = settings.streams * (settings.window or text.train.predictions // text.train.sentences)
-    model_settings = ModelSettings(
-        words=len(text.vocabulary),
-        hidden=options["hidden"],
-        truncate=options["truncate"],
-        carry_state=options["carry_state"],
-        cutoffs=choose_cutoffs(counts, options["hidden"], positions, options["clusters"]),
-    )
-    model = initialize(model_settings, counts, np.random.default_rng(settings.seed))
-    optimizer = make_optimizer(settings, model, counts)
-    rate = settings.learning_rate or RULES[settings.optimizer].learning_rate
-    about = {
-        "corpus": _absolute(options["corpus"]),
-        "valid": _absolute(options["valid"]),
-        "options": {name: _plain(value) for name, value in options.items() if name not in CHANGEABLE},
-        "learning_rate": rate,
-        "keys": [text.train.key, valid.key],
-        "coverage": dataclasses.asdict(text.train.coverage(text.vocabulary)),
-    }
-    saved = SavedModel(model, text.vocabulary, text.tokenizer, about)
-    return Run(TrainingState(model, optimizer, rate), settings, saved, text.train, valid)
-
-
-def _plain(value: Any) -> Any:
-    return str(value.absolute()) if isinstance(value, Path) else value
-
-
-def _absolute(paths: tuple[str, ...]) -> list[str]:
-    return [path if path == "-" else str(Path(path).absolute()) for path in paths]
-
-
-def _read_texts(
-    folder: ModelFolder, options: dict[str, Any], expected: tuple[str | None, str | None] = (None, None)
-) -> tuple[TrainingText, Corpus]:
-    """Tokenize and encode the training and the validation text, or find them encoded beside the model.
-
-    Where keys are expected, a text of another key is refused before anything is done.
-    """
-    from rnnlm.corpus import encode, prepare
-    from rnnlm.sources import spooled
-    from rnnlm.text import TextSettings
-    from rnnlm.vocabulary import VocabularySettings
-
-    if "-" in options["corpus"] and "-" in options["valid"]:
-        raise SettingsError("standard input is one text; name a file for the other of CORPUS and --valid")
-    text_settings = TextSettings(options["pretokenized"], options["lowercase"], options["encoding"])
-    vocabulary_settings = VocabularySettings(options["vocab_size"], options["min_count"], options["vocabulary_file"])
-    fraction = 0.0 if options["valid"] else options["valid_fraction"]
-    how: dict[str, Any] = {"processes": options["threads"], "stage": stage_bar}
-    with spooled(options["corpus"]) as files, spooled(options["valid"]) as valid_files:
-        text = prepare(
-            files,
-            folder.path,
-            text_settings,
-            vocabulary_settings,
-            valid_fraction=fraction,
-            expected=expected[0],
-            **how,
-        )
-        valid = text.valid or encode(
-            valid_files, folder.path, text.tokenizer, text.vocabulary, expected=expected[1], **how
-        )
-    return text, valid
-
-
-def _tell_texts(text: TrainingText, valid: Corpus, options: dict[str, Any]) -> None:
-    held_out = "" if options["valid"] else f", held out from the end (--valid-fraction {options['valid_fraction']:g})"
-    coverage = text.train.coverage(text.vocabulary)
-    say(
-        f"Training text: {coverage.sentences:,} sentences, {coverage.words:,} words, {coverage.types:,} types; the "
-        f"vocabulary of {coverage.vocabulary:,} covers {coverage.share:.2%}, {coverage.unknown:,} words are unknown."
-    )
-    say(
-        f"Validation text: {valid.sentences:,} sentences, {valid.words:,} words, {valid.unknown:,} unknown{held_out}; "
-        f"{valid.predictions:,} predictions."
-    )
-    if coverage.unknown_never_occurs:
-        say(
-            "Warning: <unk> never occurs in the training text, so its probability is not learned; "
-            "--vocab-size or --min-count would leave rare words to it."
-        )
-
-
-def _resume(ctx: click.Context, folder: ModelFolder, options: dict[str, Any]) -> Run:
-    """Read where training stopped, and the text that it was training on."""
-    from rnnlm.checkpoint import load_training
-    from rnnlm.corpus import reopen
-    from rnnlm.training import finished
-
-    state, settings, saved = load_training(folder)
-    _refuse_changes(ctx, saved)
-    given = {name: options[name] for name in ("epochs", "patience") if _given(ctx, name)}
-    settings = dataclasses.replace(settings, **given)
-    about = saved.information
-    corpora = None if options["corpus"] or options["valid"] else reopen(folder.path, *about["keys"])
-    if corpora is None:
-        again = {**options, **about["options"], "threads": options["threads"]}
-        again["vocabulary_file"] = about["options"]["vocabulary_file"] and Path(about["options"]["vocabulary_file"])
-        for name in ("corpus", "valid"):
-            again[name] = options[name] or about[name]
-            if not options[name] and not all(Path(path).is_file() for path in about[name]):
-                raise SettingsError(
-                    f"{', '.join(about[name])}: the text is not there any more, nor encoded in {folder.path}; give it "
-                    f"again, as in rnnlm train TEXT --resume --model {shlex.quote(str(folder.path))}"
-                )
-        text, valid = _read_texts(folder, again, (about["keys"][0], about["keys"][1]))
-        corpora = text.train, valid
-    folder.write_history(state.history)  # a kill may have come between a line of it and the state
-    over = finished(state, settings)
-    if over:
-        raise SettingsError(f"{folder.path}: training is finished, {over}; give --epochs or --patience a higher number")
-    say(f"Resuming in epoch {state.epoch} at window {state.window}.")
-    return Run(state, settings, saved, *corpora)
-
-
-def _given(ctx: click.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP")
-
-
-def _refuse_changes(ctx: click.Context, saved: SavedModel) -> None:
-    """Refuse an option that would make it another run than the one that is resumed."""
-    for parameter in ctx.command.params:
-        name = str(parameter.name)
-        before = saved.information["options"].get(name)
-        now = _plain(ctx.params.get(name))
-        if name not in CHANGEABLE and _given(ctx, name) and now != before:
-            raise SettingsError(
-                f"{parameter.opts[0]} is {now} here and was {before} when this training began; leave it out to resume, "
-                "or train anew with --overwrite"
-            )

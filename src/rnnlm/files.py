@@ -1,0 +1,38 @@
+"""Files replaced whole or not at all, and what the system says of files as part of a sentence."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from rnnlm.errors import RnnlmError
+
+
+def reason(error: OSError) -> str:
+    """Return what the system says, as part of a sentence."""
+    return (error.strerror or str(error)).lower()
+
+
+@contextmanager
+def replacing(path: Path, error: type[RnnlmError], remedy: str) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` when all of it is on the disk; until then, `path` stays as it is.
+
+    It has a temporary name of its own, under which what a kill has left is removed first, and never leads through a
+    link. Raises `error`, in a sentence that ends with `remedy`, where the system fails.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a kill leaves, the next write removes
+    try:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # exclusively: whatever is put there now, a link too, is an error
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(path)
+            except BaseException:
+                with suppress(OSError):  # what failed first is what the user is told
+                    temporary.unlink()
+                raise
+    except OSError as failure:
+        raise error(f"{path}: cannot be written ({reason(failure)}); {remedy}") from None
