@@ -75,7 +75,7 @@ def test_a_link_that_comes_in_between_is_an_error(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("no")])
 def test_a_failure_leaves_the_old_file(tmp_path, error):
-    """Whatever happens in the block, the old file stands and nothing else is left; a full disk is told in a sentence."""
+    """Whatever happens in the block, the old file stands, nothing else is left, and a full disk gives a sentence."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
