@@ -16,7 +16,18 @@ import numpy as np
 import pytest
 
 from rnnlm import model
-from rnnlm.model import CELLS, LanguageModel, ModelSettings, Rows, Workspace, mean_weights, recur, softmax_loss
+from rnnlm.model import (
+    CELLS,
+    Gradient,
+    LanguageModel,
+    Layer,
+    ModelSettings,
+    Workspace,
+    initialize,
+    mean_weights,
+    recur,
+    softmax_loss,
+)
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "derivation.md").read_text(encoding="utf-8")
@@ -24,7 +35,8 @@ SOURCE = Path(model.__file__).read_text(encoding="utf-8")
 LEGEND = ast.get_docstring(ast.parse(SOURCE)) or ""
 
 TUTORIAL_NAMES = {"bptt", "bptt_step", "bptt_truncate", "delta_o", "delta_t", "dLdU", "dLdV", "dLdW"}
-OTHER_SPANS = {"</s>", "rnnlm gradcheck"}  # code spans that name neither a file nor something in model.py
+# Code spans that name neither a file nor something that model.py defines by name.
+OTHER_SPANS = {"</s>", "rnnlm gradcheck", "--lr", "W1", "b1"}
 
 Values = dict[str, np.ndarray]
 
@@ -225,10 +237,10 @@ def test_formulas_survive_markdown():
 # The worked example
 
 
-def printed() -> dict[str, tuple[np.ndarray, int]]:
-    """Return the numbers of the worked example by name, with the number of decimals printed."""
+def printed(title: str) -> dict[str, tuple[np.ndarray, int]]:
+    """Return the numbers printed in a section by name, with the number of decimals printed."""
     numbers = {}
-    for block in re.findall(r"^```text\n(.*?)^```$", section("worked example"), re.M | re.S):
+    for block in re.findall(r"^```text\n(.*?)^```$", section(title), re.M | re.S):
         for line in block.splitlines():
             name, _, text = (part.strip() for part in line.rpartition("="))
             assert name, line
@@ -240,7 +252,8 @@ def printed() -> dict[str, tuple[np.ndarray, int]]:
 
 
 GIVEN = ("U", "W", "b", "V", "c")
-NUMBERS = printed()
+MODEL_NAMES = {"U": "U", "W": "W1", "b": "b1", "V": "V", "c": "c"}
+NUMBERS = printed("worked example")
 PARAMETERS: Values = {name: NUMBERS[name][0] for name in GIVEN}
 INPUTS, TARGETS = ([int(word) for word in NUMBERS[name][0]] for name in ("x", "y"))
 STEPS = range(1, len(INPUTS) + 1)  # counted from 1, as in the text
@@ -305,44 +318,48 @@ def example_by_loops(truncate: int | None = None) -> Values:
     return {name: np.array(value) for name, value in found.items()} | {f"d{name}": gradients[name] for name in GIVEN}
 
 
+def in_full(gradient: Gradient, shape: tuple[int, ...]) -> np.ndarray:
+    """Write the rows of a gradient out."""
+    full = np.zeros(shape)
+    for rows, values in gradient:
+        full[rows] = values
+    return full
+
+
 def example_by_model(truncate: int | None = None) -> Values:
     """Compute every number of the worked example with rnnlm.model, in float64."""
-    work = Workspace()
-    settings = ModelSettings(words=len(PARAMETERS["c"]), hidden=len(PARAMETERS["b"]), truncate=truncate)
-    language_model = LanguageModel(settings, {name: array.copy() for name, array in PARAMETERS.items()})
-    inputs, targets, V, c = np.array(INPUTS)[:, None], np.array(TARGETS)[:, None], PARAMETERS["V"], PARAMETERS["c"]
-
-    def gradients(weights: np.ndarray) -> Values:
-        (losses, _), backward = language_model.losses(inputs, targets, language_model.start(1), work)
-        found = {"losses": losses}
-        for name, gradient in backward(weights).items():
-            found[name] = np.zeros_like(PARAMETERS[name])
-            if isinstance(gradient, Rows):
-                found[name][gradient.ids] = gradient.values
-            else:
-                found[name][...] = gradient
-        return found
-
-    (outputs, _), _ = language_model.states(inputs, language_model.start(1), work)
-    s = np.concatenate((np.zeros((1, settings.hidden)), outputs[:, 0]))
+    work, (U, W, b, V, c) = Workspace(), (PARAMETERS[name] for name in GIVEN)
+    language_model = example_model(PARAMETERS, truncate)
+    x, y = np.array(INPUTS)[:, None], np.array(TARGETS)[:, None]
+    keep = np.ones(x.shape, bool)
     found: Values = {}
     state = language_model.start(1)
     for t in STEPS:
-        only_t = np.eye(len(INPUTS))[:, [t - 1]]  # the gradient of E_t alone: its rows of U are delta_t(k)
-        of_t = gradients(only_t)
-        log_p, state = language_model.step(inputs[t - 1], state, work)
-        found |= {f"z_{t}": np.arctanh(s[t]), f"s_{t}": s[t], f"p_{t}": np.exp(log_p[0])}
-        found |= {f"E_{t}": of_t["losses"][t - 1], f"p_{t} - 1_y{t}": of_t["c"]}
-        _, softmax_backward = softmax_loss(s[[t]], targets[t - 1], V, c, (), work)
-        found[f"dE_{t}/ds_{t}"] = softmax_backward(np.ones(1))[0][0].copy()
+        # The gradient of E_t alone, with respect to what each step reads: its rows are delta_t(k).
+        layers, states = [Layer(None, W, b)], language_model.start(1)
+        (s, _), back = recur(U[x], keep, states, layers, CELLS["elman"], truncate, Workspace())
+        s = np.concatenate((np.zeros((1, len(b))), s[:, 0]))
+        loss, softmax_backward = softmax_loss(s[[t]], y[t - 1], V, c, (), work)
+        dS, _, dc = softmax_backward(np.ones(1))
+        log_p, state = language_model.step(x[t - 1], state, work)
+        found |= {f"z_{t}": np.arctanh(s[t]), f"s_{t}": s[t], f"p_{t}": np.exp(log_p[0]), f"E_{t}": loss}
+        found |= {f"p_{t} - 1_y{t}": in_full(dc, c.shape), f"dE_{t}/ds_{t}": dS[0].copy()}
+        ds = np.zeros((len(x), 1, len(b)))
+        ds[t - 1] = dS
+        deltas = back(ds)[0]
         for k in range(t, 0, -1):
-            if truncate is not None and t - k > truncate:
-                break
-            delta = of_t["U"][INPUTS[k - 1]]
+            delta = deltas[k - 1, 0].copy()
             found |= {f"delta_{t}({k})": delta, f"delta_{t}({k}) s_{k - 1}'": np.outer(delta, s[k - 1])}
-    of_mean = gradients(mean_weights(targets))
-    L = of_mean.pop("losses").mean()
-    return found | {"L": np.array([L]), "perplexity": np.exp([L])} | {f"d{name}": of_mean[name] for name in GIVEN}
+    (losses, _), backward = language_model.losses(x, y, language_model.start(1), work)
+    gradients = backward(mean_weights(y))
+    found |= {f"d{name}": in_full(gradients[MODEL_NAMES[name]], PARAMETERS[name].shape) for name in GIVEN}
+    return found | {"L": np.array([losses.mean()]), "perplexity": np.exp([losses.mean()])}
+
+
+def example_model(parameters: Values, truncate: int | None = None) -> LanguageModel:
+    """Make the model of the worked example."""
+    settings = ModelSettings(words=len(parameters["c"]), hidden=len(parameters["b"]), truncate=truncate)
+    return LanguageModel(settings, {MODEL_NAMES[name]: array.copy() for name, array in parameters.items()})
 
 
 def with_extras(example: Callable[[int | None], Values], loss: Callable[[float], float]) -> Values:
@@ -364,8 +381,7 @@ def nudged(amount: float) -> Values:
 
 def loss_by_model(amount: float) -> float:
     """Compute L with rnnlm.model after moving W_12."""
-    settings = ModelSettings(words=len(PARAMETERS["c"]), hidden=len(PARAMETERS["b"]))
-    language_model = LanguageModel(settings, nudged(amount))
+    language_model = example_model(nudged(amount))
     inputs, targets = np.array(INPUTS)[:, None], np.array(TARGETS)[:, None]
     (losses, _), _ = language_model.losses(inputs, targets, language_model.start(1), Workspace())
     return float(losses.mean())
@@ -400,7 +416,7 @@ def test_sums_written_out_in_the_text_are_right():
     """Where the text works a number out by hand, both sides of the equation are equal to five decimals."""
     sums = [formula for formula in inline_formulas() if re.fullmatch(r"(?:[\d.()^= +-]|\\times)+", formula)]
     sums = [formula.replace(r"\times", "*").replace("^", "**") for formula in sums if "=" in formula]
-    assert len(sums) == 2
+    assert len(sums) == 3
     for left, right in (formula.split("=") for formula in sums):
         assert eval(left) == pytest.approx(float(right), abs=1e-5)  # digits and operators only, by the pattern above
 
@@ -476,12 +492,124 @@ def test_the_three_ways_of_adding_up_are_one_sum(K):
             from_later = remembered[k] * (W.T @ by_columns[k])
         np.testing.assert_allclose(by_columns, by_rows, atol=1e-12)
 
+    layers = [Layer(None, W, np.zeros(H))]
     _, backward = recur(
-        x[:, None].copy(), W, remembered[:, None, None], np.ones((1, 1, H)), CELLS["elman"], K, Workspace()
+        x[:, None], remembered[:, None] == 1, np.ones((1, 1, 1, H)), layers, CELLS["elman"], K, Workspace()
     )
-    dx, dW = backward(ds[:, None])
-    np.testing.assert_allclose(dx[:, 0], by_rows, atol=1e-12)
-    np.testing.assert_allclose(dW, sum(np.outer(by_rows[k], remembered[k] * s[k]) for k in range(T)), atol=1e-12)
+    dz, gradients = backward(ds[:, None])
+    np.testing.assert_allclose(dz[:, 0], by_rows, atol=1e-12)
+    expected = sum(np.outer(by_rows[k], remembered[k] * s[k]) for k in range(T))
+    np.testing.assert_allclose(in_full(gradients["W1"], W.shape), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("K", [0, 1, 2, 4, 30])
+def test_a_truncation_costs_as_many_products_as_the_page_says(K):
+    """K lags cost K products with W, no more; without truncation there are T - 1 of them, one for each arrow back."""
+    T, H = 6, 3
+    calls = []
+
+    class Counted(np.ndarray):
+        def __rmatmul__(self, other):
+            calls.append(np.shape(other))
+            return np.asarray(other) @ np.asarray(self)
+
+    W = np.random.default_rng(1).normal(size=(H, H)).view(Counted)
+    for truncate, products in ((K, min(K, T - 1)), (None, T - 1)):
+        layers = [Layer(None, W, np.zeros(H))]
+        arguments = (np.ones((T, 1, H)), np.ones((T, 1), bool), np.zeros((1, 1, 1, H)), layers, CELLS["elman"])
+        _, backward = recur(*arguments, truncate, Workspace())
+        calls.clear()
+        backward(np.ones((T, 1, H)))
+        assert len(calls) == products
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The listing, the triangle and the exercises
+
+
+def listing() -> Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return the double loop of the page."""
+    (source,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.M | re.S)
+    assert len(source.splitlines()) <= 25
+    scope: dict[str, object] = {}
+    exec(source, scope)  # our own page
+    return scope["double_loop"]
+
+
+def random_sentence() -> tuple[np.ndarray, ...]:
+    """Return words to read and to predict, and U, W and V."""
+    generator = np.random.default_rng(8)
+    words = np.array([0, 3, 1, 3, 2, 4, 1, 0])
+    U, W, V = (generator.normal(0, 0.7, shape) for shape in ((5, 3), (3, 3), (5, 3)))
+    return words[:-1], words[1:], U, W, V
+
+
+@pytest.mark.parametrize("K", [0, 1, 2, 4, 30])
+def test_the_listing_is_what_model_computes(K):
+    """The page's double loop and model.py give the same dU, dW and dV at each truncation, without biases."""
+    x, y, U, W, V = random_sentence()
+    dU, dW, dV = listing()(x, y, U, W, V, K)
+    parameters = {"U": U, "W": W, "b": np.zeros(3), "V": V, "c": np.zeros(5)}
+    language_model = example_model(parameters, K)
+    _, backward = language_model.losses(x[:, None], y[:, None], language_model.start(1), Workspace())
+    gradients = backward(np.ones((len(x), 1)))
+    for name, expected in (("U", dU), ("W1", dW), ("V", dV)):
+        np.testing.assert_allclose(in_full(gradients[name], expected.shape), expected, rtol=0, atol=1e-14)
+
+
+def test_with_T_rows_only_dW_is_wrong():  # noqa: N802 -- the letter of the page
+    """With a state array of T rows instead of T + 1 the listing's dW changes, and nothing else."""
+    x, y, U, W, V = random_sentence()
+    honest = listing()
+    (source,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.M | re.S)
+    scope: dict[str, object] = {}
+    assert source.count("np.zeros((T + 1, H))") == 1
+    exec(source.replace("np.zeros((T + 1, H))", "np.zeros((T, H))"), scope)
+    (dU, dW, dV), (wrong_dU, wrong_dW, wrong_dV) = honest(x, y, U, W, V, 9), scope["double_loop"](x, y, U, W, V, 9)
+    assert np.array_equal(dU, wrong_dU)
+    assert np.array_equal(dV, wrong_dV)
+    assert np.abs(dW - wrong_dW).max() > 0.01
+
+
+def test_every_line_of_the_listing_that_computes_has_its_number():
+    """Equations (1) to (3) and (5) to (11) are named in the listing, each once."""
+    (source,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.M | re.S)
+    named = [int(number) for comment in re.findall(r"#(.*)", source) for number in re.findall(r"\((\d+)\)", comment)]
+    assert sorted(named) == [1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
+
+
+def test_the_two_triangles_are_right():
+    """The terms kept and left out by K = 2 and by windows of 3 are those drawn, and so are their numbers."""
+    found = [line.split() for line in re.findall(r"^ E_\d +[\d. ]+$", DOCUMENT, re.M)]
+    assert [row[0] for row in found] == [f"E_{t}" for t in range(1, 7)]
+    for t, (_, *cells) in enumerate(found, 1):
+        lags = range(t - 1, -1, -1)  # of k = 1 to t
+        left = [str(lag) if lag <= 2 else "." for lag in lags]
+        right = [str(lag) if lag <= (t - 1) % 3 else "." for lag in lags]
+        assert cells == [*left, str(min(2, t - 1) + 1), *right, str((t - 1) % 3 + 1)]
+
+
+def test_the_answers_are_right():
+    """Each number among the answers to the exercises is computed again."""
+    found, truncated = example_by_loops(), example_by_loops(2)
+    W = PARAMETERS["W"]
+    expected = {
+        "terms with K = 4": sum(min(4, t - 1) + 1 for t in range(1, 21)),
+        "terms in windows of 5": sum((t - 1) % 5 + 1 for t in range(1, 21)),
+        "row 1 of dU": sum(found[f"delta_{t}({k})"] for t, k in ((2, 2), (3, 2), (4, 2), (4, 4))) / 4,
+        "what is wrong with dW": sum(np.outer(found[f"delta_{t}(1)"], found["s_4"]) for t in STEPS) / 4,
+        "W_12 after the step": W[0, 1] - 0.005 * len(INPUTS) * found["dW"][0, 1],
+        "left out with K = 2": found["db"] - truncated["db"],
+    }
+    np.testing.assert_allclose(expected["row 1 of dU"], found["dU"][1])
+    np.testing.assert_allclose(expected["left out with K = 2"], (found["dU"] - truncated["dU"])[0])
+    np.testing.assert_allclose(found["dW"], truncated["dW"], atol=1e-15)
+    answers = printed("Exercises")
+    assert set(answers) == set(expected)
+    for name, (value, decimals) in answers.items():
+        np.testing.assert_allclose(
+            np.squeeze(value), np.squeeze(expected[name]), rtol=0, atol=0.5000001 * 10.0**-decimals, err_msg=name
+        )
 
 
 def norms_and_bound(scale: float, amplitude: float) -> tuple[list[float], list[float]]:
@@ -516,7 +644,7 @@ def test_errors_shrink_and_grow_as_the_table_says():
 def test_a_new_model_forgets_as_fast_as_the_text_says():
     """W as it is drawn stretches some direction 1.15-fold, and shrinks most directions to about 0.58 a step."""
     generator = np.random.default_rng(3)
-    W = LanguageModel.initialize(ModelSettings(10, hidden=200), np.ones(10), generator, np.float64).parameters["W"]
+    W = initialize(ModelSettings(10, hidden=200), np.ones(10), generator, np.float64).parameters["W1"]
     assert np.linalg.norm(W, 2) == pytest.approx(2 / math.sqrt(3), rel=0.03)
     deltas = [generator.normal(size=(200, 50))]
     for _ in range(4):

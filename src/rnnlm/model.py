@@ -4,8 +4,9 @@ This file imports numpy and the standard library only; it can be copied out and 
 of docs/derivation.md, where each one is derived from the chain rule.
 
 Letters, everywhere: T steps, B streams, N = T*B positions, V words, D numbers in a word's row, H hidden units, G gates,
-M states of a cell, J tails, L layers, K truncation. `dX` is the gradient of the loss L with respect to X and has X's
-shape; a prime (W') is a transpose. The parameters W and b of layer 1 are called W1 and b1.
+M states of a cell, J tails, L layers, K truncation.
+`dX` is the gradient of the loss L with respect to X and has X's shape; a prime (W') is a transpose. The parameters W
+and b of layer 1 are called W1 and b1.
 
 Forward, for each stream: word x_t comes in, the state s_t sums up all that was read, p_t says which word comes next.
 
@@ -159,7 +160,7 @@ def sum_rows(ids: Array, values: Array) -> tuple[Array, Array]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The cells: (2), and (8), the way back through it. Elementwise; products and the walk through time are `recur`'s.
+# The cells: elementwise functions, in pairs. All products and the walk through time are `recur`'s.
 
 
 class Cell(NamedTuple):
@@ -203,7 +204,7 @@ CELLS: dict[str, Cell] = {"elman": Cell(elman, elman_backward)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The walk through time: (1), and back (9), (10), (11)
+# The walk through time, and back
 
 
 class Layer(NamedTuple):
@@ -220,9 +221,9 @@ class Walked(NamedTuple):
     s: Array  # (T, B, H), the outputs
     states: Array  # (M, B, H), after the window
     dz: Array  # (T, B, G*H), where the way back puts the sum of delta_t(k) over t, for each k
-    step_back: Callable[[Array, Any, bool], Array]  # (8), and (9)
+    step_back: Callable[[Array, Any, bool], Array]  # from the gradient of some states to delta, and that a step before
     inputs: Callable[[Array], Array]  # from dz of some steps to the gradient of what came in there
-    weights: Callable[[], tuple[Array | None, Array, Array]]  # from dz to dX, dW, db: (10), (11)
+    weights: Callable[[], tuple[Array | None, Array, Array]]  # from dz to dX, dW, db
 
 
 def walk(inputs: Array, keep: Array, states: Array, layer: Layer, cell: Cell, work: Workspace) -> Walked:
@@ -337,7 +338,7 @@ def by_diagonals(ds: Array, walked: list[Walked], streams: slice, truncate: int)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The output layer: (3) to (7)
+# The output layer
 
 
 def softmax_slice(
