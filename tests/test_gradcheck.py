@@ -316,9 +316,9 @@ def test_missing_mask_is_caught(check: Check, kind: Kind, monkeypatch: pytest.Mo
     def walk(inputs: Array, keep: Array, *rest: Any) -> object:
         walked = honest(inputs, keep, *rest)
 
-        def unmasked(*arguments: Any) -> Array:
+        def unmasked(streams: slice) -> object:
             keep[...] = 1
-            return walked.step_back(*arguments)
+            return walked.step_back(streams)
 
         return walked._replace(step_back=unmasked)
 

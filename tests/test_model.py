@@ -368,10 +368,43 @@ def test_slices_of_the_vocabulary_change_nothing(slice_words: int, monkeypatch: 
     np.testing.assert_allclose(cut_step[0], whole_step[0], rtol=1e-13)
 
 
+@pytest.mark.parametrize("truncate", [None, 2])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_groups_of_streams_change_nothing(truncate: int | None, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses, states and gradients are those of all streams together, however few walk through a window at a time."""
+    settings = ModelSettings(WORDS, HIDDEN, truncate=truncate, layers=layers)
+    model = initialize(settings, np.ones(WORDS), np.random.default_rng(1), np.float64)
+    inputs, targets = sentences(13, 7)
+    states, weights = np.sin(np.arange(layers * 7.0 * HIDDEN)).reshape(layers, 1, 7, HIDDEN), mean_weights(targets)
+    together = run(model, inputs, targets, states, weights)
+    monkeypatch.setattr(mathematics, "GROUP_NUMBERS", 1)
+    for group in (1, 2, 3):
+        monkeypatch.setattr(mathematics, "GROUP", group)
+        assert len(mathematics.stream_groups(7, HIDDEN)) == 7 // group
+        apart = run(model, inputs, targets, states, weights)
+        np.testing.assert_allclose(apart[0], together[0], rtol=1e-13)
+        np.testing.assert_allclose(apart[1], together[1], rtol=1e-13)
+        for name, expected in together[2].items():
+            np.testing.assert_allclose(apart[2][name], expected, rtol=1e-12, atol=1e-14, err_msg=name)
+
+
+def test_groups_are_large_enough_to_pay() -> None:
+    """Few streams, or small ones, walk together; the cut depends on both numbers and covers each stream once."""
+    assert [len(mathematics.stream_groups(*shape)) for shape in ((20, 200), (64, 100), (64, 200), (64, 512))] == [
+        1,
+        1,
+        2,
+        2,
+    ]
+    assert mathematics.stream_groups(100, 200) == [slice(0, 33), slice(33, 66), slice(66, 100)]
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_do_not_change_a_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses, gradients, step and ten steps of training are bitwise those of one thread."""
     monkeypatch.setattr(mathematics, "SLICE_WORDS", 64)
+    monkeypatch.setattr(mathematics, "GROUP", 2)
+    monkeypatch.setattr(mathematics, "GROUP_NUMBERS", 1)
 
     def train(threads: int) -> list[Array]:
         work = Workspace(threads)

@@ -221,7 +221,9 @@ class Walked(NamedTuple):
     s: Array  # (T, B, H), the outputs
     states: Array  # (M, B, H), after the window
     dz: Array  # (T, B, G*H), where the way back puts the sum of delta_t(k) over t, for each k
-    step_back: Callable[[Array, Any, bool], Array]  # from the gradient of some states to delta, and that a step before
+    # For some streams, a function from ds (M, ..., B, H) at a step, or several, to delta there; unless delta is the
+    # last that is wanted, it turns ds in place into the gradient of the states a step before.
+    step_back: Callable[[slice], Callable[[Array, Any, bool], Array]]
     inputs: Callable[[Array], Array]  # from dz of some steps to the gradient of what came in there
     weights: Callable[[], tuple[Array | None, Array, Array]]  # from dz to dX, dW, db
 
@@ -237,22 +239,29 @@ def walk(inputs: Array, keep: Array, states: Array, layer: Layer, cell: Cell, wo
     came_in = inputs if X is None else work.product("XU", inputs.reshape(T * B, D), X.T).reshape(T, B, -1)
 
     def forward(streams: slice) -> None:
-        z[:, streams] = b
-        z[:, streams, reads] += came_in[:, streams]  # (1), what needs no state
+        own_path, own_before, own_z = path[:, :, streams], before[:, :, streams], z[:, streams]
+        own_z[...] = b
+        own_z[..., reads] += came_in[:, streams]  # (1), what needs no state
+        recalled, W_transposed = own_z[..., recalls], W.T
         for t in range(T):
-            np.multiply(path[:, t, streams], keep[t, streams], out=before[:, t, streams])
-            z[t, streams, recalls] += before[0, t, streams] @ W.T  # (1)
-            cell.forward(z[t, streams], before[:, t, streams], after[:, t, streams])
+            np.multiply(own_path[:, t], keep[t, streams], out=own_before[:, t])
+            recalled[t] += own_before[0, t] @ W_transposed  # (1)
+            cell.forward(own_z[t], own_before[:, t], own_path[:, t + 1])
 
-    work.each(forward, stream_groups(B))
+    work.each(forward, stream_groups(B, H))
 
-    def step_back(ds: Array, at: Any, last: bool) -> Array:
-        """Return delta `at` some steps and streams, and unless it is the last turn ds into that of a step before."""
-        delta = cell.backward(ds, z[at], before[:, *at], after[:, *at])
-        if not last:
-            ds[0] += (delta.reshape(-1, len(b))[:, recalls] @ W).reshape(ds[0].shape)  # (9)
-            ds *= keep[at]  # nothing reaches across the beginning of a sentence
-        return delta
+    def step_back(streams: slice) -> Callable[[Array, Any, bool], Array]:
+        own_z, own_before, own_after = z[:, streams], before[:, :, streams], after[:, :, streams]
+        own_keep = keep[:, streams]
+
+        def step(ds: Array, at: Any, last: bool) -> Array:
+            delta = cell.backward(ds, own_z[at], own_before[:, at], own_after[:, at])
+            if not last:
+                ds[0] += (delta.reshape(-1, len(b))[:, recalls] @ W).reshape(ds[0].shape)  # (9)
+                ds *= own_keep[at]  # nothing reaches across the beginning of a sentence
+            return delta
+
+        return step
 
     def back_to_inputs(dz: Array) -> Array:
         dinputs: Array = dz[..., reads] if X is None else dz[..., reads] @ X
@@ -289,7 +298,7 @@ def recur(
             else:
                 by_diagonals(ds, walked, streams, truncate)
 
-        work.each(back, stream_groups(ds.shape[1]))
+        work.each(back, stream_groups(*ds.shape[1:]))
         gradients: Gradients = {}
         for number, one in enumerate(walked, 1):
             found = {f"{name}{number}": value for name, value in zip("XWb", one.weights(), strict=True)}
@@ -307,11 +316,12 @@ def by_columns(ds: Array, walked: list[Walked], streams: slice) -> None:
     ds = ds[:, streams]  # (T, B, H)
     for one in reversed(walked):
         dstates = np.zeros((len(one.states), *ds.shape[1:]), ds.dtype)  # (M, B, H)
+        step_back, dz = one.step_back(streams), one.dz[:, streams]
         for t in reversed(range(len(ds))):
             dstates[0] += ds[t]
-            one.dz[t, streams] = one.step_back(dstates, (t, streams), t == 0)
+            dz[t] = step_back(dstates, t, t == 0)
         if one is not walked[0]:
-            ds = one.inputs(one.dz[:, streams])
+            ds = one.inputs(dz)
 
 
 def by_diagonals(ds: Array, walked: list[Walked], streams: slice, truncate: int) -> None:
@@ -320,21 +330,21 @@ def by_diagonals(ds: Array, walked: list[Walked], streams: slice, truncate: int)
     For all k at once, row k of `dstates` holds dE_{k+j}/ds_k, and (9) makes the next lag of this one. What a layer
     hands down at some lag has that many steps of its reach spent: truncated one by one, layers would reach too far.
     """
-    T, B, H = ds[:, streams].shape
-    dstates = [np.zeros((len(one.states), T, B, H), ds.dtype) for one in walked]
+    ds = ds[:, streams]  # (T, B, H)
+    dstates = [np.zeros((len(one.states), *ds.shape), ds.dtype) for one in walked]
+    step_back = [one.step_back(streams) for one in walked]
     for one in walked:
         one.dz[:, streams] = 0
-    last = min(truncate, T - 1)
+    last = min(truncate, len(ds) - 1)
     for lag in range(last + 1):
-        at = (slice(0, T - lag), streams)
-        handed_down: Any = ds[at] if lag == 0 else 0
-        for number in reversed(range(len(walked))):
-            one = walked[number]
-            dstates[number][0] += handed_down
-            delta = one.step_back(dstates[number], at, lag == last)
-            dstates[number] = dstates[number][:, 1:]  # no state of this window lies before its first step
-            one.dz[at] += delta
-            handed_down = one.inputs(delta) if number else 0
+        at = slice(0, len(ds) - lag)
+        handed_down: Any = ds if lag == 0 else 0
+        for k in reversed(range(len(walked))):
+            dstates[k][0] += handed_down
+            delta = step_back[k](dstates[k], at, lag == last)
+            dstates[k] = dstates[k][:, 1:]  # no state of this window lies before its first step
+            walked[k].dz[at, streams] += delta
+            handed_down = walked[k].inputs(delta) if k else 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -748,7 +758,8 @@ BLOCK = 1 << 16  # numbers that stay in a core's cache from one elementwise pass
 PRODUCT_ROWS = 128  # rows of a product that one thread computes at a time
 STREAMS = 16  # streams whose next words' probabilities one thread computes at a time
 SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
-GROUP = 32  # streams that walk through a window on one thread: with fewer its products are too small
+GROUP = 32  # streams that walk through a window on one thread: with fewer its products are too small,
+GROUP_NUMBERS = 6400  # and with fewer numbers in their states its calls, for which threads wait on each other
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -784,7 +795,7 @@ class Workspace:
         """Call `function` with each item, on all threads. Returns the results in the order of the items."""
         if self._pool is None or len(items) == 1:
             return [function(item) for item in items]
-        waiting, results = deque(enumerate(items)), dict[int, Result]()
+        waiting, results = deque(enumerate(items)), list[Any]([None] * len(items))
 
         def work_off() -> None:
             while waiting:
@@ -797,7 +808,7 @@ class Workspace:
         # Each thread works in a copy of this one's context, so that np.errstate holds there too.
         for call in [self._pool.submit(copy_context().run, work_off) for _ in range(min(self.threads, len(items)))]:
             call.result()
-        return [results[number] for number in range(len(items))]
+        return results
 
     def product(self, name: str, left: Array, right: Array) -> Array:
         """Multiply two matrices into the array called `name`, PRODUCT_ROWS rows of the first at a time."""
@@ -822,15 +833,18 @@ def pieces(start: int, stop: int, count: int) -> list[slice]:
     return [slice(*edge) for edge in itertools.pairwise(edges)]
 
 
-def stream_groups(streams: int) -> list[slice]:
-    """Cut B streams into groups of about GROUP, each of which walks through a whole window on one thread."""
-    return pieces(0, streams, max(1, streams // GROUP))
+def stream_groups(streams: int, hidden: int) -> list[slice]:
+    """Cut B streams of H units into groups, each of which walks through a whole window on one thread."""
+    return pieces(0, streams, max(1, min(streams // GROUP, streams * hidden // GROUP_NUMBERS)))
 
 
 def _blocks(gradient: Gradient) -> Iterator[tuple[Any, Array]]:
     """Cut a gradient into blocks of about BLOCK numbers; yields the rows of the table, and their values."""
     for rows, values in gradient:
         step = max(1, BLOCK * len(values) // max(1, values.size))
+        if len(values) <= step:
+            yield rows, values
+            continue
         for run in runs(0, len(values), step):
-            first = rows.start if isinstance(rows, slice) else 0
-            yield slice(first + run.start, first + run.stop) if isinstance(rows, slice) else rows[run], values[run]
+            own = slice(rows.start + run.start, rows.start + run.stop) if isinstance(rows, slice) else rows[run]
+            yield own, values[run]
