@@ -1,5 +1,6 @@
 """Windows of a corpus: every prediction once, at any place, in little memory."""
 
+import sys
 import tracemalloc
 
 import numpy as np
@@ -160,19 +161,42 @@ def test_sizes_must_be_sizes(streams, window):
         windows(corpus_of([2]), streams, window)
 
 
-def test_windows_are_small():
-    """What an epoch keeps is a few bytes a sentence, and what a window takes does not grow with the corpus."""
+def test_an_epoch_is_small():
+    """What an epoch keeps beside the corpus is a few bytes a sentence."""
     rng = np.random.default_rng(1)
-    peaks = []
-    for sentences in (5_000, 50_000):
-        corpus = corpus_of(rng.integers(1, 40, sentences), rng)
-        epoch = windows(corpus, 20, 35, rng)
-        kept = {id(array): array.nbytes for array in vars(epoch).values() if isinstance(array, np.ndarray)}
-        own = sum(kept.values()) - corpus.ids.nbytes - corpus.offsets.nbytes
-        assert own < 13 * corpus.sentences
-        tracemalloc.start()
-        for number in range(100):
-            epoch[number]
-        peaks.append(tracemalloc.get_traced_memory()[1])
+    corpus = corpus_of(rng.integers(1, 40, 50_000), rng)
+    epoch = windows(corpus, 20, 35, rng)
+    kept = {id(array): array.nbytes for array in vars(epoch).values() if isinstance(array, np.ndarray)}
+    own = sum(kept.values()) - corpus.ids.nbytes - corpus.offsets.nbytes
+    assert own < 13 * corpus.sentences
+
+
+def calls_and_bytes(epoch, number):
+    """Return how many calls it takes to make a window, and how many bytes are held at most."""
+    calls = []
+    sys.setprofile(lambda _frame, event, _argument: calls.append(event))
+    try:
+        epoch[number]
+    finally:
+        sys.setprofile(None)
+    tracemalloc.start()
+    try:
+        epoch[number]
+        return len(calls), tracemalloc.get_traced_memory()[1]
+    finally:
         tracemalloc.stop()
-    assert peaks[1] < 1.1 * peaks[0] < 100 * 35 * 20
+
+
+@pytest.mark.parametrize("window", [35, 0])
+def test_work_of_a_window(window):
+    """A window takes a few calls, whatever its size, and a few bytes a position, whatever the size of the corpus."""
+    rng = np.random.default_rng(1)
+    small, large = corpus_of([12] * 1_000, rng), corpus_of([12] * 50_000, rng)
+    calls, held = calls_and_bytes(windows(small, 20, window, rng), 3)
+    assert calls < 150
+    assert held < 100 * 20 * (window or 13) + 4096
+    calls_of_large, held_of_large = calls_and_bytes(windows(large, 20, window, rng), 3)
+    assert calls_of_large == calls
+    assert held_of_large < held + 1024
+    calls_of_wide, _ = calls_and_bytes(windows(large, 400, window, rng), 3)
+    assert calls_of_wide == calls

@@ -70,6 +70,31 @@ def test_an_error_comes_back(processes):
     assert multiprocessing.active_children() == []
 
 
+def broken():
+    """Fail to make a function."""
+    raise ImportError("no such module")
+
+
+def returned():
+    """Make a function that returns an error, and raises none."""
+    return ValueError
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_while_the_function_is_made_comes_back(processes):
+    """What goes wrong before the first item is raised too, and not taken for a killed process."""
+    with pytest.raises(ImportError, match="no such module"):
+        list(ordered(broken, [1, 2, 3], processes))
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_may_be_a_result(processes):
+    """An exception that the function returns is a result like any other."""
+    found = list(ordered(returned, ["a", "b"], processes))
+    assert [(item, type(result)) for item, result in found] == [("a", ValueError), ("b", ValueError)]
+
+
 def test_a_death_is_an_error():
     """A process that is killed in the middle of an item is an error that has the item, not an endless wait."""
     with pytest.raises(WorkerDiedError) as raised:

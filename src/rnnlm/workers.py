@@ -55,9 +55,9 @@ def ordered(
 
 def _received(item: Item, worker: Connection) -> tuple[Item, Any]:
     with _alive(item):
-        result = worker.recv()
-    if isinstance(result, Exception):
-        raise result
+        result, error = worker.recv()
+    if error is not None:
+        raise error
     return item, result
 
 
@@ -112,15 +112,16 @@ def _serve(connection: Connection, make: Callable[[], Callable[[Any], Any]]) -> 
     """Work on items until the parent closes its end or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems on which it cannot be held back
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    function = make()
+    function = None
     with contextlib.suppress(EOFError, OSError):
         while True:
             item = connection.recv()
             try:
-                result = function(item)
+                function = function or make()
+                answer = function(item), None
             except Exception as error:  # whatever it is, the parent must raise it
-                result = error
-            connection.send(result)
+                answer = None, error
+            connection.send(answer)
 
 
 def _end_with_parent() -> None:
