@@ -118,9 +118,9 @@ def _serve(connection: Connection, make: Callable[[], Callable[[Any], Any]]) -> 
             item = connection.recv()
             try:
                 function = function or make()
-                answer = function(item), None
+                answer: tuple[Any, Exception | None] = (function(item), None)
             except Exception as error:  # whatever it is, the parent must raise it
-                answer = None, error
+                answer = (None, error)
             connection.send(answer)
 
 
