@@ -199,7 +199,7 @@ def start_table(bench: Bench) -> Table:
     return Table("(e) Start-up", note, ("command", "seconds"), rows)
 
 
-def tokenising_table(bench: Bench) -> Table:
+def tokenizing_table(bench: Bench) -> Table:
     """Return (f): raw text to ids."""
     say("tokenizing")
     rows = tokenizing.rows(ROOT / bench.sizes.raw, bench.sizes.tokenized, range(1, bench.threads + 1))
@@ -229,7 +229,7 @@ TABLES = {
     "product": product_table,  # of the two before
     "growth": growth_table,
     "start": start_table,
-    "tokenizing": tokenising_table,
+    "tokenizing": tokenizing_table,
     "reading": reading_table,
 }
 

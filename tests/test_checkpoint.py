@@ -191,6 +191,34 @@ def test_training_is_read_as_it_was_written(tmp_path, model, vocabulary, saved):
     assert repr(back.to_json()) == repr(state.to_json())
 
 
+def test_a_latest_model_is_used_without_the_decay_that_it_owes(tmp_path, model, vocabulary, saved):
+    """Read for use, `last.npz` gives the weights that an evaluation would have seen; read for training, those saved."""
+    state = TrainingState.begin(model, saved.origin.settings.training, vocabulary.counts)
+    state.optimizer.owed = 0.5
+    folder = ModelFolder(tmp_path)
+    save_training(folder.last, state, saved)
+    used, resumed = load_model(folder.path).model.parameters, load_training(folder)[0].model.parameters
+    for name, values in model.parameters.items():
+        kept = np.exp(-0.5) if name in ("U", "V") else 1
+        np.testing.assert_allclose(used[name], kept * values, rtol=1e-6, err_msg=name)
+        assert np.array_equal(resumed[name], values)
+
+
+@pytest.mark.parametrize("entry", ["optimizer/velocity/b1", "optimizer/velocity/U", "states"])
+def test_nothing_of_a_training_is_broadcast(tmp_path, model, vocabulary, saved, entry):
+    """Memory of the optimizer or states of a shape that is not the model's are damage, even if numpy would fit them."""
+    training = TrainingSettings(momentum=0.5)
+    saved = replace(saved, origin=replace(saved.origin, settings=replace(saved.origin.settings, training=training)))
+    state = TrainingState.begin(model, training, vocabulary.counts)
+    state.states = model.start(4)
+    folder = ModelFolder(tmp_path)
+    save_training(folder.last, state, saved)
+    arrays = dict(np.load(folder.last))
+    np.savez(folder.last, **{**arrays, entry: arrays[entry][..., :1]})
+    with pytest.raises(ModelError, match="is damaged"):
+        load_training(folder)
+
+
 def test_resuming_nothing_is_an_error(tmp_path):
     """A folder without last.npz has no training to go on with."""
     with pytest.raises(ModelError, match="no training to resume here; train without --resume"):

@@ -23,7 +23,7 @@ from rnnlm.model import RULES
 from rnnlm.training import default_streams
 
 ROOT = Path(__file__).parent.parent
-SENTENCE = re.compile(r"Error: .*\.\n\Z")  # what a user's mistake prints: one line, a full stop, nothing else
+SENTENCE = re.compile(r"Error: .*[^.]\.\n\Z")  # what a user's mistake prints: one line, one full stop, nothing else
 
 
 def sentences(count, seed=1):

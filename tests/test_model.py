@@ -737,7 +737,7 @@ def test_sgd_equals_its_formula(momentum: float, power: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["adagrad", "adam"])
-def test_adaptive_optimisers_equal_their_formulas(kind: str) -> None:
+def test_adaptive_optimizers_equal_their_formulas(kind: str) -> None:
     """Three steps equal the published formulas, written as loops over rows; rows that are not touched keep still."""
     theta = parameters()
     expected = {name: value.copy() for name, value in theta.items()}

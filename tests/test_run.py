@@ -1,17 +1,21 @@
 """Trainings without the command line: what a Python user does."""
 
 import itertools
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 import rnnlm
 from rnnlm import ModelFolder, RunSettings, begin, follow, load_model, resume, working
-from rnnlm.checkpoint import NetworkSettings
+from rnnlm.checkpoint import NetworkSettings, load_training
 from rnnlm.errors import ModelError, SettingsError
-from rnnlm.run import SaveEvery, Stopped
+from rnnlm.run import Changes, SaveEvery, Stopped
 from rnnlm.text import TextSettings
 from rnnlm.training import Evaluation, Progress, TrainingSettings
+from rnnlm.vocabulary import VocabularySettings
 
 TRAINING = TrainingSettings(window=5, streams=2, epochs=3)
 
@@ -68,19 +72,83 @@ def test_what_may_change_on_resuming(tmp_path, settings):
     """Epochs and patience may be raised; a finished run says so, and a caller's check may refuse."""
     folder = ModelFolder(tmp_path / "model")
     train(folder, settings)
+    trained = load_model(folder.path).origin.settings.training
     with working(1) as work, folder.held():
         with pytest.raises(SettingsError, match="training is finished, 3 epochs are done"):
             resume(folder)
-        events = list(follow(resume(folder, epochs=4), folder, work))
+        events = list(follow(resume(folder, changes=Changes(epochs=4)), folder, work))
         assert events[-1] == Stopped("4 epochs are done")
-        assert resume(folder, epochs=5).settings.epochs == 5
+        assert resume(folder, changes=Changes(patience=7, epochs=5)).settings == replace(trained, patience=7, epochs=5)
 
         def refuse(stored):
             assert stored.training.streams == 2
             raise SettingsError("no")
 
         with pytest.raises(SettingsError, match="no"):
-            resume(folder, epochs=5, check=refuse)
+            resume(folder, changes=Changes(epochs=5), check=refuse)
+
+
+@pytest.mark.parametrize(
+    ("how", "every"), [(SaveEvery(windows=2), 2), (SaveEvery(seconds=0), 1), (SaveEvery(seconds=1e6), 10**6)], ids=str
+)
+def test_a_run_is_saved_as_often_as_asked(tmp_path, settings, how, every):
+    """While a window is told, `last.npz` holds the latest of those before it that a saving was due at."""
+    folder = ModelFolder(tmp_path / "model")
+    with working(1) as work, folder.held():
+        for event in follow(begin(folder, settings), folder, work, how):
+            if isinstance(event, Evaluation):
+                break
+            assert load_training(folder)[0].window == (event.window - 1) // every * every
+        assert event.record["window"] > 4
+
+
+def test_a_stop_is_saved_at_once(tmp_path, settings):
+    """A run that is told to stop after its fourth window has saved that window, though no saving was due."""
+    folder = ModelFolder(tmp_path / "model")
+    count = itertools.count(1)
+    assert train(folder, settings, stopping=lambda: next(count) == 4)[-1] == Stopped(None)
+    assert load_training(folder)[0].window == 4
+
+
+def test_results_go_with_the_model_that_reached_them(tmp_path, settings):
+    """A new model takes the results of the one that it overwrites away; a resumed one keeps its own, history mended."""
+    folder = ModelFolder(tmp_path / "model")
+    train(folder, replace(settings, training=replace(TRAINING, epochs=2)))
+    history, best = folder.history.read_bytes(), folder.best.read_bytes()
+    folder.history.write_bytes(history.splitlines(keepends=True)[0])  # a kill came before the second line
+    with working(1) as work, folder.held():
+        run = resume(folder, changes=Changes(epochs=3))
+        assert folder.history.read_bytes() == history
+        list(follow(run, folder, work, stopping=lambda: True))
+        assert folder.best.read_bytes() == best
+        list(follow(begin(folder, settings, overwrite=True), folder, work, stopping=lambda: True))
+        assert not folder.best.exists()
+        assert not folder.history.exists()
+
+
+def test_blas_has_one_thread_while_a_workspace_shares_the_work():
+    """Inside `working`, each BLAS that is loaded is held to one thread, and let go afterwards."""
+
+    def threads():
+        return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+
+    if not threads():
+        pytest.skip("numpy was built with a BLAS that has no such limit")
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        with working(2) as work:
+            assert work.threads == 2
+            assert set(threads()) == {1}
+        assert set(threads()) == {2}
+
+
+def test_files_are_found_again_from_any_folder(tmp_path, settings, monkeypatch):
+    """Texts and a vocabulary file that were named from one folder are stored so that they are found from another."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.txt").write_text("the\ncat\n")
+    relative = replace(settings, corpus=("text.txt",), vocabulary=VocabularySettings(file=Path("words.txt")))
+    stored = begin(ModelFolder("model"), relative).saved.origin.settings
+    assert stored.corpus == (str(tmp_path / "text.txt"),)
+    assert stored.vocabulary.file == tmp_path / "words.txt"
 
 
 def test_a_model_is_in_the_way_unless_it_may_go(tmp_path, settings):

@@ -9,7 +9,7 @@ import pytest
 
 from rnnlm.checkpoint import ModelFolder, Origin, RunSettings, SavedModel, load_training, save_training
 from rnnlm.corpus import Corpus
-from rnnlm.errors import DivergenceError
+from rnnlm.errors import DivergenceError, SettingsError
 from rnnlm.model import RULES, ModelSettings, Workspace, initialize
 from rnnlm.text import Tokenizer
 from rnnlm.training import Evaluation, Progress, TrainingSettings, TrainingState, finished, train
@@ -154,6 +154,12 @@ def test_every_epoch_has_an_order_of_its_own():
     assert first != second != third != first
     assert orders(1) == [first, second, third]
     assert orders(2)[0] != first
+
+
+def test_settings_that_contradict_each_other_are_refused_when_they_are_made():
+    """Momentum goes with SGD alone, and no text need be read to say so."""
+    with pytest.raises(SettingsError, match="--momentum goes with --optimizer sgd, not adam"):
+        TrainingSettings(optimizer="adam", momentum=0.5)
 
 
 def test_threads_change_nothing():

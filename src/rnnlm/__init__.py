@@ -5,7 +5,10 @@ in `RunSettings`, in a `ModelFolder`, on the threads of `working`.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # so that a program's type checker knows what `__getattr__` will give
+    from rnnlm.run import ModelFolder, RunSettings, begin, follow, load_model, resume, working
 
 __version__ = "0.1.0"
 __all__ = ["ModelFolder", "RunSettings", "begin", "follow", "load_model", "resume", "working"]

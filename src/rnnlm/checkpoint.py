@@ -25,7 +25,7 @@ import numpy as np
 from rnnlm.corpus import Coverage
 from rnnlm.errors import ModelError
 from rnnlm.files import reason, replacing
-from rnnlm.model import CELLS, Array, LanguageModel, ModelSettings, parameter_table
+from rnnlm.model import CELLS, Array, LanguageModel, ModelSettings, Workspace, parameter_table
 from rnnlm.text import TextSettings, Tokenizer
 from rnnlm.training import TrainingSettings, TrainingState, make_optimizer
 from rnnlm.vocabulary import Vocabulary, VocabularySettings
@@ -192,9 +192,14 @@ def save_training(path: Path, state: TrainingState, saved: SavedModel) -> None:
 def load_model(path: str | Path) -> SavedModel:
     """Read a model from its folder (its best, or its last if there is no best yet) or from an `.npz`.
 
-    Raises ModelError when the file is missing, damaged, not a model, or of a newer format.
+    Raises ModelError when the file is missing, damaged, not a model, or of another format.
     """
-    return _saved_model(*_read(_model_file(Path(path))))
+    path, about, arrays = _read(_model_file(Path(path)))
+    if "state" not in about:
+        return _saved_model(path, about, arrays)
+    state, saved = _training(path, about, arrays)
+    state.optimizer.decay(saved.model.parameters, Workspace())  # it may be owed, and training only evaluates without
+    return saved
 
 
 def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
@@ -202,15 +207,23 @@ def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
     if not folder.last.exists():
         remedy = "train without --resume, or with --overwrite in the place of another model"
         raise ModelError(f"{folder.last}: there is no training to resume here; {remedy}")
-    path, about, arrays = _read(folder.last)
+    return _training(*_read(folder.last))
+
+
+def _training(path: Path, about: dict[str, Any], arrays: dict[str, Array]) -> tuple[TrainingState, SavedModel]:
     saved = _saved_model(path, about, arrays)
     with _damage_named(path):
         optimizer = make_optimizer(saved.origin.settings.training, saved.model, saved.vocabulary.counts)
         optimizer.owed = about["owed"]
         for name, memory in optimizer.memory.items():
             for slot, array in memory.items():
-                array[...] = arrays[f"optimizer/{slot}/{name}"]
+                found = arrays[f"optimizer/{slot}/{name}"]
+                if (found.shape, found.dtype) != (array.shape, array.dtype):  # nothing is broadcast or rounded
+                    raise ValueError("shapes of the optimizer's memory")
+                memory[slot] = found
         state = TrainingState(saved.model, optimizer, states=arrays.get("states"), **about["state"])
+        if state.states is not None and state.states[:, :, :1].shape != saved.model.start(1).shape:
+            raise ValueError("shape of states")
     return state, saved
 
 

@@ -5,7 +5,7 @@ The command line prints the sentence and exits; a program may catch the class th
     RnnlmError
     ├── TextError         a corpus cannot be read: encoding, reserved words, nothing in it
     ├── VocabularyError   a vocabulary cannot be made or read
-    ├── ModelError        a model file is missing, damaged, foreign, newer, or in the way
+    ├── ModelError        a model file is missing, damaged, foreign, of another format, or in the way
     ├── SettingsError     settings contradict each other, the data or the model
     └── DivergenceError   training left the numbers that float32 can hold, or got far worse than at its start
 """

@@ -39,8 +39,8 @@ from rnnlm.model import ModelSettings, Workspace, initialize
 from rnnlm.sources import STANDARD_INPUT, spooled
 from rnnlm.training import Evaluation, Progress, TrainingSettings, TrainingState, finished, train
 
-__all__ = ["Event", "ModelFolder", "NoPicture", "Run", "RunSettings", "SaveEvery", "Stopped", "begin", "follow"]
-__all__ += ["load_model", "resume", "working"]
+__all__ = ["Changes", "Event", "ModelFolder", "NoPicture", "Run", "RunSettings", "SaveEvery", "Stopped", "begin"]
+__all__ += ["follow", "load_model", "resume", "working"]
 
 
 @contextmanager
@@ -64,6 +64,14 @@ class Run(NamedTuple):
     def settings(self) -> TrainingSettings:
         """How the model is trained."""
         return self.saved.origin.settings.training
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What may change when a run is resumed; None: as it was. None of it decides what an epoch's steps compute."""
+
+    epochs: int | None = None
+    patience: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ def begin(
             f"{folder.path}: holds a model already; go on training it with --resume, replace it with --overwrite, "
             "or name another folder with --model"
         )
-    settings = replace(settings, corpus=_absolute(settings.corpus), valid=_absolute(settings.valid))
+    settings = _absolute(settings)
     text, valid = _read_texts(folder, settings, (None, None), processes, stage)
     training, network = settings.training.resolved(text.train.predictions), settings.network
     counts = text.vocabulary.counts
@@ -134,23 +142,22 @@ def resume(
     *,
     corpus: tuple[str, ...] = (),
     valid: tuple[str, ...] = (),
-    epochs: int | None = None,
-    patience: int | None = None,
+    changes: Changes = Changes(),
     check: Callable[[RunSettings], None] = lambda _settings: None,
     processes: int = 1,
     stage: Stage = silent,
 ) -> Run:
     """Read where training stopped, and the text that it was training on; the folder is to be held.
 
-    `corpus` and `valid` are where the texts are now, if elsewhere; `epochs` and `patience` replace those of the run.
-    `check` is given the settings of the run before any text is read, and may raise. Raises ModelError as
-    `load_training` does, and SettingsError where the texts are gone or others, or where training is finished.
+    `corpus` and `valid` are where the texts are now, if elsewhere; `changes` replace settings of the run. `check` is
+    given the settings of the run before any text is read, and may raise. Raises ModelError as `load_training` does, and
+    SettingsError where the texts are gone or others, or where training is finished.
     """
     state, saved = load_training(folder)
     settings, origin = saved.origin.settings, saved.origin
     check(settings)
-    training = settings.training
-    training = replace(training, epochs=epochs or training.epochs, patience=patience or training.patience)
+    changed = {name: value for name, value in vars(changes).items() if value is not None}
+    training = replace(settings.training, **changed)
     saved = replace(saved, origin=replace(origin, settings=replace(settings, training=training)))
     corpora = None if corpus or valid else reopen(folder.path, *origin.keys)
     if corpora is None:
@@ -192,17 +199,18 @@ def follow(
     saved_at = time.monotonic()
     try:
         for event in train(state, run.settings, corpus, valid, work, evaluating):
-            yield event
+            notes: list[Event] = []
             if isinstance(event, Progress):
                 windows, seconds = save_every.windows, save_every.seconds
                 due = event.window % windows == 0 if windows else time.monotonic() - saved_at >= seconds
             else:
-                yield from _save_evaluation(event, run, folder)
-                due = True
+                notes, due = _save_evaluation(event, run, folder), True
             stop = bool(stopping())
             if due or stop:
                 save_training(folder.last, state, saved)
                 saved_at = time.monotonic()
+            yield event  # all of it is on the disk: whoever stops listening here loses nothing
+            yield from notes
             if stop:
                 yield Stopped(None)
                 return
@@ -214,7 +222,7 @@ def follow(
     yield Stopped(finished(state, run.settings))
 
 
-def _save_evaluation(event: Evaluation, run: Run, folder: ModelFolder) -> Iterator[NoPicture]:
+def _save_evaluation(event: Evaluation, run: Run, folder: ModelFolder) -> list[Event]:
     """Save what an evaluation has shown: the history, the model if it is the best so far, the picture."""
     state = run.state
     folder.write_history(state.history)
@@ -224,12 +232,19 @@ def _save_evaluation(event: Evaluation, run: Run, folder: ModelFolder) -> Iterat
         save_model(folder.best, replace(run.saved, origin=origin))
     if can_draw():
         draw_curve(state.history, folder.curve)
-    elif len(state.history) == 1:
-        yield NoPicture()
+        return []
+    return [NoPicture()] if len(state.history) == 1 else []
 
 
-def _absolute(paths: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(path if path == STANDARD_INPUT else str(Path(path).absolute()) for path in paths)
+def _absolute(settings: RunSettings) -> RunSettings:
+    """Return the settings with files named so that they are found from any folder: a run may be resumed elsewhere."""
+
+    def named(paths: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(path if path == STANDARD_INPUT else str(Path(path).absolute()) for path in paths)
+
+    words = settings.vocabulary
+    words = replace(words, file=words.file and words.file.absolute())
+    return replace(settings, corpus=named(settings.corpus), valid=named(settings.valid), vocabulary=words)
 
 
 def _read_texts(

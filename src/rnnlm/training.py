@@ -44,20 +44,25 @@ class TrainingSettings:
     patience: int = 3  # epochs in a row without that improvement on the best, after which training stops
     seed: int = 1
 
+    def __post_init__(self) -> None:
+        """Raise SettingsError where settings contradict each other, before any text is read in vain."""
+        if self.momentum and self.optimizer != "sgd":
+            raise SettingsError(f"--momentum goes with --optimizer sgd, not {self.optimizer}; leave one of them out")
+
     @property
     def kind(self) -> str:
         """The key of the optimizer's rule."""
         return "momentum" if self.optimizer == "sgd" and self.momentum else self.optimizer
 
-    def resolved(self, predictions: int) -> TrainingSettings:
-        """Return the settings with what a text of so many predictions decides put in, and the rule's learning rate.
+    @property
+    def first_rate(self) -> float:
+        """The learning rate to begin with: the one asked for, or the rule's."""
+        return self.learning_rate or RULES[self.kind].learning_rate
 
-        Raises SettingsError where they contradict each other.
-        """
-        if self.momentum and self.optimizer != "sgd":
-            raise SettingsError(f"--momentum goes with --optimizer sgd, not {self.optimizer}; leave one of them out")
+    def resolved(self, predictions: int) -> TrainingSettings:
+        """Return the settings with what a text of so many predictions decides put in, and the rule's learning rate."""
         streams = self.streams or default_streams(predictions, self.window)
-        return replace(self, streams=streams, learning_rate=self.learning_rate or RULES[self.kind].learning_rate)
+        return replace(self, streams=streams, learning_rate=self.first_rate)
 
 
 def default_streams(predictions: int, window: int) -> int:
@@ -103,8 +108,8 @@ class TrainingState:
 
     @classmethod
     def begin(cls, model: LanguageModel, settings: TrainingSettings, counts: Array) -> TrainingState:
-        """Return the state before the first window; `settings` are resolved, `counts` (V,) the words' in training."""
-        return cls(model, make_optimizer(settings, model, counts), settings.learning_rate or math.nan)
+        """Return the state before the first window; `counts` (V,) says how often each word occurs in training."""
+        return cls(model, make_optimizer(settings, model, counts), settings.first_rate)
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the arrays."""

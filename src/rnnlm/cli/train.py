@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from rnnlm.training import Evaluation, Progress
 
 TEXT, SHAPE, TRAINING, RUN = "Text", "Model", "Training", "Running"
-# What may change when a run is resumed: none of it decides what an epoch's steps compute.
-CHANGEABLE = {"epochs", "patience"}
 
 
 @click.command(
@@ -229,15 +227,15 @@ def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
 
 
 def _resume(ctx: click.Context, folder: ModelFolder, options: dict[str, Any]) -> Run:
-    from rnnlm.run import resume
+    from rnnlm.run import Changes, resume
 
+    changeable = [item.name for item in dataclasses.fields(Changes)]
     run = resume(
         folder,
         corpus=options["corpus"],
         valid=options["valid"],
-        epochs=options["epochs"] if _given(ctx, "epochs") else None,
-        patience=options["patience"] if _given(ctx, "patience") else None,
-        check=lambda stored: _refuse_changes(ctx, stored),
+        changes=Changes(**{name: options[name] for name in changeable if _given(ctx, name)}),
+        check=lambda stored: _refuse_changes(ctx, stored, changeable),
         processes=options["threads"],
         stage=stage_bar,
     )
@@ -252,20 +250,19 @@ def _settings(options: dict[str, Any]) -> RunSettings:
     from rnnlm.training import TrainingSettings
     from rnnlm.vocabulary import VocabularySettings
 
-    file = options["vocabulary_file"]
     chosen = {**options, "streams": options["streams"] or 0}
     return RunSettings(
         corpus=options["corpus"],
         valid=options["valid"],
         valid_fraction=options["valid_fraction"],
         text=TextSettings(options["pretokenized"], options["lowercase"], options["encoding"]),
-        vocabulary=VocabularySettings(options["vocab_size"], options["min_count"], file and file.absolute()),
+        vocabulary=VocabularySettings(options["vocab_size"], options["min_count"], options["vocabulary_file"]),
         network=NetworkSettings(**{item.name: chosen[item.name] for item in dataclasses.fields(NetworkSettings)}),
         training=TrainingSettings(**{item.name: chosen[item.name] for item in dataclasses.fields(TrainingSettings)}),
     )
 
 
-def _refuse_changes(ctx: click.Context, stored: RunSettings) -> None:
+def _refuse_changes(ctx: click.Context, stored: RunSettings, changeable: list[str]) -> None:
     """Refuse an option that would make it another run than the one that is resumed."""
     words = {"vocab_size": stored.vocabulary.size, "min_count": stored.vocabulary.min_count}
     before = {**words, "vocabulary_file": stored.vocabulary.file, "valid_fraction": stored.valid_fraction}
@@ -275,7 +272,7 @@ def _refuse_changes(ctx: click.Context, stored: RunSettings) -> None:
         name = str(parameter.name)
         now = ctx.params.get(name)
         now = now.absolute() if name == "vocabulary_file" and now else now
-        if name in before and name not in CHANGEABLE and _given(ctx, name) and now != before[name]:
+        if name in before and name not in changeable and _given(ctx, name) and now != before[name]:
             raise SettingsError(
                 f"{parameter.opts[0]} is {now} here and was {before[name]} when this training began; leave it out to "
                 "resume, or train anew with --overwrite"
