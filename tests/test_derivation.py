@@ -494,10 +494,8 @@ def test_the_three_ways_of_adding_up_are_one_sum(K):
             from_later = remembered[k] * (W.T @ by_columns[k])
         np.testing.assert_allclose(by_columns, by_rows, atol=1e-12)
 
-    layers = [Layer(None, W, np.zeros(H))]
-    _, backward = recur(
-        x[:, None], remembered[:, None] == 1, np.ones((1, 1, 1, H)), layers, CELLS["elman"], K, Workspace()
-    )
+    layers, cell = [Layer(None, W, np.zeros(H))], CELLS["elman"]
+    _, backward = recur(x[:, None], remembered[:, None] == 1, np.ones((1, 1, 1, H)), layers, cell, K, Workspace())
     dz, gradients = backward(ds[:, None])
     np.testing.assert_allclose(dz[:, 0], by_rows, atol=1e-12)
     expected = sum(np.outer(by_rows[k], remembered[k] * s[k]) for k in range(T))
