@@ -11,6 +11,7 @@ import re
 import tokenize
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from rnnlm.model import (
     LanguageModel,
     Layer,
     ModelSettings,
+    Optimizer,
     Workspace,
     initialize,
     mean_weights,
@@ -285,13 +287,13 @@ def loss_by_loops(parameters: Values) -> float:
     return sum(E[0] for E in forward_by_loops(parameters)[3].values()) / len(INPUTS)
 
 
-def example_by_loops(truncate: int | None = None) -> Values:
+def example_by_loops(truncate: int | None = None, parameters: Values = PARAMETERS) -> Values:
     """Compute every number of the worked example, one component at a time."""
-    _, W, b, V, c = (PARAMETERS[name] for name in GIVEN)
+    _, W, b, V, c = (parameters[name] for name in GIVEN)
     units, words, N = range(len(b)), range(len(c)), len(INPUTS)
-    z, s, p, E = forward_by_loops(PARAMETERS)
+    z, s, p, E = forward_by_loops(parameters)
     found: dict[str, object] = {}
-    gradients = {name: np.zeros_like(PARAMETERS[name]) for name in GIVEN}
+    gradients = {name: np.zeros_like(parameters[name]) for name in GIVEN}
     for t in STEPS:
         found |= {f"z_{t}": z[t], f"s_{t}": s[t], f"p_{t}": p[t], f"E_{t}": E[t]}
         error = [p[t][m] - (m == TARGETS[t - 1]) for m in words]  # (5)
@@ -313,8 +315,8 @@ def example_by_loops(truncate: int | None = None) -> Values:
                 for j in units:
                     gradients["W"][i, j] += delta[i] * s[k - 1][j] / N  # (10)
             delta = [sum(W[m, i] * delta[m] for m in units) * (1 - s[k - 1][i] ** 2) for i in units]  # (9)
-    found["L"] = [loss_by_loops(PARAMETERS)]
-    found["perplexity"] = [math.exp(loss_by_loops(PARAMETERS))]
+    found["L"] = [loss_by_loops(parameters)]
+    found["perplexity"] = [math.exp(loss_by_loops(parameters))]
     return {name: np.array(value) for name, value in found.items()} | {f"d{name}": gradients[name] for name in GIVEN}
 
 
@@ -492,10 +494,8 @@ def test_the_three_ways_of_adding_up_are_one_sum(K):
             from_later = remembered[k] * (W.T @ by_columns[k])
         np.testing.assert_allclose(by_columns, by_rows, atol=1e-12)
 
-    layers = [Layer(None, W, np.zeros(H))]
-    _, backward = recur(
-        x[:, None], remembered[:, None] == 1, np.ones((1, 1, 1, H)), layers, CELLS["elman"], K, Workspace()
-    )
+    layers, cell = [Layer(None, W, np.zeros(H))], CELLS["elman"]
+    _, backward = recur(x[:, None], remembered[:, None] == 1, np.ones((1, 1, 1, H)), layers, cell, K, Workspace())
     dz, gradients = backward(ds[:, None])
     np.testing.assert_allclose(dz[:, 0], by_rows, atol=1e-12)
     expected = sum(np.outer(by_rows[k], remembered[k] * s[k]) for k in range(T))
@@ -527,11 +527,13 @@ def test_a_truncation_costs_as_many_products_as_the_page_says(K):
 # The listing, the triangle and the exercises
 
 
-def listing() -> Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return the double loop of the page."""
-    (source,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.M | re.S)
+(LISTING,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.M | re.S)
+
+
+def double_loop(source: str = LISTING) -> Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return the function that the page lists."""
     assert len(source.splitlines()) <= 25
-    scope: dict[str, object] = {}
+    scope: dict[str, Any] = {}
     exec(source, scope)  # our own page
     return scope["double_loop"]
 
@@ -548,7 +550,7 @@ def random_sentence() -> tuple[np.ndarray, ...]:
 def test_the_listing_is_what_model_computes(K):
     """The page's double loop and model.py give the same dU, dW and dV at each truncation, without biases."""
     x, y, U, W, V = random_sentence()
-    dU, dW, dV = listing()(x, y, U, W, V, K)
+    dU, dW, dV = double_loop()(x, y, U, W, V, K)
     parameters = {"U": U, "W": W, "b": np.zeros(3), "V": V, "c": np.zeros(5)}
     language_model = example_model(parameters, K)
     _, backward = language_model.losses(x[:, None], y[:, None], language_model.start(1), Workspace())
@@ -557,15 +559,23 @@ def test_the_listing_is_what_model_computes(K):
         np.testing.assert_allclose(in_full(gradients[name], expected.shape), expected, rtol=0, atol=1e-14)
 
 
-def test_with_T_rows_only_dW_is_wrong():  # noqa: N802 -- the letter of the page
+@pytest.mark.parametrize("K", [0, 1, 2, 3, 9])
+def test_the_listing_is_what_the_loops_compute(K):
+    """On the worked example's words, without biases, the listing gives N times the loops' gradients of the mean."""
+    parameters = {**PARAMETERS, "b": np.zeros_like(PARAMETERS["b"]), "c": np.zeros_like(PARAMETERS["c"])}
+    found, N = example_by_loops(K, parameters), len(INPUTS)
+    gradients = double_loop()(INPUTS, TARGETS, *(parameters[name] for name in "UWV"), K)
+    for name, gradient in zip("UWV", gradients, strict=True):
+        np.testing.assert_allclose(gradient, N * found[f"d{name}"], rtol=0, atol=1e-14, err_msg=name)
+
+
+@pytest.mark.parametrize("K", [0, 1, 4, 9])
+def test_with_T_rows_only_dW_is_wrong(K):  # noqa: N802 -- the letter of the page
     """With a state array of T rows instead of T + 1 the listing's dW changes, and nothing else."""
-    x, y, U, W, V = random_sentence()
-    honest = listing()
-    (source,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.M | re.S)
-    scope: dict[str, object] = {}
-    assert source.count("np.zeros((T + 1, H))") == 1
-    exec(source.replace("np.zeros((T + 1, H))", "np.zeros((T, H))"), scope)
-    (dU, dW, dV), (wrong_dU, wrong_dW, wrong_dV) = honest(x, y, U, W, V, 9), scope["double_loop"](x, y, U, W, V, 9)
+    sentence = random_sentence()
+    assert LISTING.count("np.zeros((T + 1, H))") == 1
+    wrong = double_loop(LISTING.replace("np.zeros((T + 1, H))", "np.zeros((T, H))"))
+    (dU, dW, dV), (wrong_dU, wrong_dW, wrong_dV) = double_loop()(*sentence, K), wrong(*sentence, K)
     assert np.array_equal(dU, wrong_dU)
     assert np.array_equal(dV, wrong_dV)
     assert np.abs(dW - wrong_dW).max() > 0.01
@@ -573,8 +583,7 @@ def test_with_T_rows_only_dW_is_wrong():  # noqa: N802 -- the letter of the page
 
 def test_every_line_of_the_listing_that_computes_has_its_number():
     """Equations (1) to (3) and (5) to (11) are named in the listing, each once."""
-    (source,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.M | re.S)
-    named = [int(number) for comment in re.findall(r"#(.*)", source) for number in re.findall(r"\((\d+)\)", comment)]
+    named = [int(number) for comment in re.findall(r"#(.*)", LISTING) for number in re.findall(r"\((\d+)\)", comment)]
     assert sorted(named) == [1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
 
 
@@ -610,6 +619,39 @@ def test_the_answers_are_right():
         np.testing.assert_allclose(
             np.squeeze(value), np.squeeze(expected[name]), rtol=0, atol=0.5000001 * 10.0**-decimals, err_msg=name
         )
+
+
+def test_a_rate_is_for_the_sum_of_the_errors():
+    """Plain SGD moves by lr times the gradient of the sum, and at 0.005 and 20 words by 0.1 times that of the mean."""
+    language_model, N, work = example_model(PARAMETERS), len(INPUTS), Workspace()
+    parameters, before = language_model.parameters, example_model(PARAMETERS).parameters
+    optimizer = Optimizer("sgd", parameters, language_model.settings, np.ones(3), power=0)
+    assert optimizer.rate(0.005, 20) == pytest.approx(0.1)
+    x, y = np.array(INPUTS)[:, None], np.array(TARGETS)[:, None]
+
+    def gradients(weights: np.ndarray) -> dict[str, Gradient]:
+        (_, _), backward = language_model.losses(x, y, language_model.start(1), work)
+        return backward(weights)
+
+    of_the_sum = {name: in_full(found, before[name].shape) for name, found in gradients(np.ones(y.shape)).items()}
+    optimizer.step(parameters, gradients(mean_weights(y)), optimizer.rate(0.005, N), work)
+    for name, value in parameters.items():
+        np.testing.assert_allclose(value, before[name] - 0.005 * of_the_sum[name], rtol=0, atol=1e-15, err_msg=name)
+    (printed_value,), decimals = printed("Exercises")["W_12 after the step"]
+    assert parameters["W1"][0, 1] == pytest.approx(printed_value, abs=0.5000001 * 10.0**-decimals)
+
+
+def test_decay_takes_several_steps_at_once():
+    """Both tables of words, and no other parameter, are multiplied by exp(-sum of eta * lambda), at once."""
+    language_model, work = example_model(PARAMETERS), Workspace()
+    parameters, before = language_model.parameters, example_model(PARAMETERS).parameters
+    optimizer = Optimizer("sgd", parameters, language_model.settings, np.ones(3), weight_decay=0.3)
+    for eta in (0.1, 0.2, 0.05):
+        optimizer.step(parameters, {}, eta, work)
+    optimizer.decay(parameters, work)
+    for name, value in parameters.items():
+        factor = math.exp(-0.3 * (0.1 + 0.2 + 0.05)) if name in "UV" else 1
+        np.testing.assert_allclose(value, factor * before[name], rtol=1e-14, err_msg=name)
 
 
 def norms_and_bound(scale: float, amplitude: float) -> tuple[list[float], list[float]]:
