@@ -318,9 +318,9 @@ def test_missing_mask_is_caught(check: Check, kind: Kind, monkeypatch: pytest.Mo
 
         def unmasked(streams: slice) -> object:
             keep[...] = 1
-            return walked.step_back(streams)
+            return walked.back(streams)
 
-        return walked._replace(step_back=unmasked)
+        return walked._replace(back=unmasked)
 
     monkeypatch.setattr(mathematics, "walk", walk)
     below = {name for name in parameter_table(kind.settings) if name not in ("V", "c")}

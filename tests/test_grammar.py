@@ -143,7 +143,7 @@ def test_quotations_questions_and_lists_are_complete(right: str, wrong: str) -> 
     assert not accepts(wrong)
 
 
-def test_capitalising_loses_nothing(drawn: dict[str, list[tuple[list[str], float]]]) -> None:
+def test_capitalizing_loses_nothing(drawn: dict[str, list[tuple[list[str], float]]]) -> None:
     """No name is also a lower-case word, so capitalizing keeps every probability, and can be undone."""
     capitalized = {word[0].upper() + word[1:] for word in GRAMMAR.words if word[0].islower()}
     assert not capitalized & GRAMMAR.words

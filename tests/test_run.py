@@ -92,13 +92,13 @@ def test_what_may_change_on_resuming(tmp_path, settings):
     ("how", "every"), [(SaveEvery(windows=2), 2), (SaveEvery(seconds=0), 1), (SaveEvery(seconds=1e6), 10**6)], ids=str
 )
 def test_a_run_is_saved_as_often_as_asked(tmp_path, settings, how, every):
-    """While a window is told, `last.npz` holds the latest of those before it that a saving was due at."""
+    """When a window is told, `last.npz` holds the latest window that a saving was due at, be it this one."""
     folder = ModelFolder(tmp_path / "model")
     with working(1) as work, folder.held():
         for event in follow(begin(folder, settings), folder, work, how):
             if isinstance(event, Evaluation):
                 break
-            assert load_training(folder)[0].window == (event.window - 1) // every * every
+            assert load_training(folder)[0].window == event.window // every * every
         assert event.record["window"] > 4
 
 

@@ -116,8 +116,8 @@ ENDLESS = """
         time.sleep(3600)
 
     if __name__ == "__main__":
-        print("ready", flush=True)
         try:
+            print("ready", flush=True)
             list(ordered(make, range(2), 2))
         except KeyboardInterrupt:
             sys.exit(130)

@@ -5,8 +5,9 @@ of docs/derivation.md, where each one is derived from the chain rule.
 
 Letters, everywhere: T steps, B streams, N = T*B positions, V words, D numbers in a word's row, H hidden units, G gates,
 M states of a cell, J tails, L layers, K truncation.
-`dX` is the gradient of the loss L with respect to X and has X's shape; a prime (W') is a transpose. The parameters W
-and b of layer 1 are called W1 and b1.
+`dX` has X's shape and is the gradient with respect to X: below, of the sum of all E_t; in the code each E_t has a weight,
+which is 1/N for their mean, the loss L. A prime (W') is a transpose. The B streams are the batch. The parameters W and b
+of layer 1 are called W1 and b1.
 
 Forward, for each stream: word x_t comes in, the state s_t sums up all that was read, p_t says which word comes next.
 
@@ -15,7 +16,7 @@ Forward, for each stream: word x_t comes in, the state s_t sums up all that was 
     (3)  p_t = softmax(V s_t + c)               V (V, H): a row for each word;  c (V,)
     (4)  E_t = -log p_t[y_t],   L = mean of E_t over the positions;  perplexity = exp(L)
 
-Backward: what E_t owes to z_k, at a step k <= t, is delta_t(k) = dE_t/dz_k; one product with W' moves it a step back.
+Backward: delta_t(k) = dE_t/dz_k, for steps k <= t; one product with W' moves it a step back.
 
     (5)  dE_t/d(V s_t + c) = p_t - 1_{y_t}      softmax and logarithm together: no other derivative is needed
     (6)  dV = sum_t (p_t - 1_{y_t}) s_t',   dc = sum_t (p_t - 1_{y_t})
@@ -104,7 +105,7 @@ class LanguageModel:
     def losses(
         self, x: Array, y: Array, states: Array, work: Workspace, dropout: Dropout | None = None
     ) -> tuple[tuple[Array, Array], Callable[[Array], Gradients]]:
-        """Say how surprising each target of a window is, with zeros put in where `dropout` is given.
+        """Return the loss -log p of each target of a window, with dropout where it is given.
 
         Takes words x and targets y (T, B), some of them perhaps IGNORED, and the states before the window (L, M, B, H).
         Returns the losses (T, B) in nats, zero where ignored, with the states after the window; and a function from the
@@ -113,7 +114,7 @@ class LanguageModel:
         """
         (s, states), read_backward = self.read(x, states, work, dropout)
         counted = np.flatnonzero(y.reshape(-1) != IGNORED)
-        at: Any = counted if counted.size < y.size else slice(None)  # a slice, as mostly: nothing is copied
+        at: Any = counted if counted.size < y.size else slice(None)  # mostly a slice, which copies nothing
         S, V, c = s.reshape(y.size, -1), self.parameters["V"], self.parameters["c"]  # S (N, H)
         losses = np.zeros(y.size, S.dtype)
         losses[at], softmax_backward = softmax_loss(S[at], y.reshape(-1)[at], V, c, self.settings.cutoffs, work)
@@ -151,11 +152,11 @@ def embed(x: Array, U: Array, dropout: Dropout | None, work: Workspace) -> tuple
 
 def sum_rows(ids: Array, values: Array) -> tuple[Array, Array]:
     """Add up the rows of values (N, D) that belong to the same id (N,). Returns the ids, ascending, and their sums."""
-    order = np.argsort(ids, kind="stable")
+    order = np.argsort(ids, kind="stable")  # (N,)
     unique, starts, counts = np.unique(ids[order], return_index=True, return_counts=True)
     sums = values[order[starts]]  # (different ids, D)
-    for k in np.flatnonzero(counts > 1):  # two to seven times as fast as np.add.reduceat: most words stand alone
-        np.add.reduce(values[order[starts[k] : starts[k] + counts[k]]], axis=0, out=sums[k])
+    for word in np.flatnonzero(counts > 1):  # most words stand alone, and are done
+        np.add.reduce(values[order[starts[word] : starts[word] + counts[word]]], axis=0, out=sums[word])
     return unique, sums
 
 
@@ -221,9 +222,7 @@ class Walked(NamedTuple):
     s: Array  # (T, B, H), the outputs
     states: Array  # (M, B, H), after the window
     dz: Array  # (T, B, G*H), where the way back puts the sum of delta_t(k) over t, for each k
-    # For some streams, a function from ds (M, ..., B, H) at a step, or several, to delta there; unless delta is the
-    # last that is wanted, it turns ds in place into the gradient of the states a step before.
-    step_back: Callable[[slice], Callable[[Array, Any, bool], Array]]
+    back: Callable[[slice], Callable[[Array, Any, bool], Array]]  # for some streams, what `step_back` does
     inputs: Callable[[Array], Array]  # from dz of some steps to the gradient of what came in there
     weights: Callable[[], tuple[Array | None, Array, Array]]  # from dz to dX, dW, db
 
@@ -233,9 +232,9 @@ def walk(inputs: Array, keep: Array, states: Array, layer: Layer, cell: Cell, wo
     (T, B, D), (X, W, b), H, M = inputs.shape, layer, layer.W.shape[1], len(cell.states)
     reads, recalls = cell.part(cell.reads, H), cell.part(cell.recalls, H)
     path = work.array("states", (M, T + 1, B, H), W.dtype)
-    before = work.array("before", (M, T, B, H), W.dtype)  # s_{t-1}, zero where a sentence begins
+    before = work.array("before", (M, T, B, H), W.dtype)  # the states before each step, zero where a sentence begins
     after, path[:, 0] = path[:, 1:], states  # after (M, T, B, H)
-    z, dz = (work.array(name, (T, B, len(b)), W.dtype) for name in ("z", "dz"))
+    z, dz = (work.array(name, (T, B, len(b)), W.dtype) for name in ("z", "dz"))  # both (T, B, G*H)
     came_in = inputs if X is None else work.product("XU", inputs.reshape(T * B, D), X.T).reshape(T, B, -1)
 
     def forward(streams: slice) -> None:
@@ -250,19 +249,6 @@ def walk(inputs: Array, keep: Array, states: Array, layer: Layer, cell: Cell, wo
 
     work.each(forward, stream_groups(B, H))
 
-    def step_back(streams: slice) -> Callable[[Array, Any, bool], Array]:
-        own_z, own_before, own_after = z[:, streams], before[:, :, streams], after[:, :, streams]
-        own_keep = keep[:, streams]
-
-        def step(ds: Array, at: Any, last: bool) -> Array:
-            delta = cell.backward(ds, own_z[at], own_before[:, at], own_after[:, at])
-            if not last:
-                ds[0] += (delta.reshape(-1, len(b))[:, recalls] @ W).reshape(ds[0].shape)  # (9)
-                ds *= own_keep[at]  # nothing reaches across the beginning of a sentence
-            return delta
-
-        return step
-
     def back_to_inputs(dz: Array) -> Array:
         dinputs: Array = dz[..., reads] if X is None else dz[..., reads] @ X
         return dinputs
@@ -272,7 +258,34 @@ def walk(inputs: Array, keep: Array, states: Array, layer: Layer, cell: Cell, wo
         dX = None if X is None else work.product("dX", flat[:, reads].T, inputs.reshape(T * B, D))
         return dX, work.product("dW", flat[:, recalls].T, s), flat.sum(axis=0)  # (10), (11)
 
-    return Walked(after[0], path[:, T].copy(), dz, step_back, back_to_inputs, weights)
+    def back(streams: slice) -> Callable[[Array, Any, bool], Array]:
+        own = (z[:, streams], before[:, :, streams], after[:, :, streams], keep[:, streams])
+        return lambda ds, at, last: step_back(ds, at, last, W, recalls, cell, *own)
+
+    return Walked(after[0], path[:, T].copy(), dz, back, back_to_inputs, weights)
+
+
+def step_back(
+    ds: Array,
+    at: Any,
+    last: bool,
+    W: Array,
+    recalls: slice,
+    cell: Cell,
+    z: Array,
+    before: Array,
+    after: Array,
+    keep: Array,
+) -> Array:
+    """Return delta `at` a step or several, from the gradient ds (M, ..., B, H) of the states there.
+
+    Unless it is the last that is wanted, ds becomes in place the gradient of the states a step before.
+    """
+    delta = cell.backward(ds, z[at], before[:, at], after[:, at])  # (..., B, G*H)
+    if not last:
+        ds[0] += (delta.reshape(-1, delta.shape[-1])[:, recalls] @ W).reshape(ds[0].shape)  # (9)
+        ds *= keep[at]  # nothing reaches across the beginning of a sentence
+    return delta
 
 
 def recur(
@@ -285,11 +298,11 @@ def recur(
     the gradient of the inputs and those of the parameters. The states before the window are constants. With `truncate`
     None the error of each output reaches back to them; with K it reaches K steps back, and no further, in every layer.
     """
-    remembered = keep[..., None].astype(states.dtype)  # (T, B, 1)
+    keep = keep[..., None].astype(states.dtype)  # (T, B, 1), 0 or 1
     walked: list[Walked] = []
     for number, layer in enumerate(layers):
         below = walked[-1].s if walked else inputs
-        walked.append(walk(below, remembered, states[number], layer, cell, work.part(f"layer {number + 1}")))
+        walked.append(walk(below, keep, states[number], layer, cell, work.part(f"layer {number + 1}")))
 
     def backward(ds: Array) -> tuple[Array, Gradients]:
         def back(streams: slice) -> None:
@@ -309,42 +322,43 @@ def recur(
 
 
 def by_columns(ds: Array, walked: list[Walked], streams: slice) -> None:
-    """Go back through some streams, nothing truncated, a layer after the other.
+    """Backpropagate through some streams without truncation, from the top layer down.
 
-    delta(k) = sum over t >= k of delta_t(k) obeys the same recursion as each delta_t: one pass serves all errors.
+    Lay delta_t(k) out with a row for each error t, a column for each step k. The sum of a column, delta(k) = sum over
+    t >= k of delta_t(k), obeys the same recursion as each delta_t: one pass serves all errors.
     """
     ds = ds[:, streams]  # (T, B, H)
     for one in reversed(walked):
         dstates = np.zeros((len(one.states), *ds.shape[1:]), ds.dtype)  # (M, B, H)
-        step_back, dz = one.step_back(streams), one.dz[:, streams]
+        back, dz = one.back(streams), one.dz[:, streams]  # dz (T, B, G*H)
         for t in reversed(range(len(ds))):
             dstates[0] += ds[t]
-            dz[t] = step_back(dstates, t, t == 0)
+            dz[t] = back(dstates, t, t == 0)
         if one is not walked[0]:
             ds = one.inputs(dz)
 
 
 def by_diagonals(ds: Array, walked: list[Walked], streams: slice, truncate: int) -> None:
-    """Go back through some streams, a lag after the other, all layers together; at lag j delta is delta_{k+j}(k).
+    """Backpropagate through some streams with errors that reach `truncate` steps back, lag by lag, all layers together.
 
-    For all k at once, row k of `dstates` holds dE_{k+j}/ds_k, and (9) makes the next lag of this one. What a layer
-    hands down at some lag has that many steps of its reach spent: truncated one by one, layers would reach too far.
+    At lag j, row k of `delta` is delta_{k+j}(k), and row k of `dstates` is dE_{k+j}/ds_k: a diagonal of the layout in
+    `by_columns`. What a layer hands down has spent that many steps of its reach: alone, each layer would reach too far.
     """
     ds = ds[:, streams]  # (T, B, H)
-    dstates = [np.zeros((len(one.states), *ds.shape), ds.dtype) for one in walked]
-    step_back = [one.step_back(streams) for one in walked]
+    dstates = [np.zeros((len(one.states), *ds.shape), ds.dtype) for one in walked]  # (M, T - lag, B, H) for each layer
+    back = [one.back(streams) for one in walked]
     for one in walked:
         one.dz[:, streams] = 0
     last = min(truncate, len(ds) - 1)
     for lag in range(last + 1):
         at = slice(0, len(ds) - lag)
         handed_down: Any = ds if lag == 0 else 0
-        for k in reversed(range(len(walked))):
-            dstates[k][0] += handed_down
-            delta = step_back[k](dstates[k], at, lag == last)
-            dstates[k] = dstates[k][:, 1:]  # no state of this window lies before its first step
-            walked[k].dz[at, streams] += delta
-            handed_down = walked[k].inputs(delta) if k else 0
+        for number in reversed(range(len(walked))):
+            dstates[number][0] += handed_down
+            delta = back[number](dstates[number], at, lag == last)  # (T - lag, B, G*H)
+            dstates[number] = dstates[number][:, 1:]  # no state of this window lies before its first step
+            walked[number].dz[at, streams] += delta
+            handed_down = walked[number].inputs(delta) if number else 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -360,7 +374,7 @@ def softmax_slice(
     not among these rows; and a function from the logarithm of the whole sum, log Z (n,), and the losses' weights (n,),
     which writes dV and dc, to dS.
     """
-    e = work.array("e", (len(S), len(V)), S.dtype)
+    e = work.array("e", (len(S), len(V)), S.dtype)  # (n, rows)
     np.matmul(S, V.T, out=e)
     e += c  # the logits of (3)
     here = np.flatnonzero((y >= 0) & (y < len(V)))
@@ -375,7 +389,7 @@ def softmax_slice(
     def backward(log_Z: Array, weights: Array, dV: Array, dc: Array) -> Array:
         # p = factor * e with factor = e^(peak - log Z), a number for each position. So p is never made: only S and dS,
         # which are thin, are multiplied by the factor, and what 1_y takes from p is divided by it and taken from e.
-        least = np.finfo(S.dtype).eps ** 2  # nothing beside 1, and its inverse is still a number
+        least = np.finfo(S.dtype).eps ** 2  # too small to matter beside 1, and its inverse is still finite
         factor = np.maximum(np.exp(peak - log_Z), least)  # (n,)
         e[target] -= 1 / factor[here]  # (5): p - 1_y = factor * e
         factor *= weights
@@ -392,7 +406,7 @@ def softmax_slice(
 def softmax_loss(
     S: Array, y: Array, V: Array, c: Array, cutoffs: tuple[int, ...], work: Workspace
 ) -> tuple[Array, Callable[[Array], tuple[Array, Gradient, Gradient]]]:
-    """Say how surprising each target is: states S (N, H), targets y (N,), V (V + J, H), c (V + J,).
+    """Return the loss -log p of each target: states S (N, H), targets y (N,), V (V + J, H), c (V + J,).
 
     Returns the losses (N,), in nats, and a function from the weights (N,) with which they enter L to (dS, dV, dc).
     The rows of V are cut into parts, which threads take one at a time; `softmax_parts` says what tails are.
@@ -470,10 +484,10 @@ def softmax_parts(S: Array, y: Array, rows: int, cutoffs: tuple[int, ...]) -> li
     """Say which rows of V are to be multiplied with which states: for S (N, H), words y (N,), and V of so many rows.
 
     Without cutoffs (J = 0) there is one softmax over all words. J cutoffs, ascending ranks of words, split off J tails
-    of rarer words, and p(word) becomes p(tail) p(word | tail) (Goodman 2001; Mikolov et al. 2011, with classes of one
-    kind; Grave et al. 2017, with few large ones): a softmax over a slot for each tail and the words before the first
-    cutoff at every position, and one over a tail's words at the few positions whose target lies there. The rows of V
-    are the J slots, then the words by rank: the row of tail j is j - 1, that of word w is w + J.
+    of rarer words, and p(word) becomes p(tail) p(word | tail) (Goodman 2001; Mikolov et al. 2011; Grave et al. 2017, the
+    adaptive softmax): a softmax over a slot for each tail and the words before the first cutoff at every position, and
+    one over a tail's words at the few positions whose target lies there. The rows of V are the J slots, then the words
+    by rank: the row of tail j is j - 1, that of word w is w + J.
     """
     J = len(cutoffs)
     edges = [0, *(cutoff + J for cutoff in cutoffs), rows]
@@ -495,7 +509,7 @@ def log_probabilities(S: Array, V: Array, c: Array, cutoffs: tuple[int, ...], wo
     """Return log p (B, V) of all words that may follow the states S (B, H)."""
     J, edges = len(cutoffs), [*cutoffs, len(V) - len(cutoffs)]
     logits = work.product("logits", V, S.T).T  # (B, V + J)
-    log_p = np.empty((len(S), len(V) - J), V.dtype)
+    log_p = np.empty((len(S), len(V) - J), V.dtype)  # (B, V)
 
     def normalize(streams: slice) -> None:
         own = logits[streams] + c
@@ -574,8 +588,7 @@ def initialize(
 ) -> LanguageModel:
     """Draw matrices uniformly from ±1/sqrt(fan-in), and set c so that the model starts from word frequencies.
 
-    `counts` (V,) says how often each word occurs in training. With c = log p(word) the first steps of training need
-    not be spent on learning it; a word that never occurs counts as half an occurrence.
+    `counts` (V,) says how often each word occurs in training: with c = log p(word) that need not be learned.
     """
     parameters: Parameters = {}
     for name, (shape, fan_in, role, ones) in parameter_table(settings).items():
@@ -670,8 +683,8 @@ RULES: dict[str, Rule] = {
 class Optimizer:
     """Steps against the gradients: for each parameter X, X -= rate * relative rate * direction.
 
-    The rows that a window does not touch are left alone, memory and all, as in lazy variants of these methods; weight
-    decay alone reaches them. `owed` is the sum of rate * weight decay over the steps whose decay is not yet applied.
+    The rows that a window does not touch are left alone, memory and all, as in lazy variants of these methods; only
+    weight decay reaches them. `owed` is the sum of rate * weight decay over steps whose decay is not yet applied.
     """
 
     def __init__(
@@ -701,11 +714,7 @@ class Optimizer:
         }
 
     def rate(self, learning_rate: float, predictions: int) -> float:
-        """Return the rate for the mean's gradient: a rate of SGD is for the sum over the predictions of a window.
-
-        So it need not change with the window and the number of streams. Where the rule divides by the gradient's size,
-        neither does the rate for the mean.
-        """
+        """Return the rate for the mean's gradient: a rate of SGD is for the sum over the predictions of a window."""
         return learning_rate * (1 if self.rule.scale_free else predictions)
 
     def step(
@@ -738,10 +747,7 @@ class Optimizer:
             self.decay(parameters, work)
 
     def decay(self, parameters: Parameters, work: Workspace) -> None:
-        """Apply the weight decay of the steps since the last time, the step along the gradient of the squared norm.
-
-        To be called before the parameters are used for anything but training; every DECAY_STEPS `step` does it.
-        """
+        """Multiply U and V by exp(-owed), for the steps since the last time; to be called before they are used."""
         if not self.owed:
             return
         factor, self.owed = math.exp(-self.owed), 0.0
@@ -758,8 +764,8 @@ BLOCK = 1 << 16  # numbers that stay in a core's cache from one elementwise pass
 PRODUCT_ROWS = 128  # rows of a product that one thread computes at a time
 STREAMS = 16  # streams whose next words' probabilities one thread computes at a time
 SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
-GROUP = 32  # streams that walk through a window on one thread: with fewer its products are too small,
-GROUP_NUMBERS = 6400  # and with fewer numbers in their states its calls, for which threads wait on each other
+GROUP = 32  # streams, at least, that one thread takes through a window: products of fewer rows are slow
+GROUP_NUMBERS = 6400  # numbers in their states, at least: below that, threads wait for the interpreter's lock
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -767,8 +773,8 @@ Result = TypeVar("Result")
 class Workspace:
     """Arrays that are used again for each window, and the threads that share the large products.
 
-    The threads run numpy calls, which release the interpreter's lock. Hold BLAS to one thread (threadpoolctl) while a
-    workspace with several is in use. How the work is cut never depends on `threads`, so neither does any result.
+    Numpy releases the interpreter's lock. Hold BLAS to one thread (threadpoolctl) while a workspace with several is in
+    use. How the work is cut never depends on `threads`, so neither does any result.
     """
 
     def __init__(self, threads: int = 1, pool: ThreadPoolExecutor | None = None) -> None:

@@ -135,7 +135,7 @@ TEXT, SHAPE, TRAINING, RUN = "Text", "Model", "Training", "Running"
     type=Number(0, 1, max_open=True),
     default=0.0,
     group=TRAINING,
-    help="Share of the last step that the next one repeats.",
+    help="Momentum of sgd; 0: none.",
 )
 @option(
     "--dropout",
@@ -156,7 +156,7 @@ TEXT, SHAPE, TRAINING, RUN = "Text", "Model", "Training", "Running"
     type=Number(0),
     default=5.0,
     group=TRAINING,
-    help="Greatest joint norm of the gradients; 0: none.",
+    help="Clip gradients to this global norm; 0: never.",
 )
 @option("--epochs", type=click.IntRange(1), default=20, group=TRAINING, help="Passes over the text, at most.")
 @option(
