@@ -6,8 +6,8 @@ of docs/derivation.md, where each one is derived from the chain rule.
 Letters, everywhere: T steps, B streams, N = T*B positions, V words, D numbers in a word's row, H hidden units, G gates,
 M states of a cell, J tails, L layers, K truncation.
 `dX` has X's shape and is the gradient with respect to X: below, of the sum of all E_t; in the code each E_t has a
-weight, which is 1/N for their mean, the loss L. A prime (W') is a transpose. The B streams are the batch. The parameters
-W and b of layer 1 are called W1 and b1.
+weight, which is 1/N for their mean, the loss L. A prime (W') is a transpose. The B streams are the batch. W and b of
+layer 1 are called W1 and b1.
 
 Forward, for each stream: word x_t comes in, the state s_t sums up all that was read, p_t says which word comes next.
 
@@ -484,10 +484,10 @@ def softmax_parts(S: Array, y: Array, rows: int, cutoffs: tuple[int, ...]) -> li
     """Say which rows of V are to be multiplied with which states: for S (N, H), words y (N,), and V of so many rows.
 
     Without cutoffs (J = 0) there is one softmax over all words. J cutoffs, ascending ranks of words, split off J tails
-    of rarer words, and p(word) becomes p(tail) p(word | tail) (Goodman 2001; Mikolov et al. 2011; the adaptive softmax of
-    Grave et al. 2017): a softmax over a slot for each tail and the words before the first cutoff at every position, and
-    one over a tail's words at the few positions whose target lies there. The rows of V are the J slots, then the words
-    by rank: the row of tail j is j - 1, that of word w is w + J.
+    of rarer words, and p(word) becomes p(tail) p(word | tail) (Goodman 2001; Mikolov et al. 2011; Grave et al. 2017,
+    the adaptive softmax): a softmax over a slot for each tail and the words before the first cutoff at every position,
+    and one over a tail's words at the few positions whose target lies there. The rows of V are the J slots, then the
+    words by rank: the row of tail j is j - 1, that of word w is w + J.
     """
     J = len(cutoffs)
     edges = [0, *(cutoff + J for cutoff in cutoffs), rows]
