@@ -138,6 +138,12 @@ def test_a_text_that_cannot_be_used_is_named_in_one_sentence(run, tmp_path, cont
     assert not Path("model").exists()
 
 
+def test_a_text_is_called_by_the_name_that_was_given(run):
+    """A message names a file as the user did, while the model keeps where it is."""
+    _, _, err = run("train", "missing.txt", *SMALL)
+    assert err.startswith("Error: missing.txt: ")
+
+
 def test_a_folder_is_no_text(run, tmp_path):
     """A directory where a text should be is told apart from a missing file."""
     code, _, err = run("train", tmp_path, *SMALL)

@@ -115,7 +115,6 @@ def begin(
             f"{folder.path}: holds a model already; go on training it with --resume, replace it with --overwrite, "
             "or name another folder with --model"
         )
-    settings = _absolute(settings)
     text, valid = _read_texts(folder, settings, (None, None), processes, stage)
     training, network = settings.training.resolved(text.train.predictions), settings.network
     counts = text.vocabulary.counts
@@ -129,7 +128,7 @@ def begin(
     )
     model = initialize(model_settings, counts, np.random.default_rng(training.seed))
     origin = Origin(
-        settings=replace(settings, training=training),
+        settings=_absolute(replace(settings, training=training)),
         keys=(text.train.key, valid.key),
         coverage=text.train.coverage(text.vocabulary),
     )
