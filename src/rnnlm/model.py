@@ -293,10 +293,9 @@ def recur(
 ) -> tuple[tuple[Array, Array], Callable[[Array], tuple[Array, Gradients]]]:
     """Walk L layers through a window: each reads the outputs of the one below.
 
-    Takes inputs (T, B, D), keep (T, B), false where a step begins a sentence and so forgets the state, and the states
-    before the window (L, M, B, H). Returns the outputs s (T, B, H) with the states after it; and a function from ds to
-    the gradient of the inputs and those of the parameters. The states before the window are constants. With `truncate`
-    None the error of each output reaches back to them; with K it reaches K steps back, and no further, in every layer.
+    Takes inputs (T, B, D), keep (T, B), false where a step begins a sentence and forgets the state, and the states
+    before the window (L, M, B, H), which are constants. Returns s (T, B, H) with the states after; and a function from
+    ds to the gradients of inputs and parameters. Errors reach `truncate` steps back in every layer; None: to the start.
     """
     keep = keep[..., None].astype(states.dtype)  # (T, B, 1), 0 or 1
     walked: list[Walked] = []
@@ -613,9 +612,8 @@ EPSILON, ADAM_MEAN, ADAM_SQUARE = 1e-8, 0.9, 0.999
 
 
 def joint_norm(gradients: Mapping[str, Gradient], work: Workspace) -> float:
-    """Euclidean norm of all gradients taken together, the one number that clipping compares."""
+    """Euclidean norm of all gradients taken together: float32 products of short blocks, summed in float64."""
     blocks = [values.reshape(-1) for gradient in gradients.values() for _, values in _blocks(gradient)]
-    # float32 products of short blocks, summed in float64: quick, and exact enough
     return math.sqrt(math.fsum(work.each(lambda block: float(np.dot(block, block)), blocks)))
 
 
@@ -641,10 +639,6 @@ class Rule(NamedTuple):
     slots: tuple[str, ...] = ()
     row_rates: bool = False  # whether rows of words have rates of their own, `word_rates`; the other rules find theirs
     scale_free: bool = False  # whether a gradient ten times as large gives the same direction
-
-
-def _sgd(gradient: Array, memory: list[Array], time: int, momentum: float) -> Array:
-    return gradient
 
 
 def _momentum(gradient: Array, memory: list[Array], time: int, momentum: float) -> Array:
@@ -673,7 +667,7 @@ def _adam(gradient: Array, memory: list[Array], time: int, momentum: float) -> A
 
 
 RULES: dict[str, Rule] = {
-    "sgd": Rule(_sgd, 0.00075, row_rates=True),
+    "sgd": Rule(lambda gradient, *_: gradient, 0.00075, row_rates=True),
     "momentum": Rule(_momentum, 0.00075, ("velocity",), row_rates=True),
     "adagrad": Rule(_adagrad, 0.05, ("squares",), scale_free=True),
     "adam": Rule(_adam, 0.002, ("mean", "square"), scale_free=True),
