@@ -326,6 +326,17 @@ def test_help_ends_with_an_example():
         assert re.search(rf"Example:\n(\s+rnnlm .*\n)*\s+.*\brnnlm {name}\b.*\Z", text.rstrip()), name
 
 
+def test_help_of_all_commands_shows_its_example_as_it_is_typed():
+    """The example of `rnnlm --help` stands in lines of its own, without marks; no help lists arguments as options."""
+    text = commands.get_help(click.Context(commands, info_name="rnnlm"))
+    assert text.endswith("  Example:\n    rnnlm train corpus.txt\n    rnnlm generate")
+    assert "\\b" not in text
+    for name in COMMANDS:
+        command = commands.get_command(click.Context(commands), name)
+        help_text = command.get_help(click.Context(command, info_name=f"rnnlm {name}"))
+        assert not re.search(r"^  \[?(CORPUS|FILE)", help_text, re.M), name
+
+
 def test_help_tells_the_rates_that_optimizers_begin_with():
     """The help of --lr, which cannot load the model's file, says what stands there; momentum begins as sgd does."""
     options = commands.get_command(click.Context(commands), "train").params

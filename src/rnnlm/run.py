@@ -208,7 +208,7 @@ def follow(
             if due or stop:
                 save_training(folder.last, state, saved)
                 saved_at = time.monotonic()
-            yield event  # all of it is on the disk: whoever stops listening here loses nothing
+            yield event  # saved before, where a saving is due: who stops listening here does not lose it
             yield from notes
             if stop:
                 yield Stopped(None)

@@ -38,16 +38,18 @@ class LazyGroup(click.Group):
         return command
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="rnnlm")
-def commands() -> None:
-    r"""Train word-level recurrent language models, and use them.
-
-    \b
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
     Example:
       rnnlm train corpus.txt
       rnnlm generate
-    """
+    """,
+)
+@click.version_option(__version__, prog_name="rnnlm")
+def commands() -> None:
+    """Train word-level recurrent language models, and use them."""
 
 
 def main() -> NoReturn:
