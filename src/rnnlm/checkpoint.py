@@ -1,111 +1,59 @@
-"""Files of a model: one versioned format, written whole or not at all.
+"""Files of a model: one versioned format, written whole or not at all, and believed in nothing.
 
 A file is an `.npz`, a zip archive of arrays, whose entry `rnnlm` holds JSON as UTF-8 bytes: the format's name and
 version, the settings, and everything else that is no array. Nothing is ever pickled. docs/formats.md lists the entries.
 
 A model's folder holds `best.npz`, self-contained, for scoring and generation; `last.npz`, which adds all that training
 needs to go on as if it had never stopped; `history.jsonl`, a line an evaluation; `curve.svg`; and `encoded-train`
-and `encoded-valid`, the texts.
+and `encoded-valid`, the texts. Until its first evaluation a run is in `new.npz`, and an older model stays as it is.
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from rnnlm.archive import REMEDY, Archive, foreign, reading, write
+from rnnlm.checking import Range, Unfit, fit, restore
 from rnnlm.corpus import Coverage
-from rnnlm.errors import ModelError
-from rnnlm.files import reason, replacing
+from rnnlm.errors import ModelError, RnnlmError
+from rnnlm.files import open_plain, reason, replacing
 from rnnlm.model import CELLS, Array, LanguageModel, ModelSettings, Workspace, parameter_table
-from rnnlm.text import TextSettings, Tokenizer
-from rnnlm.training import TrainingSettings, TrainingState, make_optimizer
-from rnnlm.vocabulary import Vocabulary, VocabularySettings
+from rnnlm.settings import Natural, NotNegative, RunSettings
+from rnnlm.text import Tokenizer
+from rnnlm.training import Record, TrainingState, make_optimizer
+from rnnlm.vocabulary import Vocabulary
 
 FORMAT = "rnnlm model"
-VERSION = 2
-REMEDY = "make room or name another --model"  # where a file of a model cannot be written
-
-
-@dataclass(frozen=True)
-class NetworkSettings:
-    """What is asked of the network; the vocabulary decides the rest of `ModelSettings`."""
-
-    hidden: int = 100  # H
-    clusters: int | None = None  # of words, in which the softmax is computed; None: as many as are quickest
-    truncate: int | None = None  # K; None: to the window's first step
-    carry_state: bool = False  # from sentence to sentence, in text order
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """All that decides what a training computes: its texts, how they become words, the network, the training."""
-
-    corpus: tuple[str, ...]  # paths, or - for standard input
-    valid: tuple[str, ...] = ()  # the same; none: the end of the corpus
-    valid_fraction: float = 0.05  # share of the corpus's sentences that is then held out
-    text: TextSettings = field(default_factory=TextSettings)
-    vocabulary: VocabularySettings = field(default_factory=VocabularySettings)
-    network: NetworkSettings = field(default_factory=NetworkSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as a value that JSON can hold."""
-        value = asdict(self)
-        value["vocabulary"]["file"] = None if self.vocabulary.file is None else str(self.vocabulary.file)
-        return value
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> RunSettings:
-        """Restore settings from what `to_json` gave. Raises KeyError or TypeError when the value is something else."""
-        words = dict(value["vocabulary"])
-        words["file"] = None if words["file"] is None else Path(words["file"])
-        return cls(
-            corpus=tuple(value["corpus"]),
-            valid=tuple(value["valid"]),
-            valid_fraction=value["valid_fraction"],
-            text=TextSettings(**value["text"]),
-            vocabulary=VocabularySettings(**words),
-            network=NetworkSettings(**value["network"]),
-            training=TrainingSettings(**value["training"]),
-        )
+VERSION = 3
+WORD_BYTES = 256  # of words in a file, the average that a reader accepts; a text of longer words has few of them
+SPARE_BYTES = 2**26  # and so many more
 
 
 @dataclass(frozen=True)
 class Origin:
     """Where a model comes from: its run, its text, and how far it had come."""
 
-    settings: RunSettings
+    run: str  # a random name, which all files of a run share
+    replaces: str | None  # the run whose files were here when this one began
+    settings: RunSettings  # with what was chosen in the place of None
+    chosen: tuple[str, ...]  # the names of the training settings that were not given
     keys: tuple[str, str]  # of the encoded corpora, training and validation
     coverage: Coverage  # of the training text
-    epoch: int = 0  # 0: not trained yet
-    window: int = 0
+    epoch: Natural = 0  # 0: not trained yet
+    window: Natural = 0
     valid_perplexity: float | None = None
-    history: tuple[dict[str, Any], ...] = ()  # a record for each evaluation so far
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a value that JSON can hold."""
-        return {**asdict(self), "settings": self.settings.to_json()}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Origin:
-        """Restore it from what `to_json` gave. Raises KeyError, TypeError or ValueError when it is something else."""
-        train_key, valid_key = value["keys"]
-        known = {
-            "settings": RunSettings.from_json(value["settings"]),
-            "keys": (train_key, valid_key),
-            "coverage": Coverage(**value["coverage"]),
-            "history": tuple(value["history"]),
-        }
-        return cls(**{**value, **known})
+    history: tuple[Record, ...] = ()  # of all evaluations so far
 
 
 @dataclass(frozen=True)
@@ -119,18 +67,26 @@ class SavedModel:
 
 
 class ModelFolder:
-    """The names of the files of one model."""
+    """The names of the files of one model, wherever the program goes afterwards.
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    Raises ModelError where there can be no such folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        name = os.fspath(path)
+        if not name or "\0" in name:
+            raise ModelError(f"{name!r} is no name of a folder; name one with --model")
+        self.name = Path(name)  # as messages call it
+        self.path = self.name.absolute()
         self.best = self.path / "best.npz"
         self.last = self.path / "last.npz"
+        self.new = self.path / "new.npz"
         self.history = self.path / "history.jsonl"
         self.curve = self.path / "curve.svg"
 
     def holds_model(self) -> bool:
         """Say whether training would overwrite anything here."""
-        return any(path.exists() for path in (self.best, self.last, self.history))
+        return any(os.path.lexists(path) for path in (self.best, self.last, self.new, self.history))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -144,13 +100,13 @@ class ModelFolder:
             handle = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             message = f"cannot be a model's folder ({reason(error)}); name another with --model"
-            raise ModelError(f"{self.path}: {message}") from None
+            raise ModelError(f"{self.name}: {message}") from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
             message = "another rnnlm is training here; wait for it, or name another folder with --model"
-            raise ModelError(f"{self.path}: {message}") from None
+            raise ModelError(f"{self.name}: {message}") from None
         try:
             yield
         finally:
@@ -162,21 +118,52 @@ class ModelFolder:
                         path.rmdir()
             os.close(handle)
 
-    def remove_results(self) -> None:
-        """Remove what an older model of this folder has reached, and keep `last.npz`, which is the new one's."""
-        for path in (self.best, self.history, self.curve):
-            path.unlink(missing_ok=True)
-
-    def write_history(self, history: list[dict[str, Any]]) -> None:
-        """Write all records, a line each."""
+    def write_history(self, run: str, history: list[Record]) -> None:
+        """Write all records, a line each, with the run's name."""
         with replacing(self.history, ModelError, REMEDY) as file:
-            file.writelines(json.dumps(record).encode() + b"\n" for record in history)
+            file.writelines(json.dumps({"run": run, **asdict(record)}).encode() + b"\n" for record in history)
+
+    def read_history(self, run: str) -> list[Record]:
+        """Read the records of a run; none where the file is missing or another run's. ModelError as elsewhere."""
+        records = []
+        for number, value in enumerate(self._history_lines(), 1):
+            if number == 1 and value.get("run") != run:
+                return []
+            del value["run"]
+            with sound(self.history):
+                records.append(restore(Record, value, f"line {number}"))
+        return records
+
+    def _history_lines(self) -> list[dict[str, Any]]:
+        if not os.path.lexists(self.history):
+            return []
+        with sound(self.history), open_plain(self.history) as file:
+            lines = [json.loads(line) for line in file.read(2**26).splitlines()]
+            if not all(isinstance(line, dict) and isinstance(line.get("run"), str) for line in lines):
+                raise ValueError("a line is not an object with the name of its run")
+            return lines
+
+    def run_to_replace(self) -> str | None:
+        """Name the run whose files are here; None where there are none that can be read."""
+        with suppress(ModelError):
+            return next(iter(self.runs().values()), None)
+        return None
+
+    def runs(self) -> dict[Path, str]:
+        """Name the run of each file here; raises ModelError where a file is not sound."""
+        runs = {}
+        for path in (self.best, self.last):
+            if os.path.lexists(path):
+                with reading(path) as archive, sound(path):
+                    runs[path] = _about(path, archive)["origin"]["run"]
+        lines = self._history_lines()
+        return {**runs, **({self.history: lines[0]["run"]} if lines else {})}
 
 
 def save_model(path: Path, saved: SavedModel) -> None:
     """Write a self-contained model."""
     arrays, about = _model_parts(saved)
-    _write(path, about, arrays)
+    write(path, about, arrays)
 
 
 def save_training(path: Path, state: TrainingState, saved: SavedModel) -> None:
@@ -186,144 +173,188 @@ def save_training(path: Path, state: TrainingState, saved: SavedModel) -> None:
         arrays |= {f"optimizer/{slot}/{name}": array for slot, array in memory.items()}
     if state.states is not None:
         arrays["states"] = state.states
-    _write(path, {**about, "state": state.to_json(), "owed": state.optimizer.owed}, arrays)
+    write(path, {**about, "state": state.to_json(), "owed": state.optimizer.owed}, arrays)
 
 
-def load_model(path: str | Path) -> SavedModel:
-    """Read a model from its folder (its best, or its last if there is no best yet) or from an `.npz`.
+def load_model(path: str | os.PathLike[str]) -> SavedModel:
+    """Read a model from its folder (its best, or its last if there is no best) or from an `.npz`.
 
     Raises ModelError when the file is missing, damaged, not a model, or of another format.
     """
-    path, about, arrays = _read(_model_file(Path(path)))
-    if "state" not in about:
-        return _saved_model(path, about, arrays)
-    state, saved = _training(path, about, arrays)
-    state.optimizer.decay(saved.model.parameters, Workspace())  # it may be owed, and training only evaluates without
+    state, saved = _load(_model_file(path))
+    if state is not None:
+        state.optimizer.decay(saved.model.parameters, Workspace())  # owed, as training only evaluates without
     return saved
 
 
 def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
-    """Read all that is needed to go on training. Raises ModelError as `load_model` does."""
-    if not folder.last.exists():
+    """Read all that is needed to go on training. Raises ModelError as `load_model` does.
+
+    Also where a file in the folder is of another run, which going on would overwrite.
+    """
+    path = folder.new if folder.new.exists() else folder.last
+    if not path.exists():
         remedy = "train without --resume, or with --overwrite in the place of another model"
-        raise ModelError(f"{folder.last}: there is no training to resume here; {remedy}")
-    return _training(*_read(folder.last))
-
-
-def _training(path: Path, about: dict[str, Any], arrays: dict[str, Array]) -> tuple[TrainingState, SavedModel]:
-    saved = _saved_model(path, about, arrays)
-    with _damage_named(path):
-        optimizer = make_optimizer(saved.origin.settings.training, saved.model, saved.vocabulary.counts)
-        optimizer.owed = about["owed"]
-        for name, memory in optimizer.memory.items():
-            for slot, array in memory.items():
-                found = arrays[f"optimizer/{slot}/{name}"]
-                if (found.shape, found.dtype) != (array.shape, array.dtype):  # nothing is broadcast or rounded
-                    raise ValueError("shapes of the optimizer's memory")
-                memory[slot] = found
-        state = TrainingState(saved.model, optimizer, states=arrays.get("states"), **about["state"])
-        if state.states is not None and state.states[:, :, :1].shape != saved.model.start(1).shape:
-            raise ValueError("shape of states")
+        raise ModelError(f"{folder.name}: there is no training to resume here; {remedy}")
+    state, saved = _load(path)
+    runs = folder.runs()
+    if path == folder.new and runs.get(folder.last) == saved.origin.run:  # it has been evaluated, and then was killed
+        state, saved = _load(folder.last)
+    if state is None:
+        raise ModelError(f"{path}: is no training to resume; put the run's own last.npz back, or train again")
+    origin = saved.origin
+    for file, run in runs.items():
+        if run != origin.run and (state.history or run != origin.replaces):
+            message = f"is of another run than {path.name}, and going on would overwrite it"
+            raise ModelError(f"{file}: {message}; put the file of this run back, or move one of them away")
+    if state.history and folder.best not in runs:
+        raise ModelError(
+            f"{folder.best}: is missing, though {path.name} says there was one; put it back, or train again"
+        )
     return state, saved
+
+
+def _load(path: Path) -> tuple[TrainingState | None, SavedModel]:
+    """Read a model, and where its training stands if the file says so."""
+    with reading(path) as archive, sound(path):
+        about = _about(path, archive)
+        saved = _saved_model(path, about, archive)
+        names = {"rnnlm", "vocabulary/words", "vocabulary/counts"}
+        names |= {f"parameters/{name}" for name in saved.model.parameters}
+        state = None
+        if "state" in about:
+            state = _training_state(about, archive, saved)
+            names |= {f"optimizer/{slot}/{name}" for name, kept in state.optimizer.memory.items() for slot in kept}
+            names |= {"states"} if state.states is not None else set()
+        if archive.names != names:
+            raise ValueError(f"it has an entry {min(archive.names - names)!r} that does not belong to it")
+    return state, saved
+
+
+def _about(path: Path, archive: Archive) -> dict[str, Any]:
+    """Return the JSON of a model's file, of which the format and the keys are checked."""
+    if "rnnlm" not in archive.names:
+        raise foreign(path)
+    about = archive.about()
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise foreign(path)
+    version = fit(Annotated[int, Range(1)], about.get("version"), "version")
+    if version != VERSION:
+        newer, older = ("a newer", "upgrade rnnlm to use it"), ("an older", "train the model again")
+        age, remedy = newer if version > VERSION else older
+        formats = f"format {version}, this one reads {VERSION}"
+        raise ModelError(f"{path}: was written by {age} rnnlm ({formats}); {remedy}")
+    keys = {"format", "version", "model", "tokenizer", "origin"} | ({"state", "owed"} if "state" in about else set())
+    if about.keys() != keys:
+        raise ValueError(f"it has the keys {', '.join(sorted(about))} and not {', '.join(sorted(keys))}")
+    return about
+
+
+def _saved_model(path: Path, about: dict[str, Any], archive: Archive) -> SavedModel:
+    settings = restore(ModelSettings, about["model"], "model")
+    if settings.cell not in CELLS:
+        raise ModelError(f"{path}: has cells of the kind {settings.cell!r}, which this rnnlm lacks; upgrade rnnlm")
+    _check_sizes(settings)
+    model = LanguageModel(settings, _numbers(archive, "parameters/", _shapes(settings)))
+    most = WORD_BYTES * settings.words + SPARE_BYTES
+    words = archive.array("vocabulary/words", np.uint8, None, most)
+    counts = archive.array("vocabulary/counts", np.int64, (settings.words,))
+    vocabulary = Vocabulary.from_arrays({"words": words, "counts": counts})
+    tokenizer = restore(Tokenizer, about["tokenizer"], "tokenizer")
+    if (tokenizer.punkt is None) != (tokenizer.settings.pretokenized or tokenizer.settings.lines):
+        raise Unfit("tokenizer.punkt", tokenizer.punkt, "what the text's settings need")
+    return SavedModel(model, vocabulary, tokenizer, restore(Origin, about["origin"], "origin"))
+
+
+def _check_sizes(settings: ModelSettings) -> None:
+    """Raise Unfit where no model has such sizes."""
+    ranges = {"words": Range(3), "hidden": Range(1, 100_000), "layers": Range(1, 100)}
+    for name, limits in {**ranges, "truncate": Range(0), "embedding": Range(1, 100_000)}.items():
+        value = getattr(settings, name)
+        if not limits.holds(value if value is not None else limits.low):
+            raise Unfit(f"model.{name}", value, f"a whole number {limits}")
+    edges = (0, *settings.cutoffs, settings.words)
+    if any(first >= second for first, second in itertools.pairwise(edges)):
+        raise Unfit("model.cutoffs", settings.cutoffs, f"a list of rising numbers between 0 and {settings.words}")
+
+
+def _shapes(settings: ModelSettings) -> dict[str, tuple[int, ...]]:
+    return {name: parameter.shape for name, parameter in parameter_table(settings).items()}
+
+
+def _numbers(archive: Archive, prefix: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Read float32 arrays of these shapes, all of whose numbers are finite."""
+    arrays = {}
+    for name, shape in shapes.items():
+        arrays[name] = archive.array(prefix + name, np.float32, shape)
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f"its entry {prefix}{name} has a number that is not finite")
+    return arrays
+
+
+def _training_state(about: dict[str, Any], archive: Archive, saved: SavedModel) -> TrainingState:
+    """Read where training stands: each number in its range, each array of the shape that the model's is."""
+    settings, shapes = saved.origin.settings.training, _shapes(saved.model.settings)
+    if settings.batch_size is None or settings.lr is None:
+        raise Unfit("origin.settings.training", None, "the batch size and the learning rate that were chosen")
+    optimizer = make_optimizer(settings, saved.model, saved.vocabulary.counts)
+    optimizer.owed = fit(NotNegative, about["owed"], "owed")
+    for slot in optimizer.rule.slots:
+        for name, array in _numbers(archive, f"optimizer/{slot}/", shapes).items():
+            if slot in ("square", "squares") and array.min() < 0:
+                raise ValueError(f"its entry optimizer/{slot}/{name} has a square below zero")
+            optimizer.memory[name][slot] = array
+    state = restore(TrainingState, about["state"], "state", model=saved.model, optimizer=optimizer, states=None)
+    if state.window:
+        layers, kinds, _, hidden = saved.model.start(1).shape
+        streams = min(settings.batch_size, saved.origin.coverage.sentences)
+        state.states = _numbers(archive, "", {"states": (layers, kinds, streams, hidden)})["states"]
+        if np.abs(state.states).max() > 1:
+            raise ValueError("its entry states has a number that no tanh gives")
+    return state
 
 
 def _model_parts(saved: SavedModel) -> tuple[dict[str, Array], dict[str, Any]]:
     arrays = {f"parameters/{name}": array for name, array in saved.model.parameters.items()}
     arrays |= {f"vocabulary/{name}": array for name, array in saved.vocabulary.to_arrays().items()}
     about = {
+        "format": FORMAT,
+        "version": VERSION,
         "model": asdict(saved.model.settings),
-        "tokenizer": saved.tokenizer.to_json(),
-        "origin": saved.origin.to_json(),
+        "tokenizer": asdict(saved.tokenizer),
+        "origin": asdict(saved.origin),
     }
     return arrays, about
 
 
-def _saved_model(path: Path, about: dict[str, Any], arrays: dict[str, Array]) -> SavedModel:
-    with _damage_named(path):
-        settings = ModelSettings(**{**about["model"], "cutoffs": tuple(about["model"]["cutoffs"])})
-        parts = {"parameters": {}, "vocabulary": {}}  # type: dict[str, dict[str, Array]]
-        for name, array in arrays.items():
-            group, _, item = name.partition("/")
-            if group in parts:
-                parts[group][item] = array
-        if settings.cell not in CELLS:
-            raise ModelError(f"{path}: has cells of the kind {settings.cell!r}, which this rnnlm lacks; upgrade rnnlm")
-        expected = {name: parameter.shape for name, parameter in parameter_table(settings).items()}
-        parameters = parts["parameters"]
-        if {name: array.shape for name, array in parameters.items()} != expected:
-            raise ValueError("shapes of parameters")
-        if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in parameters.values()):
-            raise ValueError("numbers of parameters")
-        vocabulary = Vocabulary.from_arrays(parts["vocabulary"])
-        if len(vocabulary) != settings.words:
-            raise ValueError("size of vocabulary")
-        model = LanguageModel(settings, parameters)
-        return SavedModel(model, vocabulary, Tokenizer.from_json(about["tokenizer"]), Origin.from_json(about["origin"]))
-
-
-def _model_file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    folder = ModelFolder(path)
-    if not folder.best.exists() and not folder.last.exists():
-        raise ModelError(
-            f"{path}: this folder holds no model; train one with `rnnlm train` or name another with --model"
-        )
-    return folder.best if folder.best.exists() else folder.last
-
-
-def _write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    text = json.dumps({"format": FORMAT, "version": VERSION, **about})
-    with replacing(path, ModelError, REMEDY) as file:
-        np.savez(file, allow_pickle=False, rnnlm=np.frombuffer(text.encode(), np.uint8), **arrays)
-
-
-def _read(path: Path) -> tuple[Path, dict[str, Any], dict[str, Array]]:
+def _model_file(path: str | os.PathLike[str]) -> Path:
+    """Return the file of a model that is to be used."""
     try:
-        with path.open("rb") as file, _damage_named(path):
-            if file.read(4) != b"PK\x03\x04":
-                raise _foreign(path)
-            file.seek(0)
-            archive = np.load(file, allow_pickle=False)
-            if "rnnlm" not in archive.files:
-                raise _foreign(path)
-            about = json.loads(archive["rnnlm"].tobytes())
-            _check_version(path, about)
-            arrays = {name: archive[name] for name in archive.files if name != "rnnlm"}
-    except FileNotFoundError:
-        raise ModelError(
-            f"{path}: there is no model here; train one with `rnnlm train` or name another with --model"
-        ) from None
-    except OSError as error:
-        remedy = "see to its permissions, or name another with --model"
-        raise ModelError(f"{path}: cannot be read ({reason(error)}); {remedy}") from None
-    return path, about, arrays
-
-
-def _check_version(path: Path, about: Any) -> None:
-    if about["format"] != FORMAT:
-        raise _foreign(path)
-    if about["version"] > VERSION:
-        raise ModelError(
-            f"{path}: was written by a newer rnnlm (format {about['version']}, this one reads {VERSION}); "
-            "upgrade rnnlm to use it"
-        )
-    if about["version"] < VERSION:
-        raise ModelError(
-            f"{path}: was written by an older rnnlm (format {about['version']}, this one reads {VERSION}); "
-            "train the model again"
-        )
-
-
-def _foreign(path: Path) -> ModelError:
-    return ModelError(f"{path}: is not a model of rnnlm; name a model's folder or its .npz with --model")
+        given = Path(path)
+        is_folder = given.is_dir()
+    except (TypeError, ValueError, OSError):
+        raise ModelError(f"{path!r} is no path; name a model's folder or its .npz") from None
+    if not is_folder:
+        return given
+    for name in ("best.npz", "last.npz"):
+        if os.path.lexists(given / name):
+            return given / name
+    if os.path.lexists(given / "new.npz"):
+        remedy = "go on with `rnnlm train --resume`, or name its new.npz to use it as it is"
+        raise ModelError(f"{given}: the model in this folder has not been evaluated yet; {remedy}")
+    remedy = "train one with `rnnlm train` or name another with --model"
+    raise ModelError(f"{given}: this folder holds no model; {remedy}")
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def sound(path: Path) -> Iterator[None]:
+    """Say of a file, in one sentence, what is wrong with it."""
     try:
         yield
-    except (ModelError, OSError):
+    except (ModelError, OSError, MemoryError):
         raise
-    except Exception:  # whatever a damaged archive makes zipfile, numpy, json or our own constructors raise
-        raise ModelError(f"{path}: is damaged or incomplete; use another copy of it, or train again") from None
+    except (Unfit, RnnlmError) as error:
+        raise ModelError(f"{path}: is damaged: {error}; use another copy of it, or train again") from None
+    except Exception as error:  # whatever a damaged archive makes zipfile, numpy or json raise
+        details = f": {error}" if type(error) is ValueError else ""
+        raise ModelError(f"{path}: is damaged or incomplete{details}; use another copy of it, or train again") from None

@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnlm.errors import SettingsError
+from rnnlm.settings import TextSettings, VocabularySettings
 from rnnlm.sources import Progress, Source
-from rnnlm.text import LEARNING_LIMIT, TextSettings, Tokenizer, nltk_version
-from rnnlm.vocabulary import SENTENCE_END, Vocabulary, VocabularySettings
+from rnnlm.text import LEARNING_LIMIT, Tokenizer, nltk_version
+from rnnlm.vocabulary import SENTENCE_END, Vocabulary, make_vocabulary, words_to_know
 
 _FORMAT = 1  # of the cache; raised whenever the same text and settings would give other ids
 _BLOCK = 2**20  # ids or bytes handled at once
@@ -148,6 +149,7 @@ def prepare(
     text_settings: TextSettings,
     vocabulary_settings: VocabularySettings,
     *,
+    known: tuple[Tokenizer, Vocabulary] | None = None,
     expected: str | None = None,
     valid_fraction: float = 0.0,
     processes: int = 1,
@@ -169,8 +171,8 @@ def prepare(
     """
     if not 0.0 <= valid_fraction < 1.0:
         raise SettingsError(f"--valid-fraction is {valid_fraction:g}; it must be at least 0 and less than 1")
-    listed = vocabulary_settings.checked()
-    words_kept: object = listed or [vocabulary_settings.size, vocabulary_settings.min_count]
+    listed = words_to_know(vocabulary_settings)
+    words_kept: object = listed or [vocabulary_settings.vocab_size, vocabulary_settings.min_count]
     entry = folder / "encoded-train"
     key = _key(sources, [asdict(text_settings), LEARNING_LIMIT, words_kept, valid_fraction], stage, expected)
     facts = _find(entry, key)
@@ -183,7 +185,7 @@ def prepare(
         cut, bounds = _cut(partial, valid_fraction)
         counts = _counts(partial, bounds, len(words))
         seen = {word: count for word, count in zip(words[1:], counts[0][1:].tolist(), strict=True) if count}
-        vocabulary = vocabulary_settings.make(seen, cut)
+        vocabulary = make_vocabulary(vocabulary_settings, seen, cut)
         parts = _renumber(partial, vocabulary, words, counts, stage)
         _write_vocabulary(partial, vocabulary)
         facts = {"key": key, "cut": cut, "parts": parts, "tokenizer": tokenizer.to_json()}

@@ -1,30 +1,59 @@
 """The learning curve as a picture; the only file that knows matplotlib, an optional extra."""
 
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rnnlm.archive import REMEDY
 from rnnlm.errors import ModelError
 from rnnlm.files import replacing
 
+if TYPE_CHECKING:
+    from rnnlm.training import Record
 
-def can_draw() -> bool:
-    """Say whether matplotlib is installed."""
-    import importlib.util
-
-    return importlib.util.find_spec("matplotlib") is not None
+STEPS = (1, 1.5, 2, 3, 4, 6, 8)  # of ticks, in each power of ten
 
 
-def draw_curve(history: list[dict[str, Any]], path: Path) -> None:
-    """Draw the perplexities of a run's evaluations over time, as an SVG; ModelError where it cannot be written."""
-    from matplotlib.figure import Figure
-
+def draw_curve(history: Sequence[Record], path: Path) -> str | None:
+    """Draw the perplexities of a run's evaluations by epoch, as an SVG, and return None; or say why it is not drawn."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        path.unlink(missing_ok=True)  # that of an older model would mislead
+        return "matplotlib is not installed (pip install matplotlib)"
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    seconds = [record["seconds"] for record in history]
-    for name, label in (("train_perplexity", "training, mean over the epoch"), ("valid_perplexity", "validation")):
-        axes.plot(seconds, [record[name] for record in history], marker=".", label=label)
-    axes.set(xlabel="seconds of training", ylabel="perplexity", yscale="log")
-    axes.grid(which="both", alpha=0.3)
+    whole = max(record.window for record in history)  # windows of an epoch
+    epochs = [record.epoch - 1 + min(record.window / whole, 1) for record in history]
+    training, validation = (
+        [getattr(record, name) for record in history] for name in ("train_perplexity", "valid_perplexity")
+    )
+    axes.plot(epochs, training, marker=".", label="training, mean over the epoch")
+    axes.plot(epochs, validation, marker=".", label="validation")
+    best = min(range(len(history)), key=validation.__getitem__)
+    axes.plot(
+        epochs[best], validation[best], "o", mfc="none", ms=10, color="black", label=f"best: {validation[best]:.2f}"
+    )
+    axes.set(xlabel="epoch", ylabel="perplexity", yscale="log")
+    _set_ticks(axes, min(training + validation), max(training + validation))
+    axes.grid(alpha=0.3)
     axes.legend()
-    with replacing(path, ModelError, "make room or name another --model") as file:
-        figure.savefig(file, format="svg")
+    try:
+        with replacing(path, ModelError, REMEDY) as file:
+            figure.savefig(file, format="svg")
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+def _set_ticks(axes: Any, lowest: float, highest: float) -> None:
+    """Put plain numbers at the ticks: round ones of a logarithmic scale, or equal steps where the range is small."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+    wide = highest > 3 * lowest
+    axes.yaxis.set_major_locator(LogLocator(subs=STEPS) if wide else MaxNLocator(6))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}" if lowest > 30 else "{x:,.4g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))

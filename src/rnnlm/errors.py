@@ -33,3 +33,8 @@ class SettingsError(RnnlmError):
 
 class DivergenceError(RnnlmError):
     """Training has diverged; the best model so far is kept."""
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number of things in words: 1 epoch, 2 epochs."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -1,6 +1,8 @@
-"""Files replaced whole or not at all, and what the system says of files as part of a sentence."""
+"""Files opened with care: plain ones to read, others replaced whole or not at all; errors in a sentence."""
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +14,18 @@ from rnnlm.errors import RnnlmError
 def reason(error: OSError) -> str:
     """Return what the system says, as part of a sentence."""
     return (error.strerror or str(error)).lower()
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a plain file to read it. Raises OSError where it is none: a pipe, say, could be waited for without end."""
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError:  # a NUL, which is in no path
+        raise FileNotFoundError(errno.ENOENT, "there is no such path", str(path)) from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return os.fdopen(number, "rb")
 
 
 @contextmanager

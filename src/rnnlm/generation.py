@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -10,48 +9,12 @@ import numpy as np
 
 from rnnlm.errors import ModelError, SettingsError
 from rnnlm.model import SENTENCE_END, Array, LanguageModel, Workspace, runs
+from rnnlm.settings import GenerationSettings
 
 SLOTS = 64  # sentences that advance side by side: enough for quick products
 SLOT_NUMBERS = 2**20  # and fewer where so many rows of V probabilities would have more numbers than this
 DRAWN = 16  # sentences whose next words one thread draws at a time
 RUN = 128  # words whose weights are summed before their running sum is wanted
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How the next word is drawn, and how long a sentence may be. Raises SettingsError where that cannot be.
-
-    The distribution is made in this order, and sums to one again after each step:
-
-    1. Words that may not come now are left out: `<unk>` unless `allow_unknown`, and `</s>` while there are fewer than
-       `min_words`.
-    2. p becomes p^(1/temperature). Temperature 0 is the limit: always the likeliest word.
-    3. `top_k` keeps the k likeliest words.
-    4. `top_p` keeps the smallest set of the likeliest words whose probability, of the distribution so far, reaches
-       top_p.
-
-    Where two words are equally likely the one with the lower id, the more frequent, counts as the likelier. The length
-    of a sentence counts the words of the prompt and not `</s>`; a sentence of `max_words` ends there.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None  # None: all words
-    top_p: float | None = None  # None: all words
-    min_words: int = 1
-    max_words: int = 100
-    allow_unknown: bool = False
-
-    def __post_init__(self) -> None:
-        possible = {
-            "--temperature takes a number from 0 upwards": 0 <= self.temperature < math.inf,
-            "--top-k takes a whole number from 1 upwards": self.top_k is None or self.top_k >= 1,
-            "--top-p takes a number above 0 and up to 1": self.top_p is None or 0 < self.top_p <= 1,
-            "--min-words takes a whole number from 0 upwards": self.min_words >= 0,
-            "--max-words takes a whole number from --min-words upwards": self.max_words >= self.min_words,
-        }
-        for requirement, holds in possible.items():
-            if not holds:
-                raise SettingsError(requirement)
 
 
 @dataclass
@@ -71,12 +34,14 @@ def generate(
     work: Workspace,
     prompt: Sequence[int] = (),
     settings: GenerationSettings | None = None,
+    before: Sequence[int] = (),
 ) -> Iterator[list[int]]:
     """Yield `count` sentences in order, each as the ids of the words that follow the prompt, without `</s>`.
 
-    Every sentence begins from a state of zero. Each has a random stream of its own, spawned from `generator` in order,
-    and the arrays have the same shape for any count: so the i-th sentence does not depend on how many are asked for,
-    nor on the number of threads. The work per sentence is at most `max_words` steps; nothing is drawn and thrown away.
+    Every sentence begins from a state of zero, or from that after the words of `before`, whole sentences. Each has a
+    random stream of its own, spawned from `generator` in order, and the arrays have the same shape for any count: so
+    the i-th sentence does not depend on how many are asked for, nor on the number of threads. The work per sentence is
+    at most `max_words` steps; nothing is drawn and thrown away.
 
     Raises SettingsError, before the first sentence, where the prompt holds `</s>` or is longer than `max_words`, and
     where the vocabulary has no word that may be drawn.
@@ -88,11 +53,12 @@ def generate(
     if room < 0:
         message = f"the prompt has {len(prompt)} words, more than a sentence may have ({settings.max_words})"
         raise SettingsError(f"{message}; raise --max-words or shorten --prompt")
-    if model.settings.words <= 2 - settings.allow_unknown and settings.min_words > len(prompt):
+    if model.settings.words <= 2 - settings.allow_unk and settings.min_words > len(prompt):
         raise SettingsError("the vocabulary has no word that may be drawn; give --allow-unk or --min-words 0")
     if room == 0:
         return iter([[] for _ in range(count)])
-    return _in_order(_finished(model, unknown_id, count, generator, work, prompt, settings))
+    first = read(model, [*before, *prompt], work)
+    return _in_order(_finished(model, unknown_id, count, generator, work, first, len(prompt), settings))
 
 
 def _in_order(finished: Iterator[_Sentence]) -> Iterator[list[int]]:
@@ -112,11 +78,15 @@ def _finished(
     count: int,
     generator: np.random.Generator,
     work: Workspace,
-    prompt: Sequence[int],
+    first: tuple[Array, Array],
+    prompted: int,
     settings: GenerationSettings,
 ) -> Iterator[_Sentence]:
-    """Yield sentences as they end; a slot whose sentence has ended takes the next one."""
-    first_log_p, first_states = _read(model, prompt, work)
+    """Yield sentences as they end; a slot whose sentence has ended takes the next one.
+
+    `first` is what `read` has made of the prompt, which has `prompted` words.
+    """
+    first_log_p, first_states = first
     slots = max(1, min(SLOTS, SLOT_NUMBERS // model.settings.words))
     log_p, states = first_log_p.repeat(slots, axis=0), first_states.repeat(slots, axis=2)  # (B, V), (L, M, B, H)
     coming = iter(range(count))
@@ -129,7 +99,7 @@ def _finished(
         if not running:
             return
         at = list(running)
-        lengths = np.array([len(prompt) + len(running[slot].words) for slot in at])
+        lengths = np.array([prompted + len(running[slot].words) for slot in at])
         allowed = _allowed(log_p[at], lengths, unknown_id, settings)
         uniform = np.array([running[slot].generator.random() for slot in at])
         read = np.full(slots, SENTENCE_END)
@@ -155,16 +125,16 @@ def _draw_all(log_p: Array, uniform: Array, settings: GenerationSettings, work: 
 
 def _allowed(log_p: Array, lengths: Array, unknown_id: int, settings: GenerationSettings) -> Array:
     """Put -inf in log p (B, V), which it overwrites, for words that may not follow `lengths` (B,) words."""
-    if not settings.allow_unknown:
+    if not settings.allow_unk:
         log_p[:, unknown_id] = -np.inf
     log_p[lengths < settings.min_words, SENTENCE_END] = -np.inf
     return log_p
 
 
-def _read(model: LanguageModel, prompt: Sequence[int], work: Workspace) -> tuple[Array, Array]:
-    """Return log p (1, V) of the words after the prompt, and the states (L, M, 1, H)."""
+def read(model: LanguageModel, words: Sequence[int], work: Workspace) -> tuple[Array, Array]:
+    """Return log p (1, V) of the word that comes after these, from the start of a text, and the states (L, M, 1, H)."""
     log_p, states = model.step(np.array([SENTENCE_END]), model.start(1), work)
-    for word in prompt:
+    for word in words:
         log_p, states = model.step(np.array([word]), states, work)
     return log_p, states
 

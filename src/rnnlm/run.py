@@ -1,54 +1,61 @@
-"""Trainings from beginning to end: begin one, resume one, follow one; the door for Python users.
+"""Trainings from beginning to end: begin one, resume one, follow one.
 
     folder = ModelFolder("model")
     with working(threads=2) as work, folder.held():
-        run = begin(folder, RunSettings(("corpus.txt",)))
+        run = begin(folder, RunSettings.of("corpus.txt", {"hidden": 200}))
         for event in follow(run, folder, work):
             ...
 
-Nothing here prints. What happens is an event, and whoever follows a run says when it shall stop.
+Nothing here prints. What happens is an event, and whoever follows a run says when it shall stop. `rnnlm.train` is
+all of this in one call.
 """
 
 from __future__ import annotations
 
+import secrets
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnlm.checkpoint import (
-    ModelFolder,
-    Origin,
-    RunSettings,
-    SavedModel,
-    load_model,
-    load_training,
-    save_model,
-    save_training,
-)
+from rnnlm.checking import fit_option
+from rnnlm.checkpoint import ModelFolder, Origin, SavedModel, load_model, load_training, save_model, save_training
 from rnnlm.clusters import choose_cutoffs
 from rnnlm.corpus import Corpus, Stage, TrainingText, encode, prepare, reopen, silent
-from rnnlm.curve import can_draw, draw_curve
+from rnnlm.curve import draw_curve
 from rnnlm.errors import DivergenceError, ModelError, SettingsError
-from rnnlm.model import ModelSettings, Workspace, initialize
+from rnnlm.model import LanguageModel, ModelSettings, Workspace, initialize
+from rnnlm.settings import NetworkSettings, RunSettings, TrainingSettings, flag
 from rnnlm.sources import STANDARD_INPUT, spooled
-from rnnlm.training import Evaluation, Progress, TrainingSettings, TrainingState, finished, train
+from rnnlm.training import (
+    Evaluation,
+    Progress,
+    TrainingState,
+    epoch_windows,
+    finished,
+    resolved,
+    train,
+)
 
-__all__ = ["Changes", "Event", "ModelFolder", "NoPicture", "Run", "RunSettings", "SaveEvery", "Stopped", "begin"]
-__all__ += ["follow", "load_model", "resume", "working"]
+CHANGEABLE = ("epochs", "patience")  # by which a resumed run may differ: they decide no step of an epoch
 
 
 @contextmanager
 def working(threads: int) -> Iterator[Workspace]:
-    """Yield a workspace whose threads share the work instead of BLAS's own, so that their number changes no result."""
+    """Yield a workspace whose threads share the work instead of BLAS's own, so that their number changes no result.
+
+    Numbers that overflow warn of nothing: whoever uses them looks, and says so in a sentence.
+    """
     import threadpoolctl
 
-    with threadpoolctl.threadpool_limits(1, user_api="blas"), closing(Workspace(threads)) as work:
+    quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore")
+    with quiet, threadpoolctl.threadpool_limits(1, user_api="blas"), closing(Workspace(threads)) as work:
         yield work
 
 
@@ -67,14 +74,6 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Changes:
-    """What may change when a run is resumed; None: as it was. None of it decides what an epoch's steps compute."""
-
-    epochs: int | None = None
-    patience: int | None = None
-
-
-@dataclass(frozen=True)
 class SaveEvery:
     """How often a run is saved, beside each evaluation: after so many windows or, where that is 0, seconds."""
 
@@ -83,8 +82,18 @@ class SaveEvery:
 
 
 @dataclass(frozen=True)
+class Started:
+    """A run has begun or is resumed; its texts are read."""
+
+    run: Run
+    resumed: bool
+
+
+@dataclass(frozen=True)
 class NoPicture:
-    """The learning curve is not drawn: matplotlib is not installed."""
+    """The learning curve is not drawn."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ class Stopped:
     reason: str | None  # why it is over; None: it was asked to stop, and can be resumed
 
 
-Event = Progress | Evaluation | NoPicture | Stopped
+Event = Started | Progress | Evaluation | NoPicture | Stopped
 
 
 def begin(
@@ -112,68 +121,116 @@ def begin(
     """
     if folder.holds_model() and not overwrite:
         raise ModelError(
-            f"{folder.path}: holds a model already; go on training it with --resume, replace it with --overwrite, "
+            f"{folder.name}: holds a model already; go on training it with --resume, replace it with --overwrite, "
             "or name another folder with --model"
         )
-    text, valid = _read_texts(folder, settings, (None, None), processes, stage)
-    training, network = settings.training.resolved(text.train.predictions), settings.network
-    counts = text.vocabulary.counts
-    positions = training.streams * (training.window or text.train.predictions // text.train.sentences)
-    model_settings = ModelSettings(
-        words=len(text.vocabulary),
-        hidden=network.hidden,
-        truncate=network.truncate,
-        carry_state=network.carry_state,
-        cutoffs=choose_cutoffs(counts, network.hidden, positions, network.clusters),
-    )
-    model = initialize(model_settings, counts, np.random.default_rng(training.seed))
+    known = load_model(settings.initial) if settings.initial is not None else None
+    if known is not None:
+        settings = _of_known(settings, known)
+    text, valid = _read_texts(folder, settings, (None, None), known, processes, stage)
+    training, counts = resolved(settings.training, text.train.predictions), text.vocabulary.counts
     origin = Origin(
+        run=secrets.token_hex(8),
+        replaces=folder.run_to_replace(),
         settings=_absolute(replace(settings, training=training)),
+        chosen=tuple(name for name, value in vars(settings.training).items() if value is None),
         keys=(text.train.key, valid.key),
         coverage=text.train.coverage(text.vocabulary),
     )
+    model = known.model if known is not None else _new_model(settings.network, training, text)
     saved = SavedModel(model, text.vocabulary, text.tokenizer, origin)
     return Run(TrainingState.begin(model, training, counts), saved, text.train, valid)
 
 
+def _of_known(settings: RunSettings, known: SavedModel) -> RunSettings:
+    """Return the settings of a run that begins with a model, which decides how texts become words, and the network."""
+    then = known.origin.settings
+    text = replace(then.text, encoding=settings.text.encoding)
+    return replace(settings, text=text, vocabulary=then.vocabulary, network=then.network)
+
+
+def _new_model(network: NetworkSettings, training: TrainingSettings, text: TrainingText) -> LanguageModel:
+    """Return a model of random weights for the words of a text."""
+    counts = text.vocabulary.counts
+    assert training.batch_size is not None  # as `resolved` has seen to
+    positions = training.batch_size * (training.bptt or text.train.predictions // text.train.sentences)
+    settings = ModelSettings(
+        words=len(text.vocabulary),
+        hidden=network.hidden,
+        truncate=network.bptt_truncate,
+        carry_state=network.carry_state,
+        cutoffs=choose_cutoffs(counts, network.hidden, positions, network.clusters),
+    )
+    return initialize(settings, counts, np.random.default_rng(training.seed))
+
+
 def resume(
     folder: ModelFolder,
-    *,
     corpus: tuple[str, ...] = (),
-    valid: tuple[str, ...] = (),
-    changes: Changes = Changes(),
-    check: Callable[[RunSettings], None] = lambda _settings: None,
+    given: Mapping[str, Any] = MappingProxyType({}),
+    *,
     processes: int = 1,
     stage: Stage = silent,
 ) -> Run:
     """Read where training stopped, and the text that it was training on; the folder is to be held.
 
-    `corpus` and `valid` are where the texts are now, if elsewhere; `changes` replace settings of the run. `check` is
-    given the settings of the run before any text is read, and may raise. Raises ModelError as `load_training` does, and
-    SettingsError where the texts are gone or others, or where training is finished.
+    `corpus` and `valid` among the options that are `given` are where the texts are now, if elsewhere; of the others,
+    those that decide no step of an epoch (CHANGEABLE) may be other than they were. Raises ModelError as `load_training`
+    does, and SettingsError where another option is not what it was, the texts are gone or others, or where training is
+    finished.
     """
     state, saved = load_training(folder)
     settings, origin = saved.origin.settings, saved.origin
-    check(settings)
-    changed = {name: value for name, value in vars(changes).items() if value is not None}
-    training = replace(settings.training, **changed)
+    moved: tuple[str, ...] = fit_option(tuple[str, ...], given.get("valid", ()), "valid")
+    training = replace(settings.training, **_changes(origin, given))
     saved = replace(saved, origin=replace(origin, settings=replace(settings, training=training)))
-    corpora = None if corpus or valid else reopen(folder.path, *origin.keys)
+    corpora = None if corpus or moved else reopen(folder.path, *origin.keys)
     if corpora is None:
-        again = replace(settings, corpus=corpus or settings.corpus, valid=valid or settings.valid)
-        for given, stored in ((corpus, settings.corpus), (valid, settings.valid)):
-            if not given and not all(Path(path).is_file() for path in stored):
+        for texts in (corpus or settings.corpus, moved or settings.valid):
+            if texts not in (corpus, moved) and not all(Path(path).is_file() for path in texts):
                 raise SettingsError(
-                    f"{', '.join(stored)}: the text is not there any more, nor encoded in {folder.path}; give it "
-                    f"again, as in rnnlm train TEXT --resume --model {shlex.quote(str(folder.path))}"
+                    f"{', '.join(texts)}: the text is not there any more, nor encoded in {folder.name}; give it "
+                    f"again, as in rnnlm train TEXT --resume --model {shlex.quote(str(folder.name))}"
                 )
-        text, valid_corpus = _read_texts(folder, again, origin.keys, processes, stage)
-        corpora = text.train, valid_corpus
-    folder.write_history(state.history)  # a kill may have come between a line of it and the state
+        again = replace(settings, corpus=corpus or settings.corpus, valid=moved or settings.valid)
+        known = saved if settings.initial is not None else None
+        text, valid = _read_texts(folder, again, origin.keys, known, processes, stage)
+        corpora = text.train, valid
+    epoch = epoch_windows(state, training, corpora[0])
+    if state.window > len(epoch) or (state.states is not None and state.states.shape[2] != epoch.streams):
+        raise ModelError(f"{folder.name}: is damaged: the training does not fit its text; train again with --overwrite")
     over = finished(state, training)
     if over:
-        raise SettingsError(f"{folder.path}: training is finished, {over}; give --epochs or --patience a higher number")
+        raise SettingsError(f"{folder.name}: training is finished, {over}; give --epochs or --patience a higher number")
+    if state.history:
+        folder.write_history(origin.run, state.history)  # a kill may have come between a line of it and the state
     return Run(state, saved, *corpora)
+
+
+def _changes(origin: Origin, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what may change of the options that are given; raises SettingsError where another one does."""
+    changes = {}
+    for name, value in given.items():
+        if name in CHANGEABLE:
+            changes[name] = value
+            continue
+        if name == "valid" and origin.settings.valid:
+            continue  # where the text is now
+        owner: Any = origin.settings
+        for group in RunSettings.groups():
+            if hasattr(getattr(owner, group), name):
+                owner = getattr(owner, group)
+        if not hasattr(owner, name):
+            raise SettingsError(f"there is no option {name!r}; rnnlm train --help lists them")
+        before, now = getattr(owner, name), getattr(replace(owner, **{name: value}), name)
+        if isinstance(now, Path):
+            now = now.absolute()
+        if now != before:
+            was = "was not given" if before is None else f"was {before}"
+            was = f"was not given ({before})" if name in origin.chosen else was
+            message = f"{flag(name)} is {now} here and {was} when this training began"
+            raise SettingsError(f"{message}; leave it out to resume, or train anew with --overwrite")
+    return changes
 
 
 def follow(
@@ -192,12 +249,10 @@ def follow(
     cannot be written.
     """
     state, saved, corpus, valid = run
-    save_training(folder.last, state, saved)
-    if not state.steps:  # only now may an older model go that this one overwrites
-        folder.remove_results()
+    _save(run, folder)
     saved_at = time.monotonic()
     try:
-        for event in train(state, run.settings, corpus, valid, work, evaluating):
+        for event in train(state, run.settings, corpus, valid, work, evaluating, saved.vocabulary.unknown_id):
             notes: list[Event] = []
             if isinstance(event, Progress):
                 windows, seconds = save_every.windows, save_every.seconds
@@ -206,33 +261,51 @@ def follow(
                 notes, due = _save_evaluation(event, run, folder), True
             stop = bool(stopping())
             if due or stop:
-                save_training(folder.last, state, saved)
+                _save(run, folder)
                 saved_at = time.monotonic()
             yield event  # saved before, where a saving is due: who stops listening here does not lose it
             yield from notes
             if stop:
                 yield Stopped(None)
                 return
+    except GeneratorExit:  # nobody listens any more; the state is one between two windows
+        _save(run, folder)
+        raise
     except DivergenceError as error:
-        kept = f"the best model so far is kept in {folder.best}" if folder.best.exists() else "no model was kept"
-        if not folder.best.exists():  # it has learned nothing: an untrained model would only mislead
-            folder.last.unlink()
+        if state.history:
+            raise DivergenceError(f"{error}; the best model so far is kept in {folder.name / 'best.npz'}") from None
+        folder.new.unlink(missing_ok=True)  # it has learned nothing: an untrained model would only mislead
+        kept = f"the older model in {folder.name} is kept" if folder.holds_model() else "no model was kept"
         raise DivergenceError(f"{error}; {kept}") from None
     yield Stopped(finished(state, run.settings))
 
 
+def _save(run: Run, folder: ModelFolder) -> None:
+    """Save where training stands; until the first evaluation beside the files of an older model, then in their place.
+
+    The time that it takes goes on the training clock.
+    """
+    began = time.perf_counter()
+    save_training(folder.last if run.state.history else folder.new, run.state, run.saved)
+    if run.state.history:
+        folder.new.unlink(missing_ok=True)
+    run.state.seconds += time.perf_counter() - began
+
+
 def _save_evaluation(event: Evaluation, run: Run, folder: ModelFolder) -> list[Event]:
-    """Save what an evaluation has shown: the history, the model if it is the best so far, the picture."""
-    state = run.state
-    folder.write_history(state.history)
+    """Save what an evaluation has shown: the model if it is the best so far, the history, the picture."""
+    state, began = run.state, time.perf_counter()
+    history = tuple(state.history)
     if event.improved:
-        reached: dict[str, Any] = {"epoch": state.epoch, "window": state.window, "history": tuple(state.history)}
-        origin = replace(run.saved.origin, valid_perplexity=event.record["valid_perplexity"], **reached)
+        perplexity = event.record.valid_perplexity
+        origin = replace(
+            run.saved.origin, valid_perplexity=perplexity, epoch=state.epoch, window=state.window, history=history
+        )
         save_model(folder.best, replace(run.saved, origin=origin))
-    if can_draw():
-        draw_curve(state.history, folder.curve)
-        return []
-    return [NoPicture()] if len(state.history) == 1 else []
+    folder.write_history(run.saved.origin.run, state.history)
+    state.seconds += time.perf_counter() - began
+    problem = draw_curve(history, folder.curve)
+    return [NoPicture(problem)] if problem and len(history) == 1 else []
 
 
 def _absolute(settings: RunSettings) -> RunSettings:
@@ -241,40 +314,42 @@ def _absolute(settings: RunSettings) -> RunSettings:
     def named(paths: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(path if path == STANDARD_INPUT else str(Path(path).absolute()) for path in paths)
 
-    words = settings.vocabulary
-    words = replace(words, file=words.file and words.file.absolute())
-    return replace(settings, corpus=named(settings.corpus), valid=named(settings.valid), vocabulary=words)
+    vocab, initial = settings.vocabulary.vocab, settings.initial
+    return replace(
+        settings,
+        corpus=named(settings.corpus),
+        valid=named(settings.valid),
+        vocabulary=replace(settings.vocabulary, vocab=vocab and vocab.absolute()),
+        initial=initial and str(Path(initial).absolute()),
+    )
 
 
 def _read_texts(
-    folder: ModelFolder, settings: RunSettings, expected: tuple[str | None, str | None], processes: int, stage: Stage
+    folder: ModelFolder,
+    settings: RunSettings,
+    expected: tuple[str | None, str | None],
+    known: SavedModel | None,
+    processes: int,
+    stage: Stage,
 ) -> tuple[TrainingText, Corpus]:
     """Tokenize and encode the training and the validation text, or find them encoded beside the model.
 
-    Where keys are expected, a text of another key is refused before anything is done.
+    Where keys are expected, a text of another key is refused before anything is done. Where a model is known, its
+    tokenizer and its vocabulary are used.
     """
-    if STANDARD_INPUT in settings.corpus and STANDARD_INPUT in settings.valid:
-        raise SettingsError("standard input is one text; name a file for the other of CORPUS and --valid")
+    tokenizer = known and replace(known.tokenizer, settings=settings.text)
+    how: dict[str, Any] = {"processes": processes, "stage": stage}
     with spooled(settings.corpus) as sources, spooled(settings.valid) as valid_sources:
         text = prepare(
             sources,
             folder.path,
             settings.text,
             settings.vocabulary,
+            known=(tokenizer, known.vocabulary) if known and tokenizer else None,
             valid_fraction=0.0 if settings.valid else settings.valid_fraction,
             expected=expected[0],
-            processes=processes,
-            stage=stage,
+            **how,
         )
         if text.valid is not None:
             return text, text.valid
-        valid = encode(
-            valid_sources,
-            folder.path,
-            text.tokenizer,
-            text.vocabulary,
-            expected=expected[1],
-            processes=processes,
-            stage=stage,
-        )
-        return text, valid
+        return text, encode(valid_sources, folder.path, text.tokenizer, text.vocabulary, expected=expected[1], **how)

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rnnlm.batches import windows
 from rnnlm.corpus import Corpus
 from rnnlm.errors import TextError
-from rnnlm.model import IGNORED, LanguageModel, Workspace
+from rnnlm.model import IGNORED, SENTENCE_END, LanguageModel, Workspace
 
 WINDOW_NUMBERS = 2**24  # the output layer holds so many numbers at once, V for each position of a window
 POSITIONS = 1024  # and more positions than this make its products no faster
@@ -112,3 +113,15 @@ def perplexity(
         log_likelihood=-total,
         known_log_likelihood=math.nan if unknown_id is None else -known,
     )
+
+
+def word_losses(model: LanguageModel, ids: NDArray[np.int32], work: Workspace) -> NDArray[np.float32]:
+    """Return -log p (N,), in nats, of each word of a text (N,) whose sentences end in `</s>`."""
+    positions = min(POSITIONS, max(1, WINDOW_NUMBERS // model.settings.words))
+    states, losses = model.start(1), np.empty(len(ids), np.float32)
+    read = np.concatenate(([SENTENCE_END], ids[:-1])).astype(np.int32)
+    for start in range(0, len(ids), positions):
+        part = slice(start, start + positions)
+        (found, states), _ = model.losses(read[part, None], ids[part, None], states, work)
+        losses[part] = found[:, 0]
+    return losses

@@ -16,6 +16,7 @@ from typing import Any
 
 from rnnlm import workers
 from rnnlm.errors import ModelError, TextError
+from rnnlm.settings import TextSettings
 from rnnlm.sources import Chunk, Progress, Source, check_encoding, plain_characters
 from rnnlm.vocabulary import UNKNOWN
 
@@ -30,21 +31,6 @@ _BLANK_LINES = re.compile(r"\n\s*\n")
 def nltk_version() -> str:
     """Return the version of NLTK, whose rules change a little from one to the next."""
     return importlib.metadata.version("nltk")
-
-
-@dataclass(frozen=True)
-class TextSettings:
-    """How a text becomes words.
-
-    Arguments:
-        pretokenized: one sentence a line, words separated by blanks; nothing is left to find.
-        lowercase: fold every word to lower case.
-        encoding: the text's encoding, by its Python name.
-    """
-
-    pretokenized: bool = False
-    lowercase: bool = False
-    encoding: str = "utf-8"
 
 
 # Tokenizing

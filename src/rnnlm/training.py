@@ -10,62 +10,43 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
-from rnnlm.batches import windows
+from rnnlm.batches import Windows, windows
+from rnnlm.checking import Checked
 from rnnlm.corpus import Corpus
-from rnnlm.errors import DivergenceError, SettingsError
+from rnnlm.errors import DivergenceError, counted
 from rnnlm.model import RULES, Array, Dropout, LanguageModel, Optimizer, Workspace, joint_norm, mean_weights
-from rnnlm.scoring import perplexity
+from rnnlm.scoring import Score, perplexity
+from rnnlm.settings import Count, Natural, NotNegative, Positive, TrainingSettings
 
+RATE_POWER = 0.5  # of rules whose rates follow word frequencies: measured, see docs/benchmarks.md
 RECENT = 50  # windows over which the loss is averaged before it is called divergent
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a model is trained."""
-
-    window: int = 35  # T, steps in a window; 0: a window is a sentence of each stream
-    streams: int = 0  # B, sequences that advance side by side; 0: by the size of the text, `default_streams`
-    optimizer: str = "sgd"  # a key of RULES
-    learning_rate: float | None = None  # of sgd, for the sum over a window's positions; None: its rule's
-    rate_power: float = 0.5  # rows of U, V and c learn at p(word)^-power; 0: all at the same rate
-    momentum: float = 0.0
-    dropout: float = 0.0  # share of the inputs' and outputs' numbers that are zeroed at each step
-    weight_decay: float = 0.0  # of half the squared norm of U and V, beside the mean loss
-    clip: float = 5.0  # greatest joint norm of the gradients of the mean loss; 0: none
-    epochs: int = 20
-    eval_every: int = 0  # windows between evaluations, beside the one after each epoch; 0: none
-    min_improvement: float = 0.003  # share by which an epoch must lower the perplexity, or the rate begins to fall
-    lr_decay: float = 2.0  # what the rate is divided by after each epoch from then on
-    patience: int = 3  # epochs in a row without that improvement on the best, after which training stops
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        """Raise SettingsError where settings contradict each other, before any text is read in vain."""
-        if self.momentum and self.optimizer != "sgd":
-            raise SettingsError(f"--momentum goes with --optimizer sgd, not {self.optimizer}; leave one of them out")
-
-    @property
-    def kind(self) -> str:
-        """The key of the optimizer's rule."""
-        return "momentum" if self.optimizer == "sgd" and self.momentum else self.optimizer
-
-    @property
-    def first_rate(self) -> float:
-        """The learning rate to begin with: the one asked for, or the rule's."""
-        return self.learning_rate or RULES[self.kind].learning_rate
-
-    def resolved(self, predictions: int) -> TrainingSettings:
-        """Return the settings with what a text of so many predictions decides put in, and the rule's learning rate."""
-        streams = self.streams or default_streams(predictions, self.window)
-        return replace(self, streams=streams, learning_rate=self.first_rate)
+def first_rate(settings: TrainingSettings) -> float:
+    """Return the learning rate to begin with: the one asked for, or the rule's."""
+    return settings.lr or RULES[_kind(settings)].learning_rate
 
 
-def default_streams(predictions: int, window: int) -> int:
+def _kind(settings: TrainingSettings) -> str:
+    """Return the key of the optimizer's rule."""
+    return "momentum" if settings.optimizer == "sgd" and settings.momentum else settings.optimizer
+
+
+def resolved(settings: TrainingSettings, predictions: int) -> TrainingSettings:
+    """Return settings with nothing left open: what a text of so many predictions decides, and the rule's rates."""
+    power = settings.rate_power
+    if power is None:
+        power = RATE_POWER if RULES[_kind(settings)].row_rates else 0.0
+    batch_size = settings.batch_size or default_batch_size(predictions, settings.bptt)
+    return replace(settings, batch_size=batch_size, lr=first_rate(settings), rate_power=power)
+
+
+def default_batch_size(predictions: int, window: int) -> int:
     """Choose B for a text: as many as leave 200 steps of SGD in an epoch, from 8 to 64.
 
     More streams make a step cheaper for each word, and fewer, longer steps. Beyond 64 products get hardly quicker, and
@@ -76,8 +57,22 @@ def default_streams(predictions: int, window: int) -> int:
 
 def make_optimizer(settings: TrainingSettings, model: LanguageModel, counts: Array) -> Optimizer:
     """Make the optimizer of a run; `counts` (V,) says how often each word occurs in training."""
-    power, weight_decay = settings.rate_power, settings.weight_decay
-    return Optimizer(settings.kind, model.parameters, model.settings, counts, settings.momentum, power, weight_decay)
+    power, weight_decay = settings.rate_power or 0.0, settings.weight_decay
+    return Optimizer(_kind(settings), model.parameters, model.settings, counts, settings.momentum, power, weight_decay)
+
+
+@dataclass(frozen=True)
+class Record(Checked):
+    """An evaluation, as a line of history.jsonl has it."""
+
+    epoch: Count
+    window: Natural  # windows of this epoch that were done
+    train_perplexity: Positive  # over this epoch's training text so far
+    valid_perplexity: Positive  # over the validation text
+    valid_perplexity_excluding_unknown: Positive | None  # over its predictions of known words; None: it has none
+    learning_rate: NotNegative  # of the steps before
+    seconds: NotNegative  # on the training clock
+    words_per_second: Natural
 
 
 @dataclass
@@ -86,35 +81,36 @@ class TrainingState:
 
     model: LanguageModel
     optimizer: Optimizer
-    learning_rate: float
-    epoch: int = 1
-    window: int = 0  # the next window of this epoch
+    learning_rate: NotNegative
+    epoch: Count = 1
+    window: Natural = 0  # the next window of this epoch
     states: Array | None = None  # (L, M, B, H) before that window; None at an epoch's start
-    steps: int = 0  # since the very beginning
+    steps: Natural = 0  # since the very beginning
     evaluated: bool = False  # whether the evaluation due at this window is done
     epoch_done: bool = False  # whether that was the last of this epoch
     decaying: bool = False  # whether the learning rate has begun to fall
-    poor_epochs: int = 0  # in a row, without a sufficient improvement on the best
+    poor_epochs: Natural = 0  # in a row, without a sufficient improvement on the best
     best_perplexity: float = math.inf  # of all evaluations
     best_epoch_perplexity: float = math.inf  # of those at the end of an epoch
     last_epoch_perplexity: float = math.inf
-    loss_sum: float = 0.0  # over this epoch
-    predictions: int = 0  # in this epoch
+    loss_sum: NotNegative = 0.0  # over this epoch
+    predictions: Natural = 0  # in this epoch
     first_loss: float = math.nan  # of the very first window
     recent_loss: float = math.nan  # running mean over about RECENT windows
-    seconds: float = 0.0  # on the training clock: from the first window, evaluations and savings included
-    epoch_seconds: float = 0.0  # in this epoch's windows alone
-    history: list[dict[str, Any]] = field(default_factory=list)  # a record for each evaluation
+    seconds: NotNegative = 0.0  # on the training clock: windows, evaluations and, added by who saves, savings
+    epoch_seconds: NotNegative = 0.0  # in this epoch's windows alone
+    history: list[Record] = field(default_factory=list)
 
     @classmethod
     def begin(cls, model: LanguageModel, settings: TrainingSettings, counts: Array) -> TrainingState:
         """Return the state before the first window; `counts` (V,) says how often each word occurs in training."""
-        return cls(model, make_optimizer(settings, model, counts), settings.first_rate)
+        return cls(model, make_optimizer(settings, model, counts), first_rate(settings))
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the arrays."""
-        arrays = {"model", "optimizer", "states"}
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in arrays}
+        arrays = {"model", "optimizer", "states", "history"}
+        numbers = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in arrays}
+        return {**numbers, "history": [asdict(record) for record in self.history]}
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,7 @@ class Progress:
 class Evaluation:
     """The model has been evaluated on the validation text."""
 
-    record: dict[str, Any]  # the line of history.jsonl
+    record: Record
     improved: bool  # whether this is the best model so far
     epoch_done: bool
 
@@ -144,47 +140,54 @@ def train(
     valid: Corpus,
     work: Workspace,
     evaluating: Callable[[int], object] | None = None,
+    unknown_id: int | None = None,
 ) -> Iterator[Progress | Evaluation]:
     """Train `state.model` on `corpus`, and yield an event after each window and after each evaluation on `valid`.
 
-    `evaluating` is told the number of predictions that an evaluation has made since its last call.
+    `evaluating` is told the number of predictions that an evaluation has made since its last call; `unknown_id` is that
+    of `<unk>`, if unknown words are to be told apart.
 
     Ends when `finished` says so. Raises DivergenceError when the loss is no longer a number, or ten times as perplexed
     over many windows as at the first one; the state is then that before the offending step.
     """
-    begin = time.perf_counter() - state.seconds
     while not finished(state, settings):
-        order = np.random.default_rng([settings.seed, state.epoch])
-        carry_state = state.model.settings.carry_state
-        epoch = windows(corpus, settings.streams, settings.window, order, carry_state)
+        epoch = epoch_windows(state, settings, corpus)
         if state.states is None:
             state.states = state.model.start(epoch.streams)
         while True:
             at_end = state.window == len(epoch)
             at_interval = settings.eval_every > 0 and state.window > 0 and state.window % settings.eval_every == 0
             if (at_end or at_interval) and not state.evaluated:
+                began = time.perf_counter()
                 state.optimizer.decay(state.model.parameters, work)
-                value = perplexity(state.model, valid, work, progress=evaluating).perplexity
-                improved = _evaluated(state, settings, value, begin, at_end)
+                score = perplexity(state.model, valid, work, unknown_id=unknown_id, progress=evaluating)
+                improved = _evaluated(state, settings, score, time.perf_counter() - began, at_end)
                 yield Evaluation(state.history[-1], improved, at_end)
             if at_end:
                 break
             predictions = _train_window(state, settings, *epoch[state.window], work)
             state.window += 1
             state.evaluated = False
-            state.seconds = time.perf_counter() - begin
             mean_loss = state.loss_sum / state.predictions
             yield Progress(state.epoch, state.window, len(epoch), predictions, math.exp(min(mean_loss, 700)))
         if not finished(state, settings):
             _begin_epoch(state)
 
 
+def epoch_windows(state: TrainingState, settings: TrainingSettings, corpus: Corpus) -> Windows:
+    """Return the windows of the epoch that a run is in."""
+    order = np.random.default_rng([settings.seed, state.epoch])
+    batch_size = settings.batch_size or default_batch_size(corpus.predictions, settings.bptt)
+    return windows(corpus, batch_size, settings.bptt, order, state.model.settings.carry_state)
+
+
 def finished(state: TrainingState, settings: TrainingSettings) -> str | None:
     """Say why training is over, or return None when it is not."""
     if (state.epoch_done or state.window == 0) and state.poor_epochs >= settings.patience:
-        return f"validation has not improved by {settings.min_improvement:.1%} for {state.poor_epochs} epochs"
+        epochs = counted(state.poor_epochs, "epoch")
+        return f"validation perplexity has not improved by {settings.min_improvement:.1%} for {epochs}"
     done = state.epoch if state.epoch_done else state.epoch - 1
-    return f"{done} epochs are done" if done >= settings.epochs else None
+    return f"{counted(done, 'epoch')} done" if done >= settings.epochs else None
 
 
 def _train_window(
@@ -213,7 +216,9 @@ def _train_window(
     state.states = states
     state.loss_sum += loss * predictions
     state.predictions += predictions
-    state.epoch_seconds += time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    state.epoch_seconds += seconds
+    state.seconds += seconds
     return predictions
 
 
@@ -238,23 +243,25 @@ def _divergence(state: TrainingState, what: str) -> DivergenceError:
     )
 
 
-def _evaluated(state: TrainingState, settings: TrainingSettings, value: float, begin: float, at_end: bool) -> bool:
+def _evaluated(state: TrainingState, settings: TrainingSettings, score: Score, seconds: float, at_end: bool) -> bool:
     """Record a perplexity, and let the learning rate follow at an epoch's end. Says whether it is the best."""
-    if not math.isfinite(value):
-        raise _divergence(state, "the validation perplexity is no longer a number")
+    value, known = score.perplexity, score.perplexity_excluding_unknown
+    if not math.isfinite(value) or not all(np.isfinite(array).all() for array in state.model.parameters.values()):
+        raise _divergence(state, "the model, or its validation perplexity, is no longer a number")
     improved = value < state.best_perplexity
     sufficient = 1 - settings.min_improvement
-    state.seconds = time.perf_counter() - begin
+    state.seconds += seconds
     state.history.append(
-        {
-            "epoch": state.epoch,
-            "window": state.window,
-            "train_perplexity": math.exp(min(state.loss_sum / state.predictions, 700)),
-            "valid_perplexity": value,
-            "learning_rate": state.learning_rate,
-            "seconds": round(state.seconds, 3),
-            "words_per_second": round(state.predictions / state.epoch_seconds),
-        }
+        Record(
+            epoch=state.epoch,
+            window=state.window,
+            train_perplexity=math.exp(min(state.loss_sum / state.predictions, 700)),
+            valid_perplexity=value,
+            valid_perplexity_excluding_unknown=known if math.isfinite(known) else None,
+            learning_rate=state.learning_rate,
+            seconds=round(state.seconds, 3),
+            words_per_second=round(state.predictions / max(state.epoch_seconds, 1e-9)),
+        )
     )
     if at_end:
         state.poor_epochs = 0 if value < state.best_epoch_perplexity * sufficient else state.poor_epochs + 1

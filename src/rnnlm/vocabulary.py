@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnlm.errors import VocabularyError
+from rnnlm.settings import VocabularySettings
 
 UNKNOWN = "<unk>"  # the unknown word, also where a text has it literally
 SENTENCE_START, SENTENCE_END = "<s>", "</s>"  # never words of a text
@@ -120,31 +120,17 @@ class Vocabulary:
             raise VocabularyError("the stored vocabulary is damaged; make its file again") from None
 
 
-@dataclass(frozen=True)
-class VocabularySettings:
-    """How the vocabulary is made: from the training text, or from a file, which then takes the place of the rest.
+def words_to_know(settings: VocabularySettings) -> list[str]:
+    """Return the words of the settings' file, none without one; raises VocabularyError before any work is done."""
+    return Vocabulary.from_file(settings.vocab, {}, 0).words if settings.vocab else []
 
-    Arguments:
-        size, min_count: as for `Vocabulary.from_counts`.
-        file: as for `Vocabulary.from_file`.
-    """
 
-    size: int | None = 8000
-    min_count: int = 1
-    file: Path | None = None
-
-    def checked(self) -> list[str]:
-        """Return the words of the file, none without one; raises VocabularyError before any work is done in vain."""
-        if self.file:
-            return Vocabulary.from_file(self.file, {}, 0).words
-        _check_size(self.size)
-        return []
-
-    def make(self, counts: Mapping[str, int], sentences: int) -> Vocabulary:
-        """Make the vocabulary of a training text; the arguments are those of `Vocabulary.from_counts`."""
-        if self.file:
-            return Vocabulary.from_file(self.file, counts, sentences)
-        return Vocabulary.from_counts(counts, sentences, self.size, self.min_count)
+def make_vocabulary(settings: VocabularySettings, counts: Mapping[str, int], sentences: int) -> Vocabulary:
+    """Make the vocabulary of a training text; the arguments are those of `Vocabulary.from_counts`."""
+    if settings.vocab:
+        return Vocabulary.from_file(settings.vocab, counts, sentences)
+    min_count = settings.min_count or (1 if UNKNOWN in counts else 2)
+    return Vocabulary.from_counts(counts, sentences, settings.vocab_size, min_count)
 
 
 def _check_size(size: int | None) -> None:

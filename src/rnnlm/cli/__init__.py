@@ -7,20 +7,25 @@ NLTK are loaded by the command that needs them.
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 import click
+from click.shell_completion import shell_complete
 
 from rnnlm import __version__
 from rnnlm.errors import RnnlmError
 
 COMMANDS = ("train", "generate", "evaluate", "gradcheck", "info")
 FAILED, INTERRUPTED = 1, 130  # exit codes; click's own for wrong usage is 2
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class LazyGroup(click.Group):
@@ -40,14 +45,14 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     epilog="""\b
     Example:
       rnnlm train corpus.txt
       rnnlm generate
     """,
 )
-@click.version_option(__version__, prog_name="rnnlm")
+@click.version_option(__version__, "-V", "--version", prog_name="rnnlm")
 def commands() -> None:
     """Train word-level recurrent language models, and use them."""
 
@@ -55,42 +60,69 @@ def commands() -> None:
 def main() -> NoReturn:
     """Run the command line, and exit: 0 done, 1 a failed check or run, 2 wrong usage, 130 interrupted."""
     _prepare_streams()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: temporary files are removed, training is saved
+    for number in STOP_SIGNALS:  # all as Ctrl-C: temporary files are removed, training is saved
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup has us ignore SIGHUP
+            signal.signal(number, _interrupt)
     sys.unraisablehook = _raise_again
+    try:
+        code = _run()
+    except Exception as error:
+        code = _failure(error)
+    except KeyboardInterrupt:
+        with suppress(OSError):  # the terminal may be gone
+            _say("Interrupted.")
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _run() -> int:
+    if instruction := os.environ.get("_RNNLM_COMPLETE"):  # a shell asks what may come next
+        return shell_complete(commands, {}, "rnnlm", "_RNNLM_COMPLETE", instruction)
     try:  # commands.main() would turn a closed pipe into a failure
         with commands.make_context("rnnlm", sys.argv[1:]) as context:
-            code = commands.invoke(context)
+            commands.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
-        code = stop.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        _say("Interrupted.")
-        code = INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has seen enough; python must not complain at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except RnnlmError as error:
-        _say(f"Error: {error}.")
-        code = FAILED
-    except MemoryError:
-        _say("Error: there is not enough memory for this; make --hidden, --vocab-size, --streams or --window smaller.")
-        code = FAILED
-    except OSError as error:
-        _say(f"Error: {error.filename or 'standard output'}: {(error.strerror or str(error)).lower()}.")
-        code = FAILED
-    except Exception as error:
-        if os.environ.get("RNNLM_TRACEBACK"):
-            raise
-        _say(
-            f"Error: this is a defect of rnnlm ({type(error).__name__}: {error}); "
-            "please report it with what RNNLM_TRACEBACK=1 prints."
-        )
-        code = FAILED
-    sys.exit(code if isinstance(code, int) else 0)
+        return stop.exit_code
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    return 0
+
+
+def _failure(error: Exception) -> int:
+    """Say what is wrong, in a sentence, and return the exit code."""
+    match error:
+        case click.ClickException():
+            return _show(error)
+        case BrokenPipeError():  # whoever read our output has seen enough; Python must not complain at exit either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 0
+        case RnnlmError():
+            _say(f"Error: {error}.")
+        case MemoryError():
+            _say("Error: there is not enough memory; make --hidden, --vocab-size, --batch-size or --bptt smaller.")
+        case RuntimeError() if "can't start new thread" in str(error):
+            _say("Error: the system gives us no further thread; give a smaller --threads.")
+        case OSError():
+            reason = (error.strerror or str(error)).lower()
+            remedy = "make room on the disk, or see to its permissions"
+            _say(f"Error: {error.filename or 'standard output'}: {reason}; {remedy}.")
+        case _ if os.environ.get("RNNLM_TRACEBACK"):
+            raise error
+        case _:
+            what = f"{type(error).__name__}: {error}"
+            _say(f"Error: this is a defect of rnnlm ({what}); please report it with what RNNLM_TRACEBACK=1 prints.")
+    return FAILED
+
+
+def _show(error: click.ClickException) -> int:
+    """Say what is wrong with a command line, and how to learn more; return the exit code."""
+    from rnnlm.cli.options import usage_sentence
+
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        _say(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} -h' for help.\n")
+    _say(f"Error: {usage_sentence(error)}")
+    return error.exit_code
 
 
 def _prepare_streams() -> None:
@@ -116,4 +148,10 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _say(message: str) -> None:
+    """Write a message on standard error; a name of a file may hold what would move a terminal's cursor."""
+    message = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", message)
+    if sys.stderr.isatty() and "\n" not in message:
+        from rnnlm.cli.progress import wrapped
+
+        message = wrapped(message)
     click.echo(message, err=True)

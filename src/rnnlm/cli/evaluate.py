@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
 
-from rnnlm.cli.options import Command, json_option, model_option, option, threads_option
-from rnnlm.cli.progress import bar, say, stage_bar
+from rnnlm.cli.options import Command, Value, json_option, model_option, option, threads_option
+from rnnlm.cli.progress import bar, stage_bar, warn
 
 if TYPE_CHECKING:
-    from rnnlm.checkpoint import SavedModel
-    from rnnlm.model import Workspace
     from rnnlm.scoring import Score
-    from rnnlm.text import Tokenizer
 
 
 @click.command(
     cls=Command,
+    short_help="Print the perplexity of a text.",
     epilog="""\b
     Example:
       echo "This is a sentence." | rnnlm evaluate -
@@ -28,51 +26,47 @@ if TYPE_CHECKING:
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(allow_dash=True))
 @model_option()
-@option("--pretokenized", is_flag=True, help="One sentence a line, words separated by blanks, whatever the corpus was.")
-@option("--encoding", show_default="that of the training text", help="Encoding of the files.")
+@option(
+    "--pretokenized", is_flag=True, show_default=False, help="Read one sentence per line, words separated by blanks."
+)
+@option("--lines", is_flag=True, show_default=False, help="Read one sentence per line, and tokenize it into words.")
+@option("--encoding", type=Value(str), show_default="that of the training text", help="Encoding of the files.")
 @threads_option()
 @json_option()
 def evaluate(
-    files: tuple[str, ...], model: Path, pretokenized: bool, encoding: str | None, threads: int, as_json: bool
+    files: tuple[str, ...],
+    model: str,
+    pretokenized: bool,
+    lines: bool,
+    encoding: str | None,
+    threads: int,
+    as_json: bool,
 ) -> None:
-    """Tell how well a model predicts FILE...: texts, plain or gzip, or - for standard input.
+    """Print the perplexity of FILE...: texts, plain or gzip, or - for standard input.
 
-    The files are cut into sentences and words as the model's training text was. Perplexity is taken over all words and
-    the end of each sentence, once with unknown words, as <unk>, and once without.
+    The files are cut into sentences and words as the training text was. Perplexity is over all words and the end of
+    each sentence, once with unknown words, as <unk>, and once without.
     """
-    from rnnlm.checkpoint import load_model
-    from rnnlm.run import working
+    import rnnlm
 
-    saved = load_model(model)
-    tokenizer = _tokenizer(saved.tokenizer, pretokenized, encoding)
-    with working(threads) as work:
-        score = _score(saved, tokenizer, files, threads, work)
-    if score.unknown > score.words / 2:
-        say(
-            f"Warning: {score.unknown / score.words:.0%} of the words are unknown to the model; "
-            "is the text in its language, and cut into words as its corpus was (see rnnlm info)?"
+    lm = rnnlm.load(model, threads=threads)
+    with ExitStack() as stack:
+
+        def scoring(predictions: int) -> Callable[[int], object]:
+            return stack.enter_context(bar("scoring", predictions, " words")).update
+
+        score = lm.perplexity(
+            *files, pretokenized=pretokenized, lines=lines, encoding=encoding, stage=stage_bar, scoring=scoring
         )
+    vocabulary = lm.saved.vocabulary
+    if score.unknown > score.words / 2:
+        warn(
+            f"{score.unknown / score.words:.0%} of the words are unknown to the model; is the text in its language, "
+            "and cut into words as its training text was (see rnnlm info)?"
+        )
+    elif score.unknown and not vocabulary.counts[vocabulary.unknown_id]:
+        warn("the model has seen no unknown word in training, so each costs much perplexity.")
     click.echo(json.dumps(score.to_json(), indent=2) if as_json else _table(score))
-
-
-def _tokenizer(tokenizer: Tokenizer, pretokenized: bool, encoding: str | None) -> Tokenizer:
-    """Return the model's tokenizer, or one for another kind of file."""
-    settings = dataclasses.replace(tokenizer.settings, encoding=encoding or tokenizer.settings.encoding)
-    if pretokenized:
-        return type(tokenizer)(dataclasses.replace(settings, pretokenized=True))
-    return dataclasses.replace(tokenizer, settings=settings)
-
-
-def _score(saved: SavedModel, tokenizer: Tokenizer, files: tuple[str, ...], threads: int, work: Workspace) -> Score:
-    from rnnlm.corpus import encode_once
-    from rnnlm.scoring import perplexity
-    from rnnlm.sources import spooled
-
-    vocabulary = saved.vocabulary
-    with spooled(files) as sources:
-        corpus = encode_once(sources, tokenizer, vocabulary, processes=threads, stage=stage_bar)
-        with bar("scoring", corpus.predictions, " words") as progress:
-            return perplexity(saved.model, corpus, work, unknown_id=vocabulary.unknown_id, progress=progress.update)
 
 
 def _table(score: Score) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from rnnlm.cli.options import Command, Number, json_option, option
+from rnnlm.cli.options import Command, Value, json_option, option
 from rnnlm.cli.progress import bar
+from rnnlm.settings import Count, Natural, Positive
 
 if TYPE_CHECKING:
     from rnnlm.gradcheck import Row
@@ -21,6 +21,7 @@ DIRECTIONS = 4
 
 @click.command(
     cls=Command,
+    short_help="Check gradients against finite differences.",
     epilog="""\b
     Example:
       rnnlm gradcheck
@@ -30,27 +31,28 @@ DIRECTIONS = 4
 @option(
     "--model",
     "path",
-    type=click.Path(path_type=Path),
+    type=Value(str),
+    metavar="PATH",
     show_default="small models of every kind",
-    help="A model to check along random directions: its folder, or an .npz file in it.",
+    help="Check this model along random directions: its folder, or an .npz.",
 )
 @option(
     "--directions",
-    type=click.IntRange(1),
+    type=Value(Count),
     show_default=str(DIRECTIONS),
-    help="With --model, random directions for each parameter.",
+    help="Random directions for each parameter, with --model.",
 )
 @option(
     "--tolerance",
-    type=Number(0, min_open=True),
+    type=Value(Positive),
     default=1e-6,
-    help="The greatest relative error that passes.",
+    help="Largest relative error that passes.",
 )
-@option("--seed", type=click.IntRange(0), default=0, help="Seed of models, words and directions.")
+@option("--seed", type=Value(Natural), default=0, help="Random seed.")
 @json_option()
 @click.pass_context
 def gradcheck(
-    ctx: click.Context, path: Path | None, directions: int | None, tolerance: float, seed: int, as_json: bool
+    ctx: click.Context, path: str | None, directions: int | None, tolerance: float, seed: int, as_json: bool
 ) -> None:
     """Check that gradients are those of the losses, by central differences in float64.
 
@@ -71,7 +73,7 @@ def _check_small(seed: int, tolerance: float) -> list[Row]:
         return check_small_models(seed, tolerance, lambda _kind: progress.update())
 
 
-def _check_saved(path: Path, directions: int | None, seed: int, tolerance: float) -> list[Row]:
+def _check_saved(path: str, directions: int | None, seed: int, tolerance: float) -> list[Row]:
     import numpy as np
 
     from rnnlm.checkpoint import load_model

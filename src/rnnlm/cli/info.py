@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rnnlm.cli.options import Command, json_option, model_option
+from rnnlm.errors import counted
 
 if TYPE_CHECKING:
     from rnnlm.checkpoint import SavedModel
+    from rnnlm.training import Record
 
 FREQUENT = 10  # words that are shown
-COLUMNS = ("epoch", "train_perplexity", "valid_perplexity", "learning_rate", "words_per_second", "seconds")
 
 
 @click.command(
     cls=Command,
+    short_help="Describe a model.",
     epilog="""\b
     Example:
       rnnlm info --json
@@ -27,15 +31,17 @@ COLUMNS = ("epoch", "train_perplexity", "valid_perplexity", "learning_rate", "wo
 )
 @model_option()
 @json_option()
-def info(model: Path, as_json: bool) -> None:
-    """Describe a model: its settings, sizes and words, its text, its training and the perplexity that it reached."""
-    from rnnlm.checkpoint import load_model
+def info(model: str, as_json: bool) -> None:
+    """Describe a model: its network, its vocabulary, its text, its training and the perplexity that it reached."""
+    from rnnlm.checkpoint import ModelFolder, load_model
 
-    report = _report(load_model(model))
-    click.echo(json.dumps(report, indent=2, ensure_ascii=False) if as_json else _text(report))
+    saved = load_model(model)
+    history = ModelFolder(model).read_history(saved.origin.run) if Path(model).is_dir() else []
+    history = history or list(saved.origin.history)
+    click.echo(json.dumps(_report(saved, history), indent=2, ensure_ascii=False) if as_json else _text(saved, history))
 
 
-def _report(saved: SavedModel) -> dict[str, Any]:
+def _report(saved: SavedModel, history: list[Record]) -> dict[str, Any]:
     """Collect what is known of a model, by subject."""
     settings, parameters, vocabulary = saved.model.settings, saved.model.parameters, saved.vocabulary
     tokenizer, origin, counts = saved.tokenizer, saved.origin, saved.vocabulary.counts
@@ -44,7 +50,7 @@ def _report(saved: SavedModel) -> dict[str, Any]:
         "model": {
             "cell": settings.cell,
             "hidden": settings.hidden,
-            "truncate": settings.truncate,
+            "bptt_truncate": settings.truncate,
             "carry_state": settings.carry_state,
             "cutoffs": list(settings.cutoffs),
             "parameters": sum(array.size for array in parameters.values()),
@@ -55,56 +61,135 @@ def _report(saved: SavedModel) -> dict[str, Any]:
             "words": len(vocabulary),
             "most_frequent": vocabulary.words[:FREQUENT],
             "unknown_share": int(counts[vocabulary.unknown_id]) / max(1, int(counts[1:].sum())),
-            "vocab_size": run.vocabulary.size,
+            "vocab_size": run.vocabulary.vocab_size,
             "min_count": run.vocabulary.min_count,
-            "file": None if run.vocabulary.file is None else str(run.vocabulary.file),
+            "vocab": None if run.vocabulary.vocab is None else str(run.vocabulary.vocab),
         },
         "text": {
             "files": list(run.corpus),
             "valid": list(run.valid),
-            **({} if run.valid else {"valid_fraction": run.valid_fraction}),
-            "pretokenized": tokenizer.settings.pretokenized,
-            "lowercase": tokenizer.settings.lowercase,
-            "encoding": tokenizer.settings.encoding,
+            "valid_fraction": None if run.valid else run.valid_fraction,
+            **dataclasses.asdict(tokenizer.settings),
             "abbreviations": len(tokenizer.punkt.abbreviations) if tokenizer.punkt else None,
             **{name: getattr(origin.coverage, name) for name in ("sentences", "words", "types", "unknown")},
         },
-        "training": {**dataclasses.asdict(run.training), "epoch": origin.epoch},
+        "training": {**dataclasses.asdict(run.training), "from": run.initial, "epoch": origin.epoch},
         "valid_perplexity": origin.valid_perplexity,
-        "history": list(origin.history),
+        "history": [dataclasses.asdict(record) for record in history],
     }
 
 
-def _text(report: dict[str, Any]) -> str:
-    """Lay the report out for reading: a block for each subject, then a line for each evaluation."""
+def _text(saved: SavedModel, history: list[Record]) -> str:
+    """Lay a model out for reading: a block for each subject, then a line for each evaluation."""
+    blocks = {
+        "Network": _network(saved),
+        "Vocabulary": _vocabulary(saved),
+        "Text": _source(saved),
+        "Training": _training(saved),
+    }
     lines = []
-    for subject in ("model", "vocabulary", "text", "training"):
-        lines.append(subject.capitalize())
-        lines += [f"  {name.replace('_', ' '):<20}{_shown(value)}" for name, value in report[subject].items()]
-    lines.append(f"Validation perplexity {_shown(report['valid_perplexity'])}")
-    if report["history"]:
-        lines.append("".join(f"{name.replace('_', ' '):>18}" for name in COLUMNS))
-    for record in report["history"]:
-        lines.append("".join(f"{_shown(record.get(name)):>18}" for name in COLUMNS))
+    for subject, rows in blocks.items():
+        lines.append(subject)
+        lines += [f"  {name:<18}{value}" for name, value in rows.items()]
+    if history:
+        lines.append("Evaluations, * the best")
+        lines.append("  epoch  window   training  validation  excluding <unk>    rate  seconds  words/s")
+        best = min(history, key=lambda record: record.valid_perplexity)
+        lines += [_evaluation(record, record is best) for record in history]
     return "\n".join(lines)
+
+
+def _network(saved: SavedModel) -> dict[str, str]:
+    settings, parameters = saved.model.settings, saved.model.parameters
+    size, stored = (sum(getattr(array, name) for array in parameters.values()) for name in ("size", "nbytes"))
+    edges = (0, *settings.cutoffs, settings.words)
+    sizes = [f"{last - first:,}" for first, last in itertools.pairwise(edges)]
+    reach = "to the first step of a window" if settings.truncate is None else counted(settings.truncate, "step")
+    return {
+        "cell": settings.cell,
+        "hidden units": f"{settings.hidden:,}",
+        "parameters": f"{size:,} ({stored / 1e6:,.1f} MB)",
+        "softmax": "over all words" if len(sizes) == 1 else f"in {len(sizes)} clusters of {_listed(sizes)} words",
+        "backpropagation": reach,
+        "hidden state": "carried from sentence to sentence" if settings.carry_state else "reset at each sentence",
+    }
+
+
+def _listed(items: list[str]) -> str:
+    return " and ".join(part for part in (", ".join(items[:-1]), items[-1]) if part)
+
+
+def _vocabulary(saved: SavedModel) -> dict[str, str]:
+    vocabulary, asked, counts = saved.vocabulary, saved.origin.settings.vocabulary, saved.vocabulary.counts
+    unknown = int(counts[vocabulary.unknown_id]) / max(1, int(counts[1:].sum()))
+    kept = f"the {asked.vocab_size:,} most frequent" if asked.vocab_size is not None else "all"
+    return {
+        "words": f"{len(vocabulary):,}",
+        "most frequent": " ".join(_clean(vocabulary.words[:FREQUENT])),
+        "unknown": f"{unknown:.2%} of the training words",
+        "chosen": f"from {asked.vocab}" if asked.vocab else kept + _rarer(asked.min_count),
+    }
+
+
+def _rarer(min_count: int | None) -> str:
+    if min_count is None:
+        return ", without those that occur once unless the text has <unk>"
+    return f", if they occur {counted(min_count, 'time')}" if min_count > 1 else ""
+
+
+def _source(saved: SavedModel) -> dict[str, str]:
+    settings, text, run = saved.tokenizer.settings, saved.origin.coverage, saved.origin.settings
+    sentences = "one a line" if settings.pretokenized or settings.lines else "found by Punkt"
+    words = "separated by blanks" if settings.pretokenized else "found by the word tokenizer"
+    return {
+        "files": _files(run.corpus),
+        "validation": _files(run.valid) if run.valid else f"the last {run.valid_fraction:.2g} of it, held out",
+        "sentences": f"{text.sentences:,}, {sentences}",
+        "words": f"{text.words:,}, {words}{', in lower case' if settings.lowercase else ''}",
+        "different words": f"{text.types:,}",
+        "encoding": settings.encoding,
+    }
+
+
+def _files(paths: tuple[str, ...]) -> str:
+    return " ".join(_clean(["standard input" if path == "-" else path for path in paths]))
+
+
+def _training(saved: SavedModel) -> dict[str, str]:
+    run, origin = saved.origin.settings, saved.origin
+    rows = {name.replace("_", " "): _shown(value) for name, value in vars(run.training).items()}
+    if run.initial is not None:
+        rows["began with"] = _clean([run.initial])[0]
+    rows["this model"] = (
+        "not evaluated"
+        if origin.valid_perplexity is None
+        else (f"epoch {origin.epoch}, validation perplexity {origin.valid_perplexity:.2f}")
+    )
+    return rows
+
+
+def _evaluation(record: Record, best: bool) -> str:
+    known = record.valid_perplexity_excluding_unknown
+    return (
+        f"{'*' if best else ' '} {record.epoch:>5}{record.window:>8,}{record.train_perplexity:>11.2f}"
+        f"{record.valid_perplexity:>12.2f}{'none' if known is None else f'{known:.2f}':>17}"
+        f"{record.learning_rate:>9.1e}{record.seconds:>8,.0f}{record.words_per_second:>10,}"
+    )
+
+
+def _clean(words: Iterable[str]) -> list[str]:
+    """Return words of a file without what would move a terminal's cursor."""
+    from rnnlm.sources import printable
+
+    return [printable(word) for word in words]
 
 
 def _shown(value: object) -> str:
     """Return a value as people write it."""
     match value:
-        case None:
-            return "none"
-        case bool():
-            return "yes" if value else "no"
         case int():
             return f"{value:,}"
         case float():
-            return f"{value:.2f}" if value >= 1 else f"{value:.4g}"
-        case dict():
-            return ", ".join(f"{name} {_shown(item)}" for name, item in value.items())
-        case list():
-            return (
-                " × ".join(map(_shown, value)) if value and isinstance(value[0], int) else " ".join(map(_shown, value))
-            )
+            return f"{value:g}"
         case _:
             return str(value)

@@ -1,15 +1,60 @@
-"""Options that commands share: groups in the help, a file of settings, sizes of machines."""
+"""Options that commands share: types made of the settings' own, groups in the help, a file of settings."""
+
+from __future__ import annotations
 
 import difflib
-import math
-import os
 import re
 import tomllib
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
+
+from rnnlm.checking import Range, Unfit, brief, fit, kinds
+from rnnlm.settings import cores, flag
+
+# What other programs call it, and what we do: named when it is asked for, never guessed.
+OTHER_NAMES = {
+    "learning-rate": "lr",
+    "alpha": "lr",
+    "window": "bptt",
+    "seq-len": "bptt",
+    "sequence-length": "bptt",
+    "bptt-steps": "bptt-truncate",
+    "truncate": "bptt-truncate",
+    "streams": "batch-size",
+    "batch": "batch-size",
+    "batchsize": "batch-size",
+    "hidden-size": "hidden",
+    "nhid": "hidden",
+    "max-epochs": "epochs",
+    "num-epochs": "epochs",
+    "n-epochs": "epochs",
+    "max-iter": "epochs",
+    "gradient-clip": "clip",
+    "gradient-cutoff": "clip",
+    "clip-norm": "clip",
+    "max-grad-norm": "clip",
+    "l2": "weight-decay",
+    "beta": "weight-decay",
+    "min-freq": "min-count",
+    "max-vocab": "vocab-size",
+    "vocabulary": "vocab",
+    "lower": "lowercase",
+    "random-seed": "seed",
+    "rand-seed": "seed",
+    "independent": "carry-state",
+    "classes": "clusters",
+    "class": "clusters",
+    "cutoffs": "clusters",
+    "validation": "valid",
+    "dev": "valid",
+    "output": "model",
+    "save": "model",
+    "rnnlm": "model",
+}
 
 
 class Option(click.Option):
@@ -35,67 +80,116 @@ class Command(click.Command):
                 formatter.write_dl(records)
 
 
+class Value(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
+    """A value of the type and range of an annotation, such as `Annotated[int, Range(1)]`."""
+
+    name = "value"
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+        self.plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return what stands for the value in the help."""
+        return {int: "N", float: "X", Path: "FILE"}.get(self.plain, "NAME")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value, or fail."""
+        try:
+            given = value
+            if isinstance(value, str) and self.plain in (int, float):
+                given = self.plain(value) if len(value) < 50 and value.isascii() else value
+        except ValueError:
+            pass
+        try:
+            if self.plain in (str, Path) and given == "":
+                raise Unfit("", given, "a name")
+            return fit(self.kind, given, "")
+        except Unfit as error:
+            self.fail(f"{brief(value)} is not {error.wanted}.", param, ctx)
+
+
 def option(*names: str, group: str = "Options", **keywords: Any) -> Callable[[Any], Any]:
     """Declare an option of a group; defaults are shown."""
     keywords.setdefault("show_default", True)
     return click.option(*names, cls=Option, group=group, **keywords)
 
 
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def setting(owner: Any, name: str, help: str, group: str, default: str | None = None) -> Callable[[Any], Any]:
+    """Declare the option of a field of settings, which says its type, its range and its default.
+
+    `default` describes a default that is chosen when the command runs.
+    """
+    kind = kinds(owner)[name]
+    (item,) = (item for item in fields(owner) if item.name == name)
+    if kind is bool:
+        return option(flag(name), name, is_flag=True, group=group, show_default=False, help=help)
+    several = get_origin(kind) is tuple
+    while type(None) in get_args(kind) or (several and get_origin(kind) is tuple):
+        kind = get_args(kind)[0]
+    kind_of_value = click.Choice(get_args(kind)) if get_origin(kind) is Literal else Value(kind)
+    chosen = None if item.default in (MISSING, ()) else item.default
+    return option(
+        flag(name),
+        name,
+        type=kind_of_value,
+        default=chosen,
+        multiple=several,
+        show_default=default if default else chosen is not None,
+        group=group,
+        help=help,
+    )
 
 
 def threads_option(group: str = "Options") -> Callable[[Any], Any]:
     """Declare --threads."""
     return option(
         "--threads",
-        type=click.IntRange(1, 1024),
+        type=Value(Annotated[int, Range(1, 1024)]),
         default=cores,
-        show_default="the cores that this process may use",
+        show_default="one for each core",
         group=group,
-        help="Threads, and processes that tokenize. They change the speed and no result.",
+        help="Compute, and tokenize, on this many cores; the results are the same.",
     )
 
 
-def model_option(group: str = "Options") -> Callable[[Any], Any]:
-    """Declare --model of a command that reads one."""
-    return option(
-        "--model",
-        type=click.Path(path_type=Path),
-        default="model",
-        group=group,
-        help="The model: its folder, or an .npz file in it.",
-    )
+def model_option(group: str = "Options", help: str = "Use this model: its folder, or an .npz.") -> Callable[[Any], Any]:
+    """Declare --model."""
+    return option("--model", type=Value(str), metavar="PATH", default="model", group=group, help=help)
 
 
 def json_option(group: str = "Options") -> Callable[[Any], Any]:
     """Declare --json."""
-    return option("--json", "as_json", is_flag=True, group=group, show_default=False, help="Print the figures as JSON.")
+    return option("--json", "as_json", is_flag=True, group=group, show_default=False, help="Print JSON.")
+
+
+def given(ctx: click.Context) -> dict[str, Any]:
+    """Return the options that the command line or a file of settings gives, by name."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return {
+        name: value
+        for name, value in ctx.params.items()
+        if (source := sources[name]) is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP")
+    }
 
 
 def config_option(group: str = "Options") -> Callable[[Any], Any]:
     """Declare --config, a TOML file of defaults for the command's other options."""
     return option(
         "--config",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=Value(str),
+        metavar="FILE",
         is_eager=True,
         expose_value=False,
         callback=_read_config,
         group=group,
-        help="A TOML file of defaults, `hidden = 200` for --hidden 200; what the command line says wins.",
+        help="Read options from this TOML file, as in hidden = 200; the command line wins.",
     )
 
 
-def _read_config(ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
+def _read_config(ctx: click.Context, _parameter: click.Parameter, path: str | None) -> None:
     if path is None:
         return
-    try:
-        values = tomllib.loads(path.read_text("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise click.UsageError(
-            f"{path}: is not a TOML file ({error}); each line sets an option, as in hidden = 200."
-        ) from None
     names = {
         name.removeprefix("--"): parameter
         for parameter in ctx.command.params
@@ -104,42 +198,52 @@ def _read_config(ctx: click.Context, _parameter: click.Parameter, path: Path | N
         if name.startswith("--")
     }
     defaults: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in names:
-            near = difflib.get_close_matches(key.replace("_", "-"), names, n=1, cutoff=0.0)[0]
-            raise click.UsageError(f"{path}: there is no setting {key!r}; the nearest is {near!r}.")
-        defaults[str(names[key].name)] = _config_value(ctx, path, key, names[key], value)
+    for key, value in _toml(path).items():
+        name = key.replace("_", "-")
+        if name not in names:
+            raise click.UsageError(f"{path}: there is no setting {brief(key)}{_nearest(name, list(names))}.")
+        defaults[str(names[name].name)] = _config_value(ctx, path, key, names[name], value)
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
 
-def _config_value(ctx: click.Context, path: Path, key: str, parameter: click.Option, value: Any) -> Any:
+def _toml(path: str) -> dict[str, Any]:
+    """Read a TOML file; raises UsageError, in a sentence."""
+    from rnnlm.files import open_plain, reason
+
+    try:
+        with open_plain(Path(path)) as file:
+            return tomllib.loads(file.read(2**20).decode("utf-8-sig"))
+    except OSError as error:
+        raise click.UsageError(f"{path}: cannot be read ({reason(error)}); name a TOML file with --config.") from None
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of thousands of digits, very deep
+        detail = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "its values are too long or too deep"
+        detail = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else detail
+        raise click.UsageError(f"{path}: is not a TOML file ({detail}); each line is like hidden = 200.") from None
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    """Return what to say of a name that there is not: its name here, or one that is like it."""
+    if OTHER_NAMES.get(name) in names:
+        return f"; it is called {OTHER_NAMES[name]} here"
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?".removesuffix("?") if near else "; rnnlm train --help lists them"
+
+
+def _config_value(ctx: click.Context, path: str, key: str, parameter: click.Option, value: Any) -> Any:
     """Convert a value now, so that a wrong one is blamed on the file and not on the command line."""
     several = parameter.multiple and isinstance(value, list)
     for item in value if several else [value]:
         if isinstance(item, bool) != parameter.is_flag or not isinstance(item, bool | int | float | str):
             wanted = "true or false" if parameter.is_flag else "a number or a quoted text"
-            raise click.UsageError(f"{path}: {key} wants {wanted}.")
-        if isinstance(item, float) and isinstance(parameter.type, click.IntRange):
-            raise click.UsageError(f"{path}: {key} wants a whole number.")
+            raise click.UsageError(f"{path}: {key} is {brief(item)}, and takes {wanted}.")
     value = [value] if parameter.multiple and not several else value
     try:
         converted = parameter.type_cast_value(ctx, value)
         if parameter.callback is not None:
             parameter.callback(ctx, parameter, converted)
     except click.BadParameter as error:
-        raise click.UsageError(f"{path}: {key} = {value!r}: {error.message}") from None
+        raise click.UsageError(f"{path}: {key}: {error.message}") from None
     return value
-
-
-class Number(click.FloatRange):
-    """A number of a range; not-a-number and infinity lie in none."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number, or fail."""
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is no finite number.", param, ctx)
-        return number
 
 
 def save_every_option(group: str = "Options") -> Callable[[Any], Any]:
@@ -150,12 +254,29 @@ def save_every_option(group: str = "Options") -> Callable[[Any], Any]:
         default="10m",
         callback=_read_interval,
         group=group,
-        help="Windows, or minutes as in 10m, between savings that --resume can go on from.",
+        help="Save for --resume every N windows, or every N minutes, as in 10m.",
     )
 
 
 def _read_interval(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, float]:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(m?)", value)
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(m?)", value, re.ASCII)
     if match is None or float(match[1]) == 0 or (not match[2] and "." in match[1]):
-        raise click.BadParameter(f"{value!r} is neither a number of windows, as in 500, nor of minutes, as in 10m.")
+        raise click.BadParameter(f"{brief(value)} is not a number of windows, as in 500, or of minutes, as in 10m.")
     return (0, float(match[1]) * 60) if match[2] else (int(match[1]), 0.0)
+
+
+def usage_sentence(error: click.ClickException) -> str:
+    """Return what is wrong with a command line, as a sentence that ends."""
+    message = error.format_message()
+    if isinstance(error, click.NoSuchOption):
+        names = [name.removeprefix("--") for item in _options(error.ctx) for name in item.opts]
+        hint = (
+            _nearest(error.option_name.lstrip("-"), names).replace("called ", "called --").replace("mean ", "mean --")
+        )
+        hint = hint.replace("rnnlm train", error.ctx.command_path if error.ctx else "rnnlm")
+        message = f"There is no option {brief(error.option_name)[1:-1]}{hint}"
+    return message if message.endswith(".") else f"{message}."
+
+
+def _options(ctx: click.Context | None) -> list[click.Option]:
+    return [item for item in ctx.command.params if isinstance(item, click.Option)] if ctx else []

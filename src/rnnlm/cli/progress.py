@@ -1,33 +1,69 @@
-"""Progress bars on standard error, which stay away where that is no terminal."""
+"""What a command says of its work, on standard error: lines and progress bars, and the lines in a file if asked.
+
+A terminal or a reader that goes away ends no command: what would be said is dropped.
+"""
 
 from __future__ import annotations
 
+import io
+import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-import click
+from rnnlm.errors import SettingsError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+BAR = "{desc} {percentage:3.0f}% {bar} {rate_fmt}{postfix}, {remaining} left"
+
+
+class Screen(io.TextIOBase):
+    """Standard error, until it goes away."""
+
+    quiet = False  # whether only warnings are wanted
+    log: io.TextIOWrapper | None = None  # a file that has every line too
+
+    def write(self, text: str) -> int:
+        """Write to standard error, if it is still there."""
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except OSError:  # a pipe without a reader, a terminal that is closed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        return len(text)
+
+    def isatty(self) -> bool:
+        """Say whether somebody looks on."""
+        return sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        """Return the number of the file, by which its width is found."""
+        return sys.stderr.fileno()
+
+
+screen = Screen()
 
 
 def bar(description: str, total: int | None = None, unit: str = "", delay: float = 1, **keywords: Any) -> tqdm[Any]:
     """Return a bar, shown after `delay` seconds; `update(n)` moves it."""
     from tqdm import tqdm
 
-    # disable=None: only where standard error is a terminal
     return tqdm(
         desc=description,
         total=total,
         unit=unit,
         unit_scale=True,
-        file=sys.stderr,
-        disable=None,
+        file=screen,
+        disable=True if screen.quiet else None,  # None: unless it is a terminal
         delay=delay,
         dynamic_ncols=True,
         leave=False,
+        bar_format=BAR if total else None,
         **keywords,
     )
 
@@ -45,9 +81,62 @@ def stage_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def say(message: str) -> None:
     """Write a line on standard error, above a bar if there is one."""
-    if sys.stderr.isatty():
+    if not screen.quiet:
+        _write(message)
+    _log(message)
+
+
+def warn(message: str) -> None:
+    """Write a warning, whether or not others are wanted."""
+    _write(f"Warning: {message}")
+    _log(f"Warning: {message}")
+
+
+def _write(message: str) -> None:
+    if screen.isatty():
         from tqdm import tqdm
 
-        tqdm.write(message, file=sys.stderr)
+        tqdm.write(wrapped(message), file=screen)
     else:
-        click.echo(message, err=True)
+        screen.write(f"{message}\n")
+
+
+def wrapped(message: str) -> str:
+    """Break a line where the terminal would, but between words."""
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(message, width, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
+
+
+@contextmanager
+def said_to(quiet: bool, log: str | None) -> Iterator[None]:
+    """Say warnings only, and add every line to a file too; raises SettingsError where it cannot be written."""
+    from rnnlm.files import reason
+
+    try:
+        file = _appending(log) if log is not None else None
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else "there is no such path"
+        raise SettingsError(f"{log}: cannot be written ({why}); name another file with --log") from None
+    screen.quiet, screen.log = quiet, file
+    try:
+        yield
+    finally:
+        screen.quiet, screen.log = False, None
+        with suppress(OSError):
+            if file is not None:
+                file.close()
+
+
+def _appending(path: str) -> io.TextIOWrapper:
+    """Open a file to add lines to it; a pipe that nobody reads is an error, and not waited for."""
+    number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    return os.fdopen(number, "a", buffering=1, encoding="utf-8", errors="replace")
+
+
+def _log(message: str) -> None:
+    try:
+        if screen.log is not None:
+            screen.log.write(f"{message}\n")
+    except OSError as error:
+        log, screen.log = screen.log, None
+        _write(f"Warning: {log.name if log else ''}: cannot be written ({error.strerror}); the log ends here.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shlex
+import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,26 +14,38 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rnnlm.cli import INTERRUPTED
-from rnnlm.cli.options import Command, Number, config_option, option, save_every_option, threads_option
-from rnnlm.cli.progress import bar, say, stage_bar
-from rnnlm.errors import SettingsError
+from rnnlm.cli import INTERRUPTED, STOP_SIGNALS
+from rnnlm.cli.options import (
+    Command,
+    Value,
+    config_option,
+    given,
+    model_option,
+    option,
+    save_every_option,
+    setting,
+    threads_option,
+)
+from rnnlm.cli.progress import bar, said_to, say, stage_bar, warn
+from rnnlm.errors import counted
+from rnnlm.settings import NetworkSettings, RunSettings, TextSettings, TrainingSettings, VocabularySettings
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from tqdm import tqdm
 
-    from rnnlm.checkpoint import ModelFolder, RunSettings
-    from rnnlm.model import Workspace
     from rnnlm.run import Run
-    from rnnlm.training import Evaluation, Progress
+    from rnnlm.training import Evaluation, Progress, Record
 
 TEXT, SHAPE, TRAINING, RUN = "Text", "Model", "Training", "Running"
+LONG_SENTENCE, LONG_WORD = 100, 12  # words, characters, on average: no language that is written with blanks has more
+MUCH = 1.03  # a perplexity that differs much from another: by this factor
 
 
 @click.command(
     cls=Command,
+    short_help="Train a model on a text.",
     epilog="""\b
     Example:
       rnnlm train corpus.txt --hidden 200 --model big
@@ -40,322 +53,232 @@ TEXT, SHAPE, TRAINING, RUN = "Text", "Model", "Training", "Running"
     """,
 )
 @click.argument("corpus", nargs=-1, type=click.Path(allow_dash=True))
-@option(
-    "--valid",
-    multiple=True,
-    type=click.Path(),
-    group=TEXT,
-    show_default=False,
-    help="A text to validate on; may be given several times. [default: the end of the corpus]",
+@setting(RunSettings, "valid", "Validate on this text; give it again for several.", TEXT, "the end of the corpus")
+@setting(RunSettings, "valid_fraction", "Hold out this share of the corpus, from its end, for validation.", TEXT)
+@setting(TextSettings, "pretokenized", "Read one sentence per line, words separated by blanks.", TEXT)
+@setting(TextSettings, "lines", "Read one sentence per line, and tokenize it into words.", TEXT)
+@setting(TextSettings, "lowercase", "Convert words to lower case.", TEXT)
+@setting(TextSettings, "encoding", "Encoding of the texts.", TEXT)
+@setting(VocabularySettings, "vocab_size", "Keep the N most frequent words, </s> and <unk> included.", TEXT)
+@setting(
+    VocabularySettings,
+    "min_count",
+    "Keep words that occur at least N times; the others are read as <unk>.",
+    TEXT,
+    "2; 1 if the text has <unk>",
 )
-@option(
-    "--valid-fraction",
-    type=Number(0, 0.5, min_open=True),
-    default=0.05,
-    group=TEXT,
-    help="Share of the corpus, from its end, that is held out for validation when no --valid is given.",
+@setting(VocabularySettings, "vocab", "Read the vocabulary from this file, one word per line.", TEXT)
+@setting(NetworkSettings, "hidden", "Hidden units.", SHAPE)
+@setting(
+    NetworkSettings,
+    "clusters",
+    "Clusters of words, by frequency, in the softmax; 1: none.",
+    SHAPE,
+    "as many as are fastest",
 )
-@option("--pretokenized", is_flag=True, group=TEXT, help="One sentence a line, words separated by blanks.")
-@option("--lowercase", is_flag=True, group=TEXT, help="Fold all words to lower case.")
-@option("--encoding", default="utf-8", group=TEXT, help="Encoding of the texts.")
-@option(
-    "--vocab-size",
-    type=click.IntRange(3),
-    default=8000,
-    group=TEXT,
-    help="Words to know, </s> and <unk> included; the most frequent are kept.",
+@setting(
+    NetworkSettings, "bptt_truncate", "Truncate backpropagation after this many steps.", SHAPE, "the start of --bptt"
 )
-@option("--min-count", type=click.IntRange(1), default=1, group=TEXT, help="Occurrences that a word needs to be known.")
-@option(
-    "--vocab",
-    "vocabulary_file",
-    type=click.Path(path_type=Path),
-    group=TEXT,
-    help="A file of the words to know, one a line, instead of choosing them by count.",
+@setting(NetworkSettings, "carry_state", "Carry the hidden state from sentence to sentence, in text order.", SHAPE)
+@option("--from", "initial", type=Value(str), metavar="PATH", group=SHAPE, help="Begin with this model's weights.")
+@setting(TrainingSettings, "bptt", "Steps between updates; 0: a whole sentence of each sequence.", TRAINING)
+@setting(TrainingSettings, "batch_size", "Sequences trained side by side.", TRAINING, "8 to 64, by the text's size")
+@setting(TrainingSettings, "optimizer", "Optimizer.", TRAINING)
+@setting(
+    TrainingSettings,
+    "lr",
+    "Learning rate; with sgd, for the gradient summed over a window.",
+    TRAINING,
+    "0.00075 sgd, 0.05 adagrad, 0.002 adam",
 )
-@option("--hidden", type=click.IntRange(1, 100_000), default=100, group=SHAPE, help="Hidden units.")
-@option(
-    "--clusters",
-    type=click.IntRange(1, 1000),
-    group=SHAPE,
-    show_default="as many as are quickest",
-    help="Clusters of words, by frequency, in which the softmax is computed; 1: one softmax over all words.",
+@setting(
+    TrainingSettings,
+    "rate_power",
+    "Raise the rates of rare words: multiply by p(word) to minus this power.",
+    TRAINING,
+    "0.5 with sgd",
 )
-@option(
-    "--truncate",
-    type=click.IntRange(0),
-    group=SHAPE,
-    show_default="to the window's first step",
-    help="Steps that the error of an output reaches back.",
+@setting(TrainingSettings, "momentum", "SGD momentum, below 1.", TRAINING)
+@setting(TrainingSettings, "dropout", "Dropout probability on embeddings and outputs.", TRAINING)
+@setting(TrainingSettings, "weight_decay", "L2 penalty on input and output embeddings.", TRAINING)
+@setting(TrainingSettings, "clip", "Clip the global norm of the gradient; 0: never.", TRAINING)
+@setting(TrainingSettings, "epochs", "Passes over the training text, at most.", TRAINING)
+@setting(TrainingSettings, "eval_every", "Validate every N windows too; 0: after each epoch only.", TRAINING)
+@setting(TrainingSettings, "min_improvement", "An improvement lowers validation perplexity by this share.", TRAINING)
+@setting(
+    TrainingSettings, "lr_decay", "Divide the learning rate by this after each epoch, once improvement ends.", TRAINING
 )
-@option(
-    "--carry-state",
-    is_flag=True,
-    group=SHAPE,
-    help="Carry the state from sentence to sentence, in text order, instead of starting each from zero.",
-)
-@option(
-    "--window",
-    type=click.IntRange(0),
-    default=35,
-    group=TRAINING,
-    help="Steps between updates; 0: a sentence of each stream.",
-)
-@option(
-    "--streams",
-    type=click.IntRange(1),
-    group=TRAINING,
-    show_default="8 to 64, by the size of the text",
-    help="Sequences that advance side by side.",
-)
-@option(
-    "--optimizer",
-    type=click.Choice(["sgd", "adagrad", "adam"]),
-    default="sgd",
-    group=TRAINING,
-    help="How gradients become steps.",
-)
-@option(
-    "--lr",
-    "learning_rate",
-    type=Number(0, min_open=True),
-    group=TRAINING,
-    show_default="0.00075 for sgd, 0.05 for adagrad, 0.002 for adam",
-    help="Learning rate; of sgd, for the gradient summed over a window's positions.",
-)
-@option(
-    "--rate-power",
-    type=Number(0, 1),
-    default=0.5,
-    group=TRAINING,
-    help="Rows of the tables of words learn at p(word) to minus this power; 0: all at the same rate.",
-)
-@option(
-    "--momentum",
-    type=Number(0, 1, max_open=True),
-    default=0.0,
-    group=TRAINING,
-    help="Momentum of sgd; 0: none.",
-)
-@option(
-    "--dropout",
-    type=Number(0, 1, max_open=True),
-    default=0.0,
-    group=TRAINING,
-    help="Share of the inputs' and the outputs' numbers that are zeroed at each step of training.",
-)
-@option(
-    "--weight-decay",
-    type=Number(0),
-    default=0.0,
-    group=TRAINING,
-    help="Weight of half the squared norm of U and V, the tables of words, beside the mean loss.",
-)
-@option(
-    "--clip",
-    type=Number(0),
-    default=5.0,
-    group=TRAINING,
-    help="Clip gradients to this global norm; 0: never.",
-)
-@option("--epochs", type=click.IntRange(1), default=20, group=TRAINING, help="Passes over the text, at most.")
-@option(
-    "--eval-every",
-    type=click.IntRange(0),
-    default=0,
-    group=TRAINING,
-    help="Windows between validations, beside the one after each epoch; 0: none.",
-)
-@option(
-    "--min-improvement",
-    type=Number(0, 1),
-    default=0.003,
-    group=TRAINING,
-    help="Share by which an epoch must lower the validation perplexity, or the learning rate begins to fall.",
-)
-@option(
-    "--lr-decay",
-    type=Number(1),
-    default=2.0,
-    group=TRAINING,
-    help="What the learning rate is divided by after each epoch from then on.",
-)
-@option(
-    "--patience",
-    type=click.IntRange(1),
-    default=3,
-    group=TRAINING,
-    help="Epochs in a row without that improvement, after which training stops.",
-)
-@option("--seed", type=click.IntRange(0), default=1, group=TRAINING, help="Seed of all that is random.")
-@option(
-    "--model", type=click.Path(path_type=Path, file_okay=False), default="model", group=RUN, help="Folder of the model."
-)
-@option("--resume", is_flag=True, group=RUN, help="Go on with the training in that folder, as if it had never stopped.")
-@option("--overwrite", is_flag=True, group=RUN, help="Replace the model in that folder.")
+@setting(TrainingSettings, "patience", "Stop after this many epochs without improvement.", TRAINING)
+@setting(TrainingSettings, "seed", "Random seed.", TRAINING)
+@model_option(RUN, "Folder of the model.")
+@option("--resume", is_flag=True, show_default=False, group=RUN, help="Go on with the training in that folder.")
+@option("--overwrite", is_flag=True, show_default=False, group=RUN, help="Replace the model in that folder.")
 @save_every_option(RUN)
 @threads_option(RUN)
+@option("--quiet", is_flag=True, show_default=False, group=RUN, help="Print warnings and errors only.")
+@option("--log", type=Value(str), metavar="FILE", group=RUN, help="Add the lines that are printed to this file.")
 @config_option(RUN)
 @click.pass_context
-def train(ctx: click.Context, /, **options: Any) -> None:
-    """Train a model on CORPUS: one or more texts, plain or gzip, or - for standard input."""
-    from rnnlm.checkpoint import ModelFolder
-    from rnnlm.run import working
+def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: bool, log: str | None, **_: Any) -> None:
+    """Train a model on CORPUS: one or more texts, plain or gzip, or - for standard input.
 
-    if options["resume"] and options["overwrite"]:
-        raise click.UsageError("--resume goes on with a model and --overwrite replaces it; give one of them.")
-    if not options["corpus"] and not options["resume"]:
+    Ctrl-C saves, and --resume goes on; only --epochs and --patience may then change.
+    """
+    from rnnlm.api import train
+    from rnnlm.run import SaveEvery
+
+    options, others = given(ctx), ctx.params
+    if not corpus and not others["resume"]:
         raise click.UsageError("Name a text to train on, or - for standard input; only --resume needs none.")
-    folder = ModelFolder(options["model"])
-    with working(options["threads"]) as work, folder.held():
-        run = _resume(ctx, folder, options) if options["resume"] else _begin(folder, options)
-        _follow(run, folder, work, options["save_every"])
-
-
-def _begin(folder: ModelFolder, options: dict[str, Any]) -> Run:
-    from rnnlm.run import begin
-
-    run = begin(
-        folder,
-        _settings(options),
-        overwrite=options["overwrite"],
-        processes=options["threads"],
-        stage=stage_bar,
-    )
-    _tell_texts(run)
-    return run
-
-
-def _resume(ctx: click.Context, folder: ModelFolder, options: dict[str, Any]) -> Run:
-    from rnnlm.run import Changes, resume
-
-    changeable = [item.name for item in dataclasses.fields(Changes)]
-    run = resume(
-        folder,
-        corpus=options["corpus"],
-        valid=options["valid"],
-        changes=Changes(**{name: options[name] for name in changeable if _given(ctx, name)}),
-        check=lambda stored: _refuse_changes(ctx, stored, changeable),
-        processes=options["threads"],
-        stage=stage_bar,
-    )
-    say(f"Resuming in epoch {run.state.epoch} at window {run.state.window}.")
-    return run
-
-
-def _settings(options: dict[str, Any]) -> RunSettings:
-    """Make settings of the command line's options."""
-    from rnnlm.checkpoint import NetworkSettings, RunSettings
-    from rnnlm.text import TextSettings
-    from rnnlm.training import TrainingSettings
-    from rnnlm.vocabulary import VocabularySettings
-
-    chosen = {**options, "streams": options["streams"] or 0}
-    return RunSettings(
-        corpus=options["corpus"],
-        valid=options["valid"],
-        valid_fraction=options["valid_fraction"],
-        text=TextSettings(options["pretokenized"], options["lowercase"], options["encoding"]),
-        vocabulary=VocabularySettings(options["vocab_size"], options["min_count"], options["vocabulary_file"]),
-        network=NetworkSettings(**{item.name: chosen[item.name] for item in dataclasses.fields(NetworkSettings)}),
-        training=TrainingSettings(**{item.name: chosen[item.name] for item in dataclasses.fields(TrainingSettings)}),
-    )
-
-
-def _refuse_changes(ctx: click.Context, stored: RunSettings, changeable: list[str]) -> None:
-    """Refuse an option that would make it another run than the one that is resumed."""
-    words = {"vocab_size": stored.vocabulary.size, "min_count": stored.vocabulary.min_count}
-    before = {**words, "vocabulary_file": stored.vocabulary.file, "valid_fraction": stored.valid_fraction}
-    for settings in (stored.text, stored.network, stored.training):
-        before |= vars(settings)
-    for parameter in ctx.command.params:
-        name = str(parameter.name)
-        now = ctx.params.get(name)
-        now = now.absolute() if name == "vocabulary_file" and now else now
-        if name in before and name not in changeable and _given(ctx, name) and now != before[name]:
-            raise SettingsError(
-                f"{parameter.opts[0]} is {now} here and was {before[name]} when this training began; leave it out to "
-                "resume, or train anew with --overwrite"
-            )
-
-
-def _given(ctx: click.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP")
-
-
-def _tell_texts(run: Run) -> None:
-    settings, coverage, valid = run.saved.origin.settings, run.saved.origin.coverage, run.valid
-    held_out = "" if settings.valid else f", held out from the end (--valid-fraction {settings.valid_fraction:g})"
-    say(
-        f"Training text: {coverage.sentences:,} sentences, {coverage.words:,} words, {coverage.types:,} types; the "
-        f"vocabulary of {coverage.vocabulary:,} covers {coverage.share:.2%}, {coverage.unknown:,} words are unknown."
-    )
-    say(
-        f"Validation text: {valid.sentences:,} sentences, {valid.words:,} words, {valid.unknown:,} unknown{held_out}; "
-        f"{valid.predictions:,} predictions."
-    )
-    if coverage.unknown_never_occurs:
-        say(
-            "Warning: <unk> never occurs in the training text, so its probability is not learned; "
-            "--vocab-size or --min-count would leave rare words to it."
+    for name in ("corpus", "model", "quiet", "log", "resume", "overwrite", "save_every", "threads"):
+        options.pop(name, None)
+    bars = _Bars()
+    with said_to(quiet, log), _stop_signals() as stop, contextlib.closing(bars):
+        how = {name: others[name] for name in ("resume", "overwrite", "threads")}
+        events = train(
+            corpus,
+            model,
+            **how,
+            save_every=SaveEvery(*others["save_every"]),
+            stopping=lambda: stop,
+            stage=stage_bar,
+            evaluating=bars.evaluating,
+            **options,
         )
+        _follow(events, bars, model, stop)
 
 
-def _follow(run: Run, folder: ModelFolder, work: Workspace, save_every: tuple[int, float]) -> None:
+def _follow(events: Iterator[Any], bars: _Bars, model: str, stop: _Stop) -> None:
     """Follow the training's events, and show them."""
-    from rnnlm.run import NoPicture, SaveEvery, Stopped, follow
+    from rnnlm.run import NoPicture, Started, Stopped
     from rnnlm.training import Evaluation, Progress
 
-    reason = None
-    with _stop_signals() as stop, contextlib.closing(_Bars(run)) as bars:
-        events = follow(run, folder, work, SaveEvery(*save_every), stopping=lambda: stop, evaluating=bars.evaluating)
-        for event in events:
-            match event:
-                case Progress():
-                    bars.show(event)
-                case Evaluation():
-                    bars.report(event)
-                case NoPicture():
-                    say("No learning curve is drawn, for want of matplotlib: pip install 'rnnlm[plot]'.")
-                case Stopped():
-                    reason = event.reason
-    name = shlex.quote(str(folder.path))
-    if reason is None:
-        say(
-            f"Interrupted; epoch {run.state.epoch}, window {run.state.window} is saved. "
-            f"Go on with: rnnlm train --resume --model {name}"
+    for event in events:
+        match event:
+            case Progress():
+                bars.show(event)
+            case Evaluation():
+                bars.report(event)
+            case Started():
+                bars.run, stop.armed = event.run, True
+                _tell_start(event.run, event.resumed)
+            case NoPicture():
+                say(f"No learning curve is drawn: {event.reason}.")
+            case Stopped():
+                bars.close()
+                _tell_end(bars.run, event.reason, model)
+
+
+def _tell_start(run: Run, resumed: bool) -> None:
+    """Say what is trained on, and warn of what makes it worth little."""
+    settings, text, valid, words = run.saved.origin.settings, run.saved.origin.coverage, run.valid, run.saved.vocabulary
+    if resumed:
+        say(f"Resuming in epoch {run.state.epoch} at window {run.state.window}.")
+        return
+    share = "" if settings.valid else f" (the last {settings.valid_fraction:.2g} of the corpus)"
+    known, unknown = counted(len(words), "word"), f"{text.unknown:,} training words are unknown ({1 - text.share:.2%})"
+    rows = {
+        "Training": ", ".join(counted(getattr(text, f"{name}s"), name) for name in ("sentence", "word", "type")),
+        "Vocabulary": f"{known}; {unknown}",
+        "Validation": ", ".join(counted(getattr(valid, f"{name}s"), name) for name in ("sentence", "word")),
+    }
+    rows["Validation"] += f", {valid.unknown:,} unknown{share}"
+    for name, row in rows.items():
+        say(f"{name:<11} {row}")
+    for warning in _warnings(run):
+        warn(warning)
+
+
+def _warnings(run: Run) -> Iterator[str]:
+    from rnnlm.corpus import same_text
+
+    settings, text, valid = run.saved.origin.settings, run.saved.origin.coverage, run.valid
+    if text.words > LONG_SENTENCE * text.sentences:
+        yield (
+            f"sentences have {text.words // text.sentences:,} words on average; if the text has a sentence on each "
+            "line, give --lines, or --pretokenized."
         )
+    if text.characters > LONG_WORD * text.words:
+        yield (
+            f"words have {text.characters // text.words:,} characters on average; text without blanks between words, "
+            "such as Chinese, must be cut into words first, and be given with --pretokenized."
+        )
+    if text.unknown > text.words / 2:
+        share = f"{1 - text.share:.0%} of the training words are unknown"
+        yield f"{share}; give a larger --vocab-size or a smaller --min-count."
+    if valid.unknown and not text.unknown:
+        yield (
+            f"{counted(valid.unknown, 'word')} of the validation text are unknown, and training has no unknown word to "
+            "learn from: each costs much perplexity; give --min-count 2 or a smaller --vocab-size."
+        )
+    if same_text(run.corpus, valid):
+        yield "the validation text is the training text, so its perplexity says nothing of other texts."
+    asked, made = settings.network.clusters or 0, len(run.saved.model.settings.cutoffs) + 1
+    if asked > made:
+        room = f"--clusters {asked} does not fit a vocabulary of {text.vocabulary:,} words"
+        yield f"{room}; the softmax has {counted(made, 'cluster')}."
+
+
+def _tell_end(run: Run, reason: str | None, model: str) -> None:
+    """Say why training has ended, what it has reached and what comes next."""
+    name = "" if model == "model" else f" --model {shlex.quote(model)}"
+    if reason is None:
+        say(f"Interrupted in epoch {run.state.epoch} after window {run.state.window}; all is saved.")
+        say(f"Go on with: {_program()} train --resume{name}")
         raise click.exceptions.Exit(INTERRUPTED)
     history = run.state.history
-    best = min(history, key=lambda record: record["valid_perplexity"])
-    speed = sum(record["words_per_second"] for record in history) / len(history)
-    say(f"Finished: {reason}.")
-    say(
-        f"Best validation perplexity {best['valid_perplexity']:.2f} (epoch {best['epoch']}), "
-        f"{speed:,.0f} words/s, model in {folder.best}."
-    )
-    say(f"Next: rnnlm generate --model {name}")
+    best = min(history, key=lambda record: record.valid_perplexity)
+    speed = sum(record.words_per_second for record in history) / len(history)
+    say(f"Finished: {reason}; {speed:,.0f} words/s.")
+    known = f", {_known(best)} excluding unknown words" if _known(best) else ""
+    say(f"Best validation perplexity {best.valid_perplexity:.2f} in epoch {best.epoch}{known}.")
+    say(f"Model: {Path(model) / 'best.npz'}. Next: {_program()} generate{name}")
+
+
+def _known(record: Record) -> str:
+    """Return the perplexity without unknown words, where it differs much from that with them."""
+    known = record.valid_perplexity_excluding_unknown
+    if known is None or 1 / MUCH < record.valid_perplexity / known < MUCH:
+        return ""
+    return _figure(known)
+
+
+def _figure(perplexity: float) -> str:
+    if perplexity < 1000:
+        return f"{perplexity:.1f}"
+    return f"{perplexity:,.0f}" if perplexity < 1e6 else f"{perplexity:.1e}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 36_000 else f"{seconds / 3600:.1f} h"
+
+
+def _program() -> str:
+    """Return what starts this program from here: its name, where that is on the path."""
+    name = Path(sys.argv[0])
+    if name.name == "__main__.py":
+        return "python -m rnnlm"
+    found = shutil.which(name.name)
+    return name.name if found and Path(found).resolve() == name.resolve() else shlex.quote(str(name))
 
 
 class _Bars:
     """A bar for each epoch, and a bar and a line for each evaluation."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    run: Run
+
+    def __init__(self) -> None:
         self.epoch = 0
-        self.done = run.state.predictions
-        self.bar = bar("")
+        self.bar: tqdm[Any] | None = None
         self.evaluation: tqdm[Any] | None = None
 
     def close(self) -> None:
-        self.bar.close()
-        self._end_evaluation()
-
-    def _end_evaluation(self) -> None:
-        if self.evaluation is not None:
-            self.evaluation.close()
-            self.evaluation = None
+        for shown in (self.bar, self.evaluation):
+            if shown is not None:
+                shown.close()
+        self.bar = self.evaluation = None
 
     def evaluating(self, predictions: int) -> None:
         if self.evaluation is None:
@@ -363,41 +286,52 @@ class _Bars:
         self.evaluation.update(predictions)
 
     def show(self, event: Progress) -> None:
-        if event.epoch != self.epoch:
+        if event.epoch != self.epoch or self.bar is None:
             self.close()
+            done = 0 if self.epoch else self.run.state.predictions - event.predictions  # before it was resumed
             self.epoch = event.epoch
             name = f"epoch {event.epoch}/{self.run.settings.epochs}"
-            self.bar = bar(name, self.run.corpus.predictions, " words", delay=0, initial=self.done)
-        self.done = 0
+            self.bar = bar(name, self.run.corpus.predictions, " words", delay=0, initial=done)
         self.bar.set_postfix_str(f"perplexity {event.perplexity:.1f}", refresh=False)
         self.bar.update(event.predictions)
 
     def report(self, event: Evaluation) -> None:
         record = event.record
-        self._end_evaluation()
+        if self.evaluation is not None:
+            self.evaluation.close()
+            self.evaluation = None
         if event.epoch_done:
             self.close()
+        known = f"  known {_known(record)}" if _known(record) else ""
         say(
-            f"epoch {record['epoch']:>2}, {record['seconds']:.0f} s: "
-            f"perplexity {record['train_perplexity']:.2f} in training, "
-            f"{record['valid_perplexity']:.2f} in validation{' (best)' if event.improved else ''}, "
-            f"rate {record['learning_rate']:.3g}, {record['words_per_second']:,} words/s"
+            f"epoch {record.epoch:>2}  train {_figure(record.train_perplexity)}  "
+            f"valid {_figure(record.valid_perplexity)}{' *' if event.improved else '  '}{known}  "
+            f"lr {record.learning_rate:.1e}  {_duration(record.seconds)}  {record.words_per_second:,} words/s"
         )
 
 
+class _Stop(list[int]):
+    """The signals to stop that have come."""
+
+    armed = False  # whether training ends between two steps; if not, what goes on ends at once
+
+
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list, so that training ends between two steps; the second one ends it at once."""
-    received: list[int] = []
+def _stop_signals() -> Iterator[_Stop]:
+    """Collect signals to stop, so that training ends between two steps; the second one ends it at once."""
+    received = _Stop()
 
     def note(number: int, _frame: FrameType | None) -> None:
-        if received:
+        if received or not received.armed:
             raise KeyboardInterrupt
         received.append(number)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, note)
     try:
         yield received
     finally:
-        for number, handler in previous.items():
+        for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,0 +1,250 @@
+"""What `import rnnlm` offers: a model to ask, and a training to follow; the commands are calls of these.
+
+Every error is an RnnlmError, whose message is one sentence.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rnnlm.checkpoint import ModelFolder, SavedModel, load_model
+from rnnlm.corpus import Stage, encode_once, silent
+from rnnlm.detokenize import detokenize
+from rnnlm.errors import ModelError, SettingsError, TextError
+from rnnlm.generation import generate, read
+from rnnlm.model import Array
+from rnnlm.run import Event, SaveEvery, Started, begin, follow, working
+from rnnlm.run import resume as resume_run
+from rnnlm.scoring import Score, perplexity, word_losses
+from rnnlm.settings import GenerationSettings, RunSettings, cores
+from rnnlm.sources import spooled
+from rnnlm.vocabulary import SENTENCE_END
+
+Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The beginning of a text, as a model reads it."""
+
+    before: list[list[str]]  # sentences that are read first, where the model carries its state
+    words: list[str]  # of the last sentence, which is continued
+    unknown: list[str]  # words that the model does not know, and reads as <unk>
+
+
+class Model:
+    """A trained language model, as `rnnlm.load` gives it.
+
+    Arguments:
+        saved: the model with its vocabulary, its tokenizer and where it comes from.
+        threads: how many compute; they change no result.
+    """
+
+    def __init__(self, saved: SavedModel, threads: int = 1) -> None:
+        self.saved = saved
+        self.threads = threads
+
+    def __repr__(self) -> str:
+        settings, reached = self.saved.model.settings, self.saved.origin.valid_perplexity
+        figure = "not evaluated" if reached is None else f"validation perplexity {reached:.2f}"
+        return f"<rnnlm.Model: {settings.cell}, {settings.hidden} hidden units, {settings.words:,} words, {figure}>"
+
+    def prompt(self, text: str) -> Prompt:
+        """Cut the beginning of a text into sentences and words, as the training text was.
+
+        Raises TextError where a word of it is a mark of the model's own.
+        """
+        *before, words = self.saved.tokenizer.prompt(text) or [[]]
+        before = before if self.saved.model.settings.carry_state else []
+        known = self.saved.vocabulary.ids
+        unknown = [word for sentence in (*before, words) for word in sentence if word not in known]
+        return Prompt(before, words, list(dict.fromkeys(unknown)))
+
+    def generate(self, count: int = 10, prompt: str = "", **options: Any) -> list[str]:
+        """Return sentences, each drawn word by word from what the model expects; `sentences` yields them one by one.
+
+        Arguments:
+            count: how many.
+            prompt: words that each begins with; of several sentences, the last is continued.
+            options: those of `rnnlm generate`: `seed`, `tokens` (words separated by blanks, as the model knows them)
+                and the fields of `GenerationSettings`.
+
+        Raises TextError where the prompt has a mark of the model's own, SettingsError where an option is not in its
+        range or has no effect.
+        """
+        return list(self.sentences(count, prompt, **options))
+
+    def sentences(
+        self, count: int = 10, prompt: str = "", *, seed: int | None = None, tokens: bool = False, **options: Any
+    ) -> Iterator[str]:
+        """Yield sentences as soon as they are made; the arguments and errors are those of `generate`."""
+        settings = GenerationSettings.of(count, seed, options)
+        vocabulary, start = self.saved.vocabulary, self.prompt(prompt)
+        words, before = vocabulary.encode(start.words), self._ids(start.before)
+        generator = np.random.default_rng(secrets.randbits(64) if seed is None else seed)
+        write = " ".join if tokens else detokenize
+
+        def drawn() -> Iterator[str]:
+            with working(self.threads) as work:
+                model, unknown = self.saved.model, vocabulary.unknown_id
+                for ids in generate(model, unknown, count, generator, work, words.tolist(), settings, before.tolist()):
+                    yield write([*start.words, *vocabulary.decode(ids)])
+
+        return drawn()
+
+    def next_words(self, text: str, count: int = 10) -> list[tuple[str, float]]:
+        """Return the likeliest words after the beginning of a text, each with its probability, the likeliest first.
+
+        `</s>` is the end of the sentence, `<unk>` stands for all words that the model does not know.
+        """
+        start = self.prompt(text)
+        ids = [*self._ids(start.before).tolist(), *self.saved.vocabulary.encode(start.words).tolist()]
+        with working(self.threads) as work:
+            log_p = read(self.saved.model, ids, work)[0][0]
+        likeliest = np.argsort(-log_p, kind="stable")[: max(count, 0)]
+        return [(self.saved.vocabulary.words[word], math.exp(log_p[word])) for word in likeliest]
+
+    def surprisals(self, text: str) -> list[tuple[str, float]]:
+        """Return each word of a text with its surprisal, -log2 p in bits; `</s>` ends each sentence.
+
+        A word that the model does not know is read as `<unk>`, and has the surprisal of that. Raises TextError where
+        the text has no words, or a mark of the model's own.
+        """
+        sentences = self._sentences(text)
+        words = [word for sentence in sentences for word in (*sentence, SENTENCE_END)]
+        return list(zip(words, (self._losses(sentences) / math.log(2)).tolist(), strict=True))
+
+    def log_prob(self, text: str) -> float:
+        """Return the natural logarithm of a text's probability, the end of each sentence included.
+
+        Raises TextError as `surprisals` does.
+        """
+        return -math.fsum(self._losses(self._sentences(text)).tolist())
+
+    def perplexity(  # noqa: D417 -- some are described together
+        self,
+        *files: Path,
+        pretokenized: bool = False,
+        lines: bool = False,
+        encoding: str | None = None,
+        stage: Stage = silent,
+        scoring: Callable[[int], Callable[[int], object]] | None = None,
+    ) -> Score:
+        """Score texts, plain or gzip, or `-` for standard input: what `rnnlm evaluate` prints.
+
+        Arguments:
+            files: in order.
+            pretokenized, lines: cut them so, whatever the training text was; else as that was.
+            encoding: of the files; None: that of the training text.
+            stage: called when a stage of reading begins.
+            scoring: called with the number of predictions; what it returns is told how many are made since its last
+                call.
+
+        Raises TextError where a file cannot be read, and what the settings of a text raise.
+        """
+        tokenizer = self.saved.tokenizer
+        settings = replace(tokenizer.settings, encoding=encoding or tokenizer.settings.encoding)
+        if pretokenized or lines:
+            settings = replace(settings, pretokenized=pretokenized, lines=lines)
+            tokenizer = replace(tokenizer, punkt=None)
+        vocabulary, threads = self.saved.vocabulary, self.threads
+        with spooled(files) as sources, working(threads) as work:
+            tokenizer = replace(tokenizer, settings=settings)
+            corpus = encode_once(sources, tokenizer, vocabulary, processes=threads, stage=stage)
+            progress = scoring(corpus.predictions) if scoring else None
+            score = perplexity(self.saved.model, corpus, work, unknown_id=vocabulary.unknown_id, progress=progress)
+        if not math.isfinite(score.log_likelihood):
+            raise _no_numbers()
+        return score
+
+    def _sentences(self, text: str) -> list[list[str]]:
+        sentences = self.saved.tokenizer.prompt(text)
+        if not sentences:
+            raise TextError("the text has no words; give one that has")
+        return sentences
+
+    def _ids(self, sentences: Iterable[Sequence[str]]) -> Array:
+        return self.saved.vocabulary.encode(word for sentence in sentences for word in (*sentence, SENTENCE_END))
+
+    def _losses(self, sentences: list[list[str]]) -> Array:
+        """Return -log p of each word of sentences, and of their ends, in nats."""
+        with working(self.threads) as work:
+            losses = word_losses(self.saved.model, self._ids(sentences), work)
+        if not np.isfinite(losses).all():
+            raise _no_numbers()
+        return losses.astype(np.float64)
+
+
+def _no_numbers() -> ModelError:
+    return ModelError("the model's probabilities are no longer numbers; train it again with a lower --lr")
+
+
+def load(path: Path = "model", *, threads: int = 1) -> Model:
+    """Read a model: the best of its folder, or an `.npz`.
+
+    `threads` compute what it is asked; they change no result. Raises ModelError where there is no model, or its file is
+    damaged.
+    """
+    return Model(load_model(path), threads)
+
+
+def train(
+    corpus: Path | Sequence[Path] = (),
+    model: Path = "model",
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    save_every: SaveEvery | None = None,
+    stopping: Callable[[], object] = lambda: False,
+    stage: Stage = silent,
+    evaluating: Callable[[int], object] | None = None,
+    **options: Any,
+) -> Iterator[Event]:
+    """Train a model on texts, into a folder, as `rnnlm train` does; yields what happens, and trains while it is asked.
+
+    Who stops asking can go on later with `resume=True`: what was trained is saved.
+
+    Arguments:
+        corpus: the text, or several; `-` is standard input. With `resume`, only if it is elsewhere now.
+        model: the folder.
+        resume: go on with the training in that folder.
+        overwrite: replace the model in that folder.
+        threads: how many compute, and processes that tokenize; None: the cores that this process may use.
+        save_every: how often what `resume` needs is saved.
+        stopping: asked after each window whether to save and stop.
+        stage: called when a stage of reading the texts begins.
+        evaluating: told the number of predictions that an evaluation has made since its last call.
+        options: the other options of `rnnlm train` by their names, `hidden=200` for `--hidden 200`; `from_` for
+            `--from`.
+
+    Raises an RnnlmError at once where an option is wrong, and while it is asked: TextError, VocabularyError,
+    ModelError, SettingsError, DivergenceError.
+    """
+    if resume and overwrite:
+        raise SettingsError("--resume goes on with a model and --overwrite replaces it; give one of them")
+    given = {"initial" if name == "from_" else name: value for name, value in options.items()}
+    if resume and "initial" in given:
+        raise SettingsError("--resume goes on with a model and --from begins with one; give one of them")
+    texts = (corpus,) if isinstance(corpus, str | os.PathLike) else tuple(corpus)
+    settings = None if resume else RunSettings.of(texts, given)
+    folder, threads = ModelFolder(model), threads or cores()
+    reading: dict[str, Any] = {"processes": threads, "stage": stage}
+
+    def events() -> Iterator[Event]:
+        with working(threads) as work, folder.held():
+            if settings is None:
+                run = resume_run(folder, tuple(os.fspath(text) for text in texts), given, **reading)
+            else:
+                run = begin(folder, settings, overwrite=overwrite, **reading)
+            yield Started(run, resume)
+            yield from follow(run, folder, work, save_every or SaveEvery(), stopping=stopping, evaluating=evaluating)
+
+    return events()

@@ -1,0 +1,146 @@
+"""An `.npz` with one entry of JSON: written whole or not at all, read with no trust in what it says of itself.
+
+The JSON is read first, under a cap; then the arrays that the caller names, each only if its type and shape are those
+that the caller expects, and to its end, where zipfile compares the checksum. So memory never exceeds that of a sound
+file by much, whatever else is in the archive.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import DTypeLike
+
+from rnnlm.errors import ModelError
+from rnnlm.files import open_plain, reason, replacing
+from rnnlm.model import Array
+
+ABOUT = "rnnlm"  # the entry of JSON
+ABOUT_LIMIT = 12 * 2**20  # bytes of it; parsed, they may be twenty times as many
+BLOCK = 2**20  # bytes read at once; zipfile reads its list of entries at once
+REMEDY = "make room or name another --model"  # where a file of a model cannot be written
+
+
+class Archive:
+    """An archive opened for reading. It raises ValueError, or what zipfile raises, where the file is not a sound one.
+
+    Arguments:
+        file: the open file.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._size = os.fstat(file.fileno()).st_size
+        self._zip = zipfile.ZipFile(_Frugal(file))
+        entries = self._zip.namelist()
+        if len(set(entries)) < len(entries):
+            raise ValueError("it has two entries of one name")
+        self.names = {name.removesuffix(".npy") for name in entries}
+
+    def about(self) -> Any:
+        """Return what the entry of JSON holds."""
+        return json.loads(self.array(ABOUT, np.uint8, None, ABOUT_LIMIT).tobytes())
+
+    def array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...] | None, limit: int = 0) -> Array:
+        """Return an array of just this type and shape; where `shape` is None, of one dimension and at most `limit`."""
+        try:
+            info = self._zip.getinfo(f"{name}.npy")
+        except KeyError:
+            raise ValueError(f"its entry {name} is missing") from None
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > self._size:
+            raise ValueError(f"its entry {name} is compressed or longer than the file")
+        with self._zip.open(info) as entry:
+            dims, fortran, kind = _header(entry)
+            if kind != np.dtype(dtype) or fortran or (dims != shape if shape is not None else len(dims) != 1):
+                wanted = f"{np.dtype(dtype)} of shape {shape}" if shape is not None else f"{np.dtype(dtype)} in a row"
+                raise ValueError(f"its entry {name} is {kind} of shape {dims} and not {wanted}")
+            size = math.prod(dims) * kind.itemsize
+            if size != info.file_size - entry.tell() or (shape is None and size > limit):
+                raise ValueError(f"its entry {name} has {info.file_size:,} bytes, which is not its size")
+            array = np.empty(dims, kind)
+            left = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # arrays are buffers
+            while left:
+                block = entry.read(min(BLOCK, len(left)))
+                if not block:
+                    raise EOFError
+                left[: len(block)] = block
+                left = left[len(block) :]
+            entry.read(1)  # at the end the checksum is compared
+        return array
+
+
+class _Frugal(io.RawIOBase):
+    """A file that never returns more than BLOCK bytes at once, whatever length a list of entries claims."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next `size` bytes, or all; raises ValueError where these are too many."""
+        block = self._file.read(BLOCK + 1 if size < 0 else min(size, BLOCK + 1))
+        if len(block) > BLOCK:
+            raise ValueError("its list of entries is too long")
+        return block
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+
+def _header(entry: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return the shape, whether columns come first, and the type that an array's header declares."""
+    if npy.read_magic(entry) != (1, 0):
+        raise ValueError("an array is of another format")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return npy.read_array_header_1_0(entry, max_header_size=2**12)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Archive]:
+    """Open an archive. Raises ModelError, in a sentence that names the file, where it is not there or not sound."""
+    try:
+        with open_plain(path) as file:
+            if file.read(4) != b"PK\x03\x04":
+                raise foreign(path)
+            yield Archive(file)
+    except FileNotFoundError:
+        remedy = "train one with `rnnlm train` or name another with --model"
+        raise ModelError(f"{path}: there is no model here; {remedy}") from None
+    except OSError as error:
+        remedy = "see to its permissions, or name another with --model"
+        raise ModelError(f"{path}: cannot be read ({reason(error)}); {remedy}") from None
+
+
+def write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Replace the file by an archive of this JSON and these arrays. Raises ModelError where it cannot be written."""
+    text = json.dumps(about, ensure_ascii=False, separators=(",", ":"), default=str).encode()
+    if len(text) > ABOUT_LIMIT:
+        raise ModelError(
+            f"{path}: would say more than {ABOUT_LIMIT:,} bytes of itself; give --eval-every a higher number"
+        )
+    with replacing(path, ModelError, REMEDY) as file:
+        np.savez(file, allow_pickle=False, **{ABOUT: np.frombuffer(text, np.uint8)}, **arrays)
+
+
+def foreign(path: Path) -> ModelError:
+    """Return what is raised for a file of another kind."""
+    return ModelError(f"{path}: is not a model of rnnlm; name a model's folder or its .npz with --model")

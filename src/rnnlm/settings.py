@@ -1,0 +1,209 @@
+"""What a user can choose: every setting's name, type, range and default, in one place.
+
+A setting is a field; `bptt_truncate` here is `--bptt-truncate` on the command line and `bptt_truncate = ` in a file of
+settings or a call from Python. Constructors check what they are given. Nothing here needs numpy, so that `--help`
+answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from rnnlm.checking import Checked, Range, fit_option
+from rnnlm.errors import SettingsError
+from rnnlm.sources import STANDARD_INPUT
+
+Natural = Annotated[int, Range(0)]
+Count = Annotated[int, Range(1)]
+Positive = Annotated[float, Range(0, above=True)]
+Share = Annotated[float, Range(0, 1)]
+Probability = Annotated[float, Range(0, 1, below=True)]
+NotNegative = Annotated[float, Range(0, 1e30)]
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def flag(name: str) -> str:
+    """Return a setting's name as the command line writes it."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class TextSettings(Checked):
+    """How a text becomes words."""
+
+    pretokenized: bool = False  # one sentence a line, words separated by blanks; nothing is left to find
+    lines: bool = False  # one sentence a line, words found by the word tokenizer
+    lowercase: bool = False  # fold every word to lower case
+    encoding: str = "utf-8"  # the text's encoding, by its Python name
+
+    def check(self) -> None:
+        """Refuse what contradicts itself."""
+        if self.pretokenized and self.lines:
+            raise SettingsError("--pretokenized takes a line as a sentence already; leave --lines out")
+
+
+@dataclass(frozen=True)
+class VocabularySettings(Checked):
+    """How the vocabulary is made: from the training text, or from a file, which then takes the place of the rest."""
+
+    vocab_size: Annotated[int, Range(3)] | None = 8000  # the most words, `</s>` and `<unk>` included; None: all
+    min_count: Count | None = None  # rarer words are not kept; None: 2, or 1 where the text has `<unk>` of its own
+    vocab: Path | None = None  # a file of the words
+
+
+@dataclass(frozen=True)
+class NetworkSettings(Checked):
+    """What is asked of the network; the vocabulary decides the rest of the model's settings."""
+
+    hidden: Annotated[int, Range(1, 100_000)] = 100  # H
+    clusters: Annotated[int, Range(1, 1000)] | None = None  # of words in the softmax; None: as many as are quickest
+    bptt_truncate: Natural | None = None  # K; None: to the window's first step
+    carry_state: bool = False  # from sentence to sentence, in text order
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Checked):
+    """How a model is trained."""
+
+    bptt: Annotated[int, Range(0, 100_000)] = 35  # T, steps in a window; 0: a window is a sentence of each stream
+    batch_size: Annotated[int, Range(1, 100_000)] | None = None  # B, streams; None: by the size of the text
+    optimizer: Literal["sgd", "adagrad", "adam"] = "sgd"
+    lr: Annotated[float, Range(0, 1e30, above=True)] | None = None  # of sgd, for a window's sum; None: its rule's
+    rate_power: Share | None = None  # rows of U, V and c learn at p(word)^-power; None: 0.5 for sgd
+    momentum: Probability = 0.0
+    dropout: Probability = 0.0  # share of the inputs' and outputs' numbers that are zeroed at each step
+    weight_decay: NotNegative = 0.0  # of half the squared norm of U and V, beside the mean loss
+    clip: NotNegative = 5.0  # greatest joint norm of the gradients of the mean loss; 0: none
+    epochs: Annotated[int, Range(1, 10**9)] = 20
+    eval_every: Natural = 0  # windows between evaluations, beside the one after each epoch; 0: none
+    min_improvement: Share = 0.003  # share by which an epoch must lower the perplexity, or the rate begins to fall
+    lr_decay: Annotated[float, Range(1, 1e30)] = 2.0  # what the rate is divided by after each epoch from then on
+    patience: Annotated[int, Range(1, 10**9)] = 3  # epochs in a row without that improvement, after which it stops
+    seed: Annotated[int, Range(0, 2**64 - 1)] = 1
+
+    def check(self) -> None:
+        """Refuse settings without effect, before any text is read in vain."""
+        if self.optimizer != "sgd":
+            for name in ("momentum", "rate_power"):
+                if getattr(self, name):
+                    message = f"{flag(name)} goes with --optimizer sgd and has no effect on {self.optimizer}"
+                    raise SettingsError(f"{message}; leave one of them out")
+
+
+def no_choice(name: str) -> SettingsError:
+    """Return what is raised where an option has no effect, as nothing is drawn."""
+    message = f"--temperature 0 takes the likeliest word, so {flag(name)} has no effect"
+    return SettingsError(f"{message}; leave one of them out")
+
+
+@dataclass(frozen=True)
+class GenerationSettings(Checked):
+    """How the next word is drawn, and how long a sentence may be.
+
+    The distribution is made in this order, and sums to one again after each step:
+
+    1. Words that may not come now are left out: `<unk>` unless `allow_unk`, and `</s>` while there are fewer than
+       `min_words`.
+    2. p becomes p^(1/temperature). Temperature 0 is the limit: always the likeliest word.
+    3. `top_k` keeps the k likeliest words.
+    4. `top_p` keeps the smallest set of the likeliest words whose probability, of the distribution so far, reaches
+       top_p.
+
+    Where two words are equally likely the one with the lower id, the more frequent, counts as the likelier. The length
+    of a sentence counts the words of the prompt and not `</s>`; a sentence of `max_words` ends there.
+    """
+
+    temperature: Annotated[float, Range(0)] = 1.0
+    top_k: Count | None = None  # None: all words
+    top_p: Annotated[float, Range(0, 1, above=True)] | None = None  # None: all words
+    min_words: Natural = 1
+    max_words: Count = 100
+    allow_unk: bool = False
+
+    @classmethod
+    def of(cls, count: object, seed: object, given: Mapping[str, Any]) -> GenerationSettings:
+        """Make settings of options by their names. Raises SettingsError as `RunSettings.of` does."""
+        names = [item.name for item in fields(cls)]
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise SettingsError(f"there is no option {unknown[0]!r}; rnnlm generate --help lists them")
+        settings = cls(**given)
+        for name, value in (("count", count), ("seed", 0 if seed is None else seed)):
+            fit_option(Annotated[int, Range(0)], value, name)
+        if settings.temperature == 0 and seed is not None:
+            raise no_choice("seed")
+        return settings
+
+    def check(self) -> None:
+        """Refuse what contradicts itself or has no effect."""
+        if self.min_words > self.max_words:
+            message = f"--min-words is {self.min_words} and --max-words {self.max_words}"
+            raise SettingsError(f"{message}; --max-words must be at least --min-words")
+        for name in ("top_k", "top_p"):
+            if self.temperature == 0 and getattr(self, name) is not None:
+                raise no_choice(name)
+
+
+@dataclass(frozen=True)
+class RunSettings(Checked):
+    """All that decides what a training computes: its texts, how they become words, the network, the training."""
+
+    corpus: tuple[str, ...]  # paths, or - for standard input
+    valid: tuple[str, ...] = ()  # the same; none: the end of the corpus
+    valid_fraction: Annotated[float, Range(0, 0.5, above=True)] = 0.05  # of the corpus's sentences, then held out
+    initial: str | None = None  # a model whose weights and vocabulary the run begins with; None: random weights
+    text: TextSettings = field(default_factory=TextSettings)
+    vocabulary: VocabularySettings = field(default_factory=VocabularySettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def check(self) -> None:
+        """Refuse what contradicts itself or has no effect."""
+        if not self.corpus:
+            raise SettingsError("there is no text to train on; name one, or - for standard input")
+        if (self.corpus + self.valid).count(STANDARD_INPUT) > 1:
+            raise SettingsError("standard input is one text; name a file for the other of CORPUS and --valid")
+        reach, window = self.network.bptt_truncate, self.training.bptt
+        if reach is not None and window and reach >= window - 1:
+            message = f"--bptt-truncate {reach} has no effect in windows of --bptt {window} steps"
+            raise SettingsError(f"{message}; give a smaller one, or leave it out")
+
+    @classmethod
+    def groups(cls) -> dict[str, type[Checked]]:
+        """Return the names of the fields that are settings themselves, each with its class."""
+        return {
+            "text": TextSettings,
+            "vocabulary": VocabularySettings,
+            "network": NetworkSettings,
+            "training": TrainingSettings,
+        }
+
+    @classmethod
+    def of(cls, corpus: object, given: Mapping[str, Any]) -> RunSettings:
+        """Make settings of options by their names, those that are given and no others.
+
+        Raises SettingsError where there is no such option, a value is not in its range, or one has no effect beside
+        another that is given too.
+        """
+        for name, other in (("valid_fraction", "valid"), ("vocab_size", "vocab"), ("min_count", "vocab")):
+            if name in given and given.get(other):
+                raise SettingsError(f"{flag(name)} has no effect beside {flag(other)}; leave one of them out")
+        rest, parts = dict(given), {}
+        for name, group in cls.groups().items():
+            own = [item.name for item in fields(group) if item.name in rest]  # type: ignore[arg-type]  # a dataclass
+            parts[name] = group(**{key: rest.pop(key) for key in own})
+            if given.get("initial") and name != "training" and set(own) - {"encoding"}:
+                message = f"{flag(own[0])} has no effect beside --from, whose model decides it"
+                raise SettingsError(f"{message}; leave one of them out")
+        unknown = [name for name in rest if name not in ("valid", "valid_fraction", "initial")]
+        if unknown:
+            raise SettingsError(f"there is no option {unknown[0]!r}; rnnlm train --help lists them")
+        return cls(corpus, **rest, **parts)  # type: ignore[arg-type]  # the constructor checks
