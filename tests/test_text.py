@@ -13,11 +13,12 @@ import pytest
 
 from conftest import PROSE
 from rnnlm import sources, text, workers
-from rnnlm.errors import ModelError, TextError
+from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.sources import Source
 from rnnlm.text import TextSettings, Tokenizer
 
 PLAIN = Tokenizer(TextSettings(pretokenized=True))
+LINES = Tokenizer(TextSettings(lines=True))
 PLAIN_LOWER = Tokenizer(TextSettings(pretokenized=True, lowercase=True))
 
 
@@ -68,7 +69,7 @@ def test_literal_unknown(write, raw):
 def test_literal_unknown_is_folded_too(write):
     """With lower case, <UNK> is the unknown word, in raw text as well."""
     lower = Tokenizer.learn([write(PROSE)], TextSettings(lowercase=True))
-    assert lower.words("The <UNK>.") == ["the", "<unk>", "."]
+    assert lower.prompt("The <UNK>.") == [["the", "<unk>", "."]]
     assert sentences(PLAIN_LOWER, write("The <UNK>\n")) == [["the", "<unk>"]]
 
 
@@ -186,7 +187,7 @@ def test_pretokenized_loads_no_nltk(write):
         source = Source.of({write("a b").name!r})
         tokenizer = Tokenizer.learn([source], TextSettings(pretokenized=True))
         assert list(tokenizer.sentences([source])) == [["a", "b"]]
-        assert tokenizer.words("a  b") == ["a", "b"]
+        assert tokenizer.prompt("a  b") == [["a", "b"]]
         assert not [name for name in sys.modules if name.startswith("nltk")]
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
@@ -227,19 +228,64 @@ def test_quotation_mark_after_a_line_break(write, raw):
     assert sentences(raw, write('He said\n"go" to me.\n')) == sentences(raw, write('He said "go" to me.\n'))
 
 
-def test_words_of_a_prompt(raw):
-    """A prompt is cut into words like a sentence, whether or not it is whole."""
-    assert raw.words("He said: \"Don't") == ["He", "said", ":", "``", "Do", "n't"]
-    assert raw.words(" \n") == PLAIN.words("\t ") == []
-    assert PLAIN.words("two\nlines\0") == ["two", "lines"]
-    with pytest.raises(TextError, match="'</s>' is the model's own mark"):
-        raw.words("and </s>")
+def test_prompt(raw):
+    """A prompt is cut into sentences and words like a text, whether or not its last sentence is whole."""
+    assert raw.prompt("Speak to me. Where is") == [["Speak", "to", "me", "."], ["Where", "is"]]
+    assert raw.prompt("Dr. Brown\nsaid: \"Don't") == [["Dr.", "Brown", "said", ":", "``", "Do", "n't"]]
+    assert LINES.prompt("To me. Where\n\nis") == [["To", "me.", "Where"], ["is"]]
+    assert PLAIN.prompt("two\nlines\0 me.") == [["two"], ["lines", "me."]]
+    assert raw.words("Speak to me. Where is") == ["Speak", "to", "me", ".", "Where", "is"]
+    for tokenizer in (raw, LINES, PLAIN):
+        assert tokenizer.prompt("") == tokenizer.prompt(" \n\t\n\n \0") == []
+        with pytest.raises(TextError, match="'</s>' is the model's own mark"):
+            tokenizer.prompt("and </s>")
+        with pytest.raises(TextError, match=r"the prompt has half of a surrogate pair, U\+DCFF.*encoding"):
+            tokenizer.prompt("caf\udcff")
+
+
+def test_typographic_apostrophes(write, raw):
+    """A typographic apostrophe within a word parts it just as a straight one does, and stays what it is.
+
+    One that stands at the end of a word, or closes a quotation, is a word of its own.
+    """
+    for content in (
+        "It isn’t the dog’s, they’ll say; I’m sure you’d, we’ve, they’re, CAN’T and shan’t.",
+        "O’Brien and l’homme at five o’clock, rock’n’roll.",
+        "He said, \"isn’t it\" and ''it’s'' so.",
+        "The dogs’ bones’, and the Joneses’.",
+        "<unk>’s and <unk>n’t <unk>’",
+        "’tis d’ye more’n ’em the ’90s (it’s) “it’s”’s",
+    ):
+        curly, straight = LINES.prompt(content), LINES.prompt(content.replace("’", "'"))
+        assert [[word.replace("’", "'") for word in words] for words in curly] == straight
+        assert "".join(curly[0]).replace("``", '"').replace("''", '"') == content.replace(" ", "").replace("''", '"')
+    assert (
+        " ".join(raw.prompt("‘So’ isn’t ‘dogs’’ (‘so’), “‘it’s’”.")[0])
+        == "‘ So ’ is n’t ‘ dogs ’ ’ ( ‘ so ’ ) , “ ‘ it ’s ’ ” ."
+    )
+    assert sentences(raw, write("It isn’t."))[0] == ["It", "is", "n’t", "."]
+
+
+def test_lines(write, raw, monkeypatch):
+    """`--lines` takes every line of raw text as a sentence, whose words are found as in other raw text."""
+    content = 'Dr. Brown met me. He didn\'t\n \n\n  "go" \u00a0 on.\nStop'
+    expected = [["Dr.", "Brown", "met", "me.", "He", "did", "n't"], ["``", "go", "''", "on", "."], ["Stop"]]
+    assert sentences(LINES, write(content)) == LINES.prompt(content) == expected
+    learned = Tokenizer.learn([Source.of("not-read.txt")], TextSettings(lines=True, lowercase=True))
+    assert learned.punkt is None
+    assert Tokenizer.from_json(json.loads(json.dumps(learned.to_json()))) == learned
+    assert learned.prompt("STOP.") == [["stop", "."]]
+    monkeypatch.setattr(sources, "CHUNK", 10)
+    monkeypatch.setattr(sources, "CHUNK_LIMIT", 50)
+    assert sentences(LINES, write("It is so.\n" * 9)) == [["It", "is", "so", "."]] * 9
+    with pytest.raises(SettingsError, match="--pretokenized takes a line as a sentence already; leave --lines out"):
+        TextSettings(pretokenized=True, lines=True)
 
 
 def test_json_round_trip(write, raw):
     """A tokenizer restored from JSON is equal, and to_json gives nothing that JSON would change."""
     lower = Tokenizer(TextSettings(lowercase=True, encoding="latin-1"), raw.punkt)
-    for tokenizer in (PLAIN, raw, lower):
+    for tokenizer in (PLAIN, LINES, raw, lower):
         value = tokenizer.to_json()
         assert json.loads(json.dumps(value)) == value
         assert Tokenizer.from_json(value) == tokenizer
@@ -274,6 +320,8 @@ def test_damaged_json(value):
     """Anything that is no tokenizer is one clear error."""
     with pytest.raises(ModelError, match="does not say how its text was tokenized"):
         Tokenizer.from_json(value)
+    with pytest.raises(ModelError):
+        Tokenizer.from_json({"settings": {"pretokenized": True, "lines": True}, "punkt": None})
     with pytest.raises(ModelError):
         Tokenizer.from_json({"settings": {}, "punkt": {"abbreviations": [], "collocations": [3]}})
 

@@ -37,7 +37,9 @@ _NAME_LIMIT = 500  # characters of a name that a message has room for
 # The codes that Unicode sets aside as no characters at all: 32 in the first plane, and the last two of each of the 17.
 _NONCHARACTERS = "\ufdd0-\ufdef" + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
 _DIRECTIONS = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they change the order in which others are seen
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Finds halves of surrogate pairs, which no text has."""
+
 # Control characters, but neither NUL (an error) nor line feed (it ends a line), and noncharacters.
 _BLANKED = re.compile(f"[\x01-\x09\x0b-\x1f\x7f-\x9f{_NONCHARACTERS}]")
 
@@ -249,6 +251,11 @@ def plain_characters(text: str) -> str:
     return _BLANKED.sub(" ", text)
 
 
+def half_pair(surrogate: re.Match[str]) -> str:
+    """Return what `SURROGATE` has found as part of a sentence."""
+    return f"half of a surrogate pair, U+{ord(surrogate.group()):04X}, which is no character"
+
+
 def _pieces(source: Source, encoding: str) -> Iterator[tuple[str, int]]:
     """Yield the decoded text of a plain or gzip file piece by piece, each with the bytes of the file read so far.
 
@@ -275,11 +282,11 @@ def _pieces(source: Source, encoding: str) -> Iterator[tuple[str, int]]:
             if start and text:
                 text = text.removeprefix(_BYTE_ORDER_MARK)
                 start = False
-            surrogate = _SURROGATE.search(text)
+            surrogate = SURROGATE.search(text)
             if surrogate:
                 line = lines + 1 + text.count("\n", 0, surrogate.start())
-                message = f"half of a surrogate pair, U+{ord(surrogate.group()):04X}, which is no character"
-                raise TextError(f"{source.name}, line {line}: {message}; name the encoding of the text with --encoding")
+                message = f"{half_pair(surrogate)}; name the encoding of the text with --encoding"
+                raise TextError(f"{source.name}, line {line}: {message}")
             if "\0" in text:
                 raise _binary(source, lines + 1 + text.count("\n", 0, text.index("\0")))
             lines += text.count("\n")
