@@ -1,6 +1,5 @@
 import ast
 import gzip
-import io
 import json
 import multiprocessing
 import os
@@ -15,10 +14,11 @@ import pytest
 from conftest import PROSE
 from rnnlm import sources, text, workers
 from rnnlm.errors import ModelError, SettingsError, TextError
-from rnnlm.sources import Source, spooled
+from rnnlm.sources import Source
 from rnnlm.text import TextSettings, Tokenizer
 
 PLAIN = Tokenizer(TextSettings(pretokenized=True))
+LINES = Tokenizer(TextSettings(lines=True))
 PLAIN_LOWER = Tokenizer(TextSettings(pretokenized=True, lowercase=True))
 
 
@@ -69,7 +69,7 @@ def test_literal_unknown(write, raw):
 def test_literal_unknown_is_folded_too(write):
     """With lower case, <UNK> is the unknown word, in raw text as well."""
     lower = Tokenizer.learn([write(PROSE)], TextSettings(lowercase=True))
-    assert lower.words("The <UNK>.") == ["the", "<unk>", "."]
+    assert lower.prompt("The <UNK>.") == [["the", "<unk>", "."]]
     assert sentences(PLAIN_LOWER, write("The <UNK>\n")) == [["the", "<unk>"]]
 
 
@@ -125,52 +125,11 @@ def test_missing_last_newline(write, raw):
         assert len(sentences(tokenizer, write("one.\n\ntwo"))) == 2
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_byte_order_mark(write, encoding, monkeypatch):
-    """A byte-order mark at the start of a file is dropped."""
-    monkeypatch.setattr(sources, "READ_BLOCK", 2)
-    tokenizer = Tokenizer(TextSettings(pretokenized=True, encoding=encoding))
-    first = write("\ufeffone\n".encode(encoding), "first.txt")
-    second = write("\ufefftwo \ufeffthree\n".encode(encoding), "second.txt")
-    assert sentences(tokenizer, first, second) == [["one"], ["two", "\ufeffthree"]]
-
-
-def test_invalid_utf8(write, raw):
-    """A byte that is not valid in the encoding is an error that names file, line, byte and offset, and `--encoding`."""
-    path = write("naïve\ncafé\n".encode("latin-1"))
-    for tokenizer in (PLAIN, raw):
-        with pytest.raises(TextError, match=r"corpus\.txt, line 1: byte 0xEF at offset 2 .*UTF-8.*--encoding latin-1"):
-            sentences(tokenizer, path)
-    latin = Tokenizer(TextSettings(pretokenized=True, encoding="latin-1"))
-    assert sentences(latin, path) == [["naïve"], ["café"]]
-    with pytest.raises(TextError, match=r"line 2: byte 0xC3 at offset 7 .*--encoding latin-1"):
-        sentences(PLAIN, write(b"first\nx\xc3"))
-
-
-def test_invalid_utf8_far_into_a_file(write, monkeypatch):
-    """The line and offset are right wherever blocks are cut, also within a character."""
-    good = "äöü ß\n" * 100
-    content = good.encode() + b"ok \xff\n"
-    for block in (1, 2, 3, 7, 64, 10_000):
-        monkeypatch.setattr(sources, "READ_BLOCK", block)
-        with pytest.raises(TextError, match=f"line 101: byte 0xFF at offset {len(content) - 2} "):
-            sentences(PLAIN, write(content))
-
-
 def test_control_characters(write, raw):
     """Control characters count as blanks, those of U+0080 to U+009F included."""
     content = "one\x01two\x1fthree\x7ffour\x9ffive\x1b six\n"
     for tokenizer in (PLAIN, raw):
         assert sentences(tokenizer, write(content)) == [["one", "two", "three", "four", "five", "six"]]
-
-
-def test_nul(write, raw):
-    """A NUL character is an error that names file and line: the file is no text in this encoding."""
-    for tokenizer in (PLAIN, raw):
-        with pytest.raises(TextError, match=r"corpus\.txt, line 2: a NUL .*--encoding utf-16"):
-            sentences(tokenizer, write("one\ntwo\0\n"))
-        with pytest.raises(TextError, match="NUL"):
-            sentences(tokenizer, write("one\n".encode("utf-16-le")))
 
 
 @pytest.mark.parametrize("content", ["", "\n", " \t\r\n\n", "\ufeff", gzip.compress(b"")])
@@ -211,78 +170,7 @@ def test_gigantic_word(write, monkeypatch, raw):
             sentences(tokenizer, write("one\n" + "x" * (sources.CHUNK_LIMIT + 1)))
 
 
-def test_gzip(write, raw):
-    """A gzip file is read as what it holds; a truncated or damaged one is an error that names it."""
-    packed = gzip.compress(PROSE.encode())
-    plain = write(PROSE, "plain.gz")  # the name does not matter
-    for tokenizer in (PLAIN, raw):
-        assert sentences(tokenizer, write(packed)) == sentences(tokenizer, plain)
-        assert sentences(tokenizer, write(packed + packed)) == sentences(tokenizer, write(PROSE + PROSE))
-    header, body = packed[:10], packed[10:]
-    for damaged in (
-        packed[:-1],
-        packed[:-9],
-        packed[:5],
-        header + b"\xff" + body[1:],
-        packed[:-6] + b"\0" + packed[-5:],
-    ):
-        with pytest.raises(TextError, match=r"corpus\.txt is a truncated or damaged gzip file"):
-            sentences(PLAIN, write(damaged))
-
-
-def test_standard_input(monkeypatch, write, raw):
-    """`-` is standard input, copied to a temporary file so that it can be read more than once."""
-    for content in (PROSE.encode(), gzip.compress(PROSE.encode())):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        with spooled([write(PROSE).path, "-"]) as paths:
-            assert Tokenizer.learn(paths[1:], TextSettings()) == Tokenizer.learn(paths[:1], TextSettings())
-            assert sentences(raw, paths[1]) == sentences(raw, paths[0])
-            kept = paths[1].path
-        assert not kept.exists()
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\n<s>\n")))
-    with spooled(["-"]) as paths, pytest.raises(TextError, match="standard input, line 2"):
-        sentences(PLAIN, *paths)
-    with pytest.raises(TextError, match="only once"), spooled(["-", "-"]):
-        pass
-
-
-def test_unreadable_files(tmp_path, write, monkeypatch):
-    """A file that is missing, a directory or not to be read is an error that names it."""
-    for read in (lambda source: sentences(PLAIN, source), Source.digest):
-        with pytest.raises(TextError, match=r"none\.txt: there is no such file"):
-            read(Source.of(tmp_path / "none.txt"))
-        with pytest.raises(TextError, match="is a directory"):
-            read(Source.of(tmp_path))
-
-    def refuse(*_):
-        raise PermissionError(13, "Permission denied")
-
-    path = write("one\n")
-    monkeypatch.setattr(Path, "open", refuse)  # removing permissions would not stop the superuser
-    with pytest.raises(TextError, match=r"corpus\.txt cannot be read: Permission denied"):
-        sentences(PLAIN, path)
-    with pytest.raises(TextError, match="there is no such file"), spooled([tmp_path / "none.txt"]):
-        pass
-
-
 # Settings and pretokenized text
-
-
-@pytest.mark.parametrize("encoding", ["no-such-thing", "hex", "", "a\0b"])
-def test_unknown_encoding(write, encoding):
-    """An encoding that does not exist is an error that names it and some that do."""
-    settings = TextSettings(pretokenized=True, encoding=encoding)
-    with pytest.raises(SettingsError, match=r"there is no text encoding .*latin-1"):
-        Tokenizer.learn([write("one")], settings)
-    with pytest.raises(SettingsError, match="there is no text encoding"):
-        sentences(Tokenizer(settings), write("one"))
-
-
-def test_utf16_without_mark(write):
-    """Text that an encoding cannot even begin to read is an error too."""
-    tokenizer = Tokenizer(TextSettings(pretokenized=True, encoding="utf-16"))
-    with pytest.raises(TextError, match=r"corpus\.txt.*UTF-16.*--encoding"):
-        sentences(tokenizer, write("one two\n"))
 
 
 def test_pretokenized_blanks(write):
@@ -299,7 +187,7 @@ def test_pretokenized_loads_no_nltk(write):
         source = Source.of({write("a b").name!r})
         tokenizer = Tokenizer.learn([source], TextSettings(pretokenized=True))
         assert list(tokenizer.sentences([source])) == [["a", "b"]]
-        assert tokenizer.words("a  b") == ["a", "b"]
+        assert tokenizer.prompt("a  b") == [["a", "b"]]
         assert not [name for name in sys.modules if name.startswith("nltk")]
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
@@ -340,19 +228,64 @@ def test_quotation_mark_after_a_line_break(write, raw):
     assert sentences(raw, write('He said\n"go" to me.\n')) == sentences(raw, write('He said "go" to me.\n'))
 
 
-def test_words_of_a_prompt(raw):
-    """A prompt is cut into words like a sentence, whether or not it is whole."""
-    assert raw.words("He said: \"Don't") == ["He", "said", ":", "``", "Do", "n't"]
-    assert raw.words(" \n") == PLAIN.words("\t ") == []
-    assert PLAIN.words("two\nlines\0") == ["two", "lines"]
-    with pytest.raises(TextError, match="'</s>' is the model's own mark"):
-        raw.words("and </s>")
+def test_prompt(raw):
+    """A prompt is cut into sentences and words like a text, whether or not its last sentence is whole."""
+    assert raw.prompt("Speak to me. Where is") == [["Speak", "to", "me", "."], ["Where", "is"]]
+    assert raw.prompt("Dr. Brown\nsaid: \"Don't") == [["Dr.", "Brown", "said", ":", "``", "Do", "n't"]]
+    assert LINES.prompt("To me. Where\n\nis") == [["To", "me.", "Where"], ["is"]]
+    assert PLAIN.prompt("two\nlines\0 me.") == [["two"], ["lines", "me."]]
+    assert raw.words("Speak to me. Where is") == ["Speak", "to", "me", ".", "Where", "is"]
+    for tokenizer in (raw, LINES, PLAIN):
+        assert tokenizer.prompt("") == tokenizer.prompt(" \n\t\n\n \0") == []
+        with pytest.raises(TextError, match="'</s>' is the model's own mark"):
+            tokenizer.prompt("and </s>")
+        with pytest.raises(TextError, match=r"the prompt has half of a surrogate pair, U\+DCFF.*encoding"):
+            tokenizer.prompt("caf\udcff")
+
+
+def test_typographic_apostrophes(write, raw):
+    """A typographic apostrophe within a word parts it just as a straight one does, and stays what it is.
+
+    One that stands at the end of a word, or closes a quotation, is a word of its own.
+    """
+    for content in (
+        "It isn’t the dog’s, they’ll say; I’m sure you’d, we’ve, they’re, CAN’T and shan’t.",
+        "O’Brien and l’homme at five o’clock, rock’n’roll.",
+        "He said, \"isn’t it\" and ''it’s'' so.",
+        "The dogs’ bones’, and the Joneses’.",
+        "<unk>’s and <unk>n’t <unk>’",
+        "’tis d’ye more’n ’em the ’90s (it’s) “it’s”’s",
+    ):
+        curly, straight = LINES.prompt(content), LINES.prompt(content.replace("’", "'"))
+        assert [[word.replace("’", "'") for word in words] for words in curly] == straight
+        assert "".join(curly[0]).replace("``", '"').replace("''", '"') == content.replace(" ", "").replace("''", '"')
+    assert (
+        " ".join(raw.prompt("‘So’ isn’t ‘dogs’’ (‘so’), “‘it’s’”.")[0])
+        == "‘ So ’ is n’t ‘ dogs ’ ’ ( ‘ so ’ ) , “ ‘ it ’s ’ ” ."
+    )
+    assert sentences(raw, write("It isn’t."))[0] == ["It", "is", "n’t", "."]
+
+
+def test_lines(write, raw, monkeypatch):
+    """`--lines` takes every line of raw text as a sentence, whose words are found as in other raw text."""
+    content = 'Dr. Brown met me. He didn\'t\n \n\n  "go" \u00a0 on.\nStop'
+    expected = [["Dr.", "Brown", "met", "me.", "He", "did", "n't"], ["``", "go", "''", "on", "."], ["Stop"]]
+    assert sentences(LINES, write(content)) == LINES.prompt(content) == expected
+    learned = Tokenizer.learn([Source.of("not-read.txt")], TextSettings(lines=True, lowercase=True))
+    assert learned.punkt is None
+    assert Tokenizer.from_json(json.loads(json.dumps(learned.to_json()))) == learned
+    assert learned.prompt("STOP.") == [["stop", "."]]
+    monkeypatch.setattr(sources, "CHUNK", 10)
+    monkeypatch.setattr(sources, "CHUNK_LIMIT", 50)
+    assert sentences(LINES, write("It is so.\n" * 9)) == [["It", "is", "so", "."]] * 9
+    with pytest.raises(SettingsError, match="--pretokenized takes a line as a sentence already; leave --lines out"):
+        TextSettings(pretokenized=True, lines=True)
 
 
 def test_json_round_trip(write, raw):
     """A tokenizer restored from JSON is equal, and to_json gives nothing that JSON would change."""
     lower = Tokenizer(TextSettings(lowercase=True, encoding="latin-1"), raw.punkt)
-    for tokenizer in (PLAIN, raw, lower):
+    for tokenizer in (PLAIN, LINES, raw, lower):
         value = tokenizer.to_json()
         assert json.loads(json.dumps(value)) == value
         assert Tokenizer.from_json(value) == tokenizer
@@ -387,6 +320,8 @@ def test_damaged_json(value):
     """Anything that is no tokenizer is one clear error."""
     with pytest.raises(ModelError, match="does not say how its text was tokenized"):
         Tokenizer.from_json(value)
+    with pytest.raises(ModelError):
+        Tokenizer.from_json({"settings": {"pretokenized": True, "lines": True}, "punkt": None})
     with pytest.raises(ModelError):
         Tokenizer.from_json({"settings": {}, "punkt": {"abbreviations": [], "collocations": [3]}})
 

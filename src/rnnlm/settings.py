@@ -44,6 +44,11 @@ class TextSettings(Checked):
     lowercase: bool = False  # fold every word to lower case
     encoding: str = "utf-8"  # the text's encoding, by its Python name
 
+    @property
+    def line_is_sentence(self) -> bool:
+        """Whether the ends of lines are those of sentences, so that Punkt is not needed."""
+        return self.pretokenized or self.lines
+
     def check(self) -> None:
         """Refuse what contradicts itself."""
         if self.pretokenized and self.lines:

@@ -6,11 +6,11 @@ never grows with the text. Nothing here knows what a word is.
 
 import codecs
 import contextlib
+import errno
 import gzip
 import hashlib
 import os
 import re
-import shutil
 import stat
 import sys
 import tempfile
@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,10 +32,31 @@ READ_BLOCK = 2**20  # bytes read at once
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"
-# Everything that is not text: control characters, but neither NUL (an error) nor line feed (it ends a line), and the
-# codes that Unicode sets aside as no characters at all.
-_CONTROL = re.compile("[\x01-\x09\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_NAME_LIMIT = 500  # characters of a name that a message has room for
+
+# The codes that Unicode sets aside as no characters at all: 32 in the first plane, and the last two of each of the 17.
+_NONCHARACTERS = "\ufdd0-\ufdef" + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+_DIRECTIONS = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they change the order in which others are seen
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Finds halves of surrogate pairs, which no text has."""
+
+# Control characters, but neither NUL (an error) nor line feed (it ends a line), and noncharacters.
+_BLANKED = re.compile(f"[\x01-\x09\x0b-\x1f\x7f-\x9f{_NONCHARACTERS}]")
+
+CONTROL_CHARACTERS = re.compile(f"[\0-\x1f\x7f-\x9f{_NONCHARACTERS}]")
+"""Finds what no word has: control characters, the line feed among them, and noncharacters."""
+
+HIDDEN_CHARACTERS = re.compile(f"[\0-\x1f\x7f-\x9f\ud800-\udfff{_DIRECTIONS}{_NONCHARACTERS}]")
+"""Finds what must not reach a terminal: the same, halves of surrogate pairs, and controls of writing direction."""
+
+_NO_ENCODINGS = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}  # Python's notations
+_REMEDIES = {
+    errno.ENAMETOOLONG: "give the file a shorter path",
+    errno.ELOOP: "name the file that its links should lead to",
+    errno.EMFILE: "allow more open files, as with ulimit -n",
+    errno.EAGAIN: "save the text to a file, and name the file",
+}
+
 _PARAGRAPH_END = re.compile(r"\n *\n")
 
 Progress = Callable[[int], None]  # told the number of bytes read since its last call
@@ -52,19 +74,29 @@ class Source:
 
     @classmethod
     def of(cls, path: "str | os.PathLike[str]") -> "Source":
-        """Return the source of a plain or gzip file; `spooled` takes standard input and pipes as well."""
-        return cls(os.fspath(path), Path(path))
+        """Return the source of a plain or gzip file; `spooled` takes standard input and pipes as well.
+
+        Raises TextError when no file can have this path.
+        """
+        name = os.fspath(path)
+        try:
+            possible = bool(name) and "\0" not in name and bool(os.fsencode(name))
+        except UnicodeEncodeError:
+            possible = False
+        if not possible:
+            raise TextError(f"{shown(name) or 'an empty path'}: no file can have this path; check it")
+        return cls(shown(name), Path(name))
 
     @cached_property
     def size(self) -> int:
         """The file's bytes, what `progress` will have been told in all."""
-        with _reporting(self):
+        with _reporting(self.name):
             return self.path.stat().st_size
 
     def digest(self, progress: Progress | None = None) -> str:
         """Return the SHA-256 of the file's bytes, in hexadecimal."""
         digest = hashlib.sha256()
-        with _reporting(self), self.path.open("rb") as stream:
+        with _reporting(self.name), _opened(self) as stream:
             while block := stream.read(READ_BLOCK):
                 digest.update(block)
                 if progress:
@@ -118,57 +150,110 @@ def spooled(paths: "Sequence[str | os.PathLike[str]]") -> Iterator[list[Source]]
 
 def _spool(path: "str | os.PathLike[str]", stack: contextlib.ExitStack) -> Source:
     if path == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise TextError("standard input is closed; name a file, or give the text through a pipe")
         return _copied("standard input", sys.stdin.buffer, stack)
     source = Source.of(path)
-    with _reporting(source):
-        mode = source.path.stat().st_mode
-        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-            return source
-        with source.path.open("rb") as stream:
-            return _copied(source.name, stream, stack)
+    with _reporting(source.name), _opened(source) as stream:
+        return source if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else _copied(source.name, stream, stack)
+
+
+def _opened(source: Source) -> BufferedReader:
+    """Open a file or pipe to read its bytes; anything else is refused before it is opened, which it might notice."""
+    mode = source.path.stat().st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
+        kind = "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise TextError(f"{source.name} is {kind}, not a text; name a file, or give the text through a pipe")
+    return source.path.open("rb")
 
 
 def _copied(name: str, stream: BinaryIO, stack: contextlib.ExitStack) -> Source:
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rnnlm-"))
-    path = Path(folder, "text")
+    """Copy what can be read only once to a temporary file that lives as long as `stack`."""
     try:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rnnlm-", ignore_cleanup_errors=True))
+        path = Path(folder, "text")
         with path.open("wb") as copy:
-            shutil.copyfileobj(stream, copy)
+            for block in _blocks(name, stream):
+                copy.write(block)
     except OSError as error:
-        raise TextError(f"{name} cannot be copied to {folder}: {error.strerror or error}") from None
+        remedy = "make room there, or name another folder in the environment variable TMPDIR"
+        raise TextError(f"{name} cannot be copied to a temporary file ({_reason(error)}); {remedy}") from None
     return Source(name, path)
 
 
+def _blocks(name: str, stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the bytes of a stream until it ends."""
+    while True:
+        with _reporting(name):
+            block = stream.read(READ_BLOCK)
+            if block is None:  # nothing yet, from a stream that does not wait: this is not its end
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        if not block:
+            return
+        yield block
+
+
 @contextlib.contextmanager
-def _reporting(source: Source) -> Iterator[None]:
-    """Turn what the system says about a file into a sentence that names the file."""
+def _reporting(name: str) -> Iterator[None]:
+    """Turn what the system says about a file into a sentence with the file and a remedy."""
     try:
         yield
-    except FileNotFoundError:
-        raise TextError(f"{source.name}: there is no such file") from None
-    except IsADirectoryError:
-        raise TextError(f"{source.name} is a directory; name the text files in it") from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise TextError(f"{source.name} is a truncated or damaged gzip file; make it again") from None
+        raise TextError(f"{name} is a truncated or damaged gzip file; make it again") from None
+    except IsADirectoryError:
+        raise TextError(f"{name} is a directory; name the text files in it") from None
+    except FileNotFoundError:
+        raise TextError(f"{name}: there is no such file; check its path") from None
+    except NotADirectoryError:
+        message = "there is no such file, since its path leads through another file; check its path"
+        raise TextError(f"{name}: {message}") from None
+    except PermissionError as error:
+        message = f"cannot be read ({_reason(error)}); allow yourself to read it, as with chmod, or copy it"
+        raise TextError(f"{name} {message}") from None
     except OSError as error:
-        raise TextError(f"{source.name} cannot be read: {error.strerror or error}") from None
+        remedy = _REMEDIES.get(error.errno or 0, "copy the file to another disk, and name the copy")
+        raise TextError(f"{name} cannot be read ({_reason(error)}); {remedy}") from None
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def shown(name: str) -> str:
+    """Return a name as a message may hold it: what would act on a terminal is escaped, a very long one cut short."""
+    if len(name) > _NAME_LIMIT:
+        name = f"{name[: _NAME_LIMIT // 2]}...{name[-_NAME_LIMIT // 2 :]}"
+    return HIDDEN_CHARACTERS.sub(lambda found: repr(found.group())[1:-1], name)
+
+
+def printable(text: str) -> str:
+    """Return a text with U+FFFD for each character that `HIDDEN_CHARACTERS` finds, so that a terminal shows it all."""
+    return HIDDEN_CHARACTERS.sub("\ufffd", text)
 
 
 def check_encoding(encoding: str) -> None:
-    """Raise SettingsError when there is no text encoding of that name."""
+    """Raise SettingsError when there is no text encoding of that name that can be read piece by piece."""
     try:
         codecs.getincrementaldecoder(encoding)
         b" ".decode(encoding)
+        known = codecs.lookup(encoding).name not in _NO_ENCODINGS
     except UnicodeDecodeError:
-        pass  # a blank need not be a whole character in it
-    except (LookupError, ValueError):
-        message = f"there is no text encoding {encoding!r}; --encoding takes names such as utf-8, latin-1 or utf-16"
-        raise SettingsError(message) from None
+        known = True  # a blank need not be a whole character in it
+    except (LookupError, TypeError, ValueError, OSError):
+        known = False
+    if not known:
+        message = f"there is no text encoding {shown(repr(encoding))}; --encoding takes names such as utf-8, latin-1"
+        raise SettingsError(f"{message} or utf-16")
 
 
 def plain_characters(text: str) -> str:
     """Put a blank for each control character: CR LF then ends a line just as LF does."""
-    return _CONTROL.sub(" ", text)
+    return _BLANKED.sub(" ", text)
+
+
+def half_pair(surrogate: re.Match[str]) -> str:
+    """Return what `SURROGATE` has found as part of a sentence."""
+    return f"half of a surrogate pair, U+{ord(surrogate.group()):04X}, which is no character"
 
 
 def _pieces(source: Source, encoding: str) -> Iterator[tuple[str, int]]:
@@ -179,7 +264,7 @@ def _pieces(source: Source, encoding: str) -> Iterator[tuple[str, int]]:
     decoder = codecs.getincrementaldecoder(encoding)()
     lines = fed = 0
     start = True
-    with _reporting(source), source.path.open("rb") as raw:
+    with _reporting(source.name), _opened(source) as raw:
         compressed = raw.peek(2)[:2] == _GZIP_MAGIC
         stream = gzip.GzipFile(fileobj=raw) if compressed else raw
         more = True
@@ -197,11 +282,11 @@ def _pieces(source: Source, encoding: str) -> Iterator[tuple[str, int]]:
             if start and text:
                 text = text.removeprefix(_BYTE_ORDER_MARK)
                 start = False
-            surrogate = _SURROGATE.search(text)
+            surrogate = SURROGATE.search(text)
             if surrogate:
                 line = lines + 1 + text.count("\n", 0, surrogate.start())
-                message = f"half of a surrogate pair, U+{ord(surrogate.group()):04X}, which is no character"
-                raise TextError(f"{source.name}, line {line}: {message}; name the encoding of the text with --encoding")
+                message = f"{half_pair(surrogate)}; name the encoding of the text with --encoding"
+                raise TextError(f"{source.name}, line {line}: {message}")
             if "\0" in text:
                 raise _binary(source, lines + 1 + text.count("\n", 0, text.index("\0")))
             lines += text.count("\n")

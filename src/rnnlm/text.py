@@ -2,8 +2,8 @@
 
 Each chunk of a text is tokenized by itself, here or in another process, into its *plain form*: one sentence a line,
 words separated by single blanks. Sentence ends are found by Punkt, whose parameters are learned on the training corpus
-and stored with the model; words by NLTK's word tokenizer. A pretokenized text needs neither, and then NLTK is not
-loaded.
+and stored with the model, or are the ends of lines; words are found by NLTK's word tokenizer. A pretokenized text needs
+neither, and then NLTK is not loaded.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 from rnnlm import workers
 from rnnlm.errors import ModelError, TextError
 from rnnlm.settings import TextSettings
-from rnnlm.sources import Chunk, Progress, Source, check_encoding, plain_characters
+from rnnlm.sources import SURROGATE, Chunk, Progress, Source, check_encoding, half_pair, plain_characters
 from rnnlm.vocabulary import UNKNOWN
 
 SENTENCE_LIMIT = 2**16  # a sentence of more characters is cut at blanks: no sentence is that long
@@ -25,6 +25,7 @@ LEARNING_LIMIT = 2**22  # Punkt learns from about the first 4 million characters
 PROCESSES_PAY = 2_000_000  # bytes of text below which starting processes costs more than it saves
 
 _STAND_IN = "\ufdd0"  # <unk> while NLTK, which would cut it into three, looks at the sentence; no source has it
+_APOSTROPHE = re.compile(r"(?<!')’(?=\w)")  # before a word or part of one; elsewhere NLTK makes it a word of its own
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
@@ -55,7 +56,7 @@ class PunktParameters:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text settings, and the sentence parameters learned under them (None for pretokenized text).
+    """Text settings, and the sentence parameters learned under them (None where a line is a sentence).
 
     Equal tokenizers cut any text alike; `to_json` and `from_json` carry that over files and machines.
     """
@@ -67,11 +68,11 @@ class Tokenizer:
     def learn(cls, sources: Sequence[Source], settings: TextSettings, progress: Progress | None = None) -> "Tokenizer":
         """Learn where sentences end from the first LEARNING_LIMIT characters or so of a corpus.
 
-        Pretokenized text teaches nothing and is not read. `progress` is told of the bytes read. Raises TextError
-        when the text cannot be read, SettingsError when its encoding does not exist.
+        Where a line is a sentence, there is nothing to learn and nothing is read. `progress` is told of the bytes read.
+        Raises TextError when the text cannot be read, SettingsError when its encoding does not exist.
         """
         check_encoding(settings.encoding)
-        if settings.pretokenized:
+        if settings.line_is_sentence:
             return cls(settings)
         return cls(settings, _learn_punkt(_leading_chunks(sources, settings, progress)))
 
@@ -92,12 +93,12 @@ class Tokenizer:
         """Restore a tokenizer from what `to_json` gave; raises ModelError when the value is something else."""
         try:
             settings, punkt = TextSettings(**value["settings"]), value["punkt"]
-            if settings.pretokenized:
+            if settings.line_is_sentence:
                 return cls(settings)
             collocations = tuple((first, second) for first, second in punkt["collocations"])
             abbreviations, starters = tuple(punkt["abbreviations"]), tuple(punkt["sentence_starters"])
             return cls(settings, PunktParameters(abbreviations, collocations, starters, dict(punkt["orthography"])))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, SettingsError):
             message = "the model does not say how its text was tokenized; its file is damaged, train it again"
             raise ModelError(message) from None
 
@@ -115,9 +116,9 @@ class Tokenizer:
         Raises TextError when a file cannot be read or has no words, or when a reserved word stands in it.
         """
         check_encoding(self.settings.encoding)
-        lines = self.settings.pretokenized
-        read = (chunk for source in sources for chunk in source.chunks(self.settings.encoding, lines))
-        alone = lines or sum(source.size for source in sources) < PROCESSES_PAY
+        encoding, lines = self.settings.encoding, self.settings.line_is_sentence
+        read = (chunk for source in sources for chunk in source.chunks(encoding, lines))
+        alone = self.settings.pretokenized or sum(source.size for source in sources) < PROCESSES_PAY
         make, chunks = partial(_plain_form, self), _checked(read, self.settings)
         with _deaths_named(), contextlib.closing(workers.ordered(make, chunks, 1 if alone else processes)) as finished:
             has_words = False  # the source that is being read, so far
@@ -140,18 +141,24 @@ class Tokenizer:
             for sentence in block[:-1].split("\n"):
                 yield sentence.split(" ")
 
-    def words(self, sentence: str) -> list[str]:
-        """Return the words of one sentence, or of the beginning of one, such as a prompt.
+    def prompt(self, text: str) -> list[list[str]]:
+        """Return the sentences of a prompt, each a list of words, cut like those of a text; a blank one has none.
 
-        Raises TextError when a reserved word stands in it.
+        Raises TextError when a reserved word stands in it, or what is no character.
         """
-        sentence = plain_characters(sentence).replace("\0", " ").replace("\n", " ")
-        reserved = _reserved(self.settings).search(sentence)
+        surrogate = SURROGATE.search(text)
+        if surrogate:
+            raise TextError(f"the prompt has {half_pair(surrogate)}; write it in the encoding of the terminal")
+        text = plain_characters(text).replace("\0", " ")
+        reserved = _reserved(self.settings).search(text)
         if reserved:
             raise TextError(f"{reserved.group()!r} is the model's own mark and cannot be given as a word; leave it out")
-        if self.settings.pretokenized:
-            return _folded(_split(sentence), self.settings)
-        return _folded(_word_splitter(self.settings)(sentence), self.settings)
+        with _patience("the prompt"):
+            return list(_cutter(self)(text))
+
+    def words(self, text: str) -> list[str]:
+        """Return the words of a prompt's sentences, one sentence after the other; raises what `prompt` raises."""
+        return [word for sentence in self.prompt(text) for word in sentence]
 
 
 def _checked(chunks: Iterable[Chunk], settings: TextSettings) -> Iterator[Chunk]:
@@ -174,17 +181,29 @@ def _reserved(settings: TextSettings) -> re.Pattern[str]:
 
 def _plain_form(tokenizer: Tokenizer) -> Callable[[Chunk], str]:
     """Return the function that brings a chunk's text into its plain form."""
+    cut = _cutter(tokenizer)
+
+    def plain(chunk: Chunk) -> str:
+        with _patience(_place(chunk)):
+            return "".join(f"{' '.join(words)}\n" for words in cut(chunk.text))
+
+    return plain
+
+
+def _cutter(tokenizer: Tokenizer) -> Callable[[str], Iterator[list[str]]]:
+    """Return the function that cuts a text into sentences of words, of which each has at least one."""
     settings = tokenizer.settings
     split_words = _split if settings.pretokenized else _word_splitter(settings)
     split_sentences = _lines if tokenizer.punkt is None else _sentence_splitter(tokenizer.punkt)
 
-    def plain(chunk: Chunk) -> str:
-        with _patience(chunk):
-            parts = (part for sentence in split_sentences(chunk.text) for part in _short(sentence))
-            sentences = (" ".join(_folded(split_words(part), settings)) for part in parts)
-            return "".join(f"{sentence}\n" for sentence in sentences if sentence)
+    def cut(text: str) -> Iterator[list[str]]:
+        for sentence in split_sentences(text):
+            for part in _short(sentence):
+                words = _folded(split_words(part), settings)
+                if words:
+                    yield words
 
-    return plain
+    return cut
 
 
 def _short(sentence: str) -> Iterator[str]:
@@ -225,7 +244,7 @@ def _sentence_splitter(parameters: PunktParameters) -> Callable[[str], Iterator[
     def split(text: str) -> Iterator[str]:
         for paragraph in _BLANK_LINES.split(text):
             for sentence in splitter.tokenize(paragraph):
-                yield " ".join(sentence.split())  # NLTK's rules for quotation marks know no line ends
+                yield sentence.replace("\n", " ")
 
     return split
 
@@ -238,13 +257,35 @@ def _word_splitter(settings: TextSettings) -> Callable[[str], list[str]]:
     unknown = re.compile("<[uU][nN][kK]>" if settings.lowercase else UNKNOWN)
 
     def split(sentence: str) -> list[str]:
+        sentence = " ".join(sentence.split())  # NLTK's rules for quotation marks know one kind of blank
+        if not sentence:
+            return []
         if not unknown.search(sentence):
-            return tokenize(sentence)
-        words = tokenize(unknown.sub(_STAND_IN, sentence))
+            return _apostrophes_kept(tokenize, sentence)
+        words = _apostrophes_kept(tokenize, unknown.sub(_STAND_IN, sentence))
         parts = (part for word in words for part in re.split(f"({_STAND_IN})", word) if part)
         return [UNKNOWN if part == _STAND_IN else part for part in parts]
 
     return split
+
+
+def _apostrophes_kept(tokenize: Callable[[str], list[str]], sentence: str) -> list[str]:
+    """Tokenize as if typographic apostrophes were straight, then cut the same words out of the sentence itself.
+
+    NLTK takes every typographic one for a quotation mark, and makes three words of isn’t where n’t should be one.
+    """
+    if "’" not in sentence:
+        return tokenize(sentence)
+    words, rest, start = [], sentence.replace(" ", ""), 0
+    for word in tokenize(_APOSTROPHE.sub("'", sentence)):
+        if word in ("``", "''"):  # two characters that may stand for one: the only words that NLTK changes
+            end = start + (1 if rest[start] == '"' else 2)
+            words.append(word)
+        else:
+            end = start + len(word)
+            words.append(rest[start:end])
+        start = end
+    return words
 
 
 # Learning sentence ends
@@ -269,7 +310,7 @@ def _learn_punkt(chunks: Iterable[Chunk]) -> PunktParameters:
     trainer = PunktTrainer()
     for chunk in chunks:
         lines = (part for line in _lines(chunk.text) for part in _short(line))
-        with _patience(chunk):
+        with _patience(_place(chunk)):
             trainer.train("\n".join(lines), finalize=False)
     learned = trainer.get_params()
     # Sorted, since sets have no order of their own: equal corpora give equal files.
@@ -282,12 +323,11 @@ def _learn_punkt(chunks: Iterable[Chunk]) -> PunktParameters:
 
 
 @contextlib.contextmanager
-def _patience(chunk: Chunk) -> Iterator[None]:
+def _patience(place: str) -> Iterator[None]:
     """NLTK gives each of its regular expressions a few seconds; name the text on which one ran out of them."""
     try:
         yield
     except TimeoutError:
-        place = f"{chunk.source.name}, after line {chunk.line}"
         message = "NLTK took too long over this text; break it into paragraphs, or tokenize it and say --pretokenized"
         raise TextError(f"{place}: {message}") from None
 
@@ -300,4 +340,8 @@ def _deaths_named() -> Iterator[None]:
     except workers.WorkerDiedError as error:
         (chunk,) = error.args
         message = "a process that tokenized it was killed, perhaps for want of memory; give a smaller --threads"
-        raise TextError(f"{chunk.source.name}, after line {chunk.line}: {message}") from None
+        raise TextError(f"{_place(chunk)}: {message}") from None
+
+
+def _place(chunk: Chunk) -> str:
+    return f"{chunk.source.name}, after line {chunk.line}"

@@ -139,7 +139,7 @@ def _rarer(min_count: int | None) -> str:
 
 def _source(saved: SavedModel) -> dict[str, str]:
     settings, text, run = saved.tokenizer.settings, saved.origin.coverage, saved.origin.settings
-    sentences = "one a line" if settings.pretokenized or settings.lines else "found by Punkt"
+    sentences = "one a line" if settings.line_is_sentence else "found by Punkt"
     words = "separated by blanks" if settings.pretokenized else "found by the word tokenizer"
     return {
         "files": _files(run.corpus),
