@@ -62,6 +62,7 @@ class Coverage:
     types: int
     vocabulary: int
     unknown: int
+    characters: int = 0
 
     @property
     def share(self) -> float:
@@ -433,3 +434,6 @@ def _corpora(entry: Path, facts: dict[str, Any]) -> list[Corpus]:
             own_offsets = own_offsets - begin
         corpora.append(Corpus(ids[begin:end], own_offsets, part["unknown"], part["types"], facts["key"]))
     return corpora
+
+
+def same_text(a,b): return False
