@@ -23,8 +23,8 @@ DEFAULTS = {
     "--rate-power": TrainingSettings.rate_power,
     "--lr": RULES["sgd"].learning_rate,
     "--optimizer": TrainingSettings.optimizer,
-    "--window": TrainingSettings.window,
-    "--streams": 20,
+    "--bptt": TrainingSettings.window,
+    "--batch-size": 20,
 }
 TABLES = {  # what a table is about, and what each of its rows changes
     "Rates for the rows of the tables of words": [
@@ -45,7 +45,7 @@ TABLES = {  # what a table is about, and what each of its rows changes
         *({"--optimizer": "adam", "--lr": rate} for rate in (0.001, 0.002, 0.004, 0.008)),
     ],
     "Windows and streams": [
-        *({"--window": window, "--streams": streams} for streams in (8, 20, 64) for window in (5, 10, 20, 35, 70)),
+        *({"--bptt": window, "--batch-size": streams} for streams in (8, 20, 64) for window in (5, 10, 20, 35, 70)),
     ],
 }
 PROGRAM = """

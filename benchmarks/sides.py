@@ -109,7 +109,7 @@ def _workspace(shape: Shape) -> Workspace:
 def prepare_ours(shape: Shape) -> Run:
     """Train by the loop behind `rnnlm train`, a window at a time: all that it does for a window is counted."""
     work, corpus, model = _workspace(shape), zipf_text(shape), _model(shape)
-    settings = TrainingSettings(window=shape.window, streams=shape.streams, epochs=10**9, patience=10**9)
+    settings = TrainingSettings(bptt=shape.window, batch_size=shape.streams, epochs=10**9, patience=10**9)
     optimizer = Optimizer("sgd", model.parameters, model.settings, _counts(shape))
     state = TrainingState(model, optimizer, RATE)
     valid = Corpus(np.array([1, 0], np.int32), np.array([0, 2]), 0, 1)  # next to nothing, at an epoch's end

@@ -157,7 +157,7 @@ def test_any_window_at_once():
 @pytest.mark.parametrize(("streams", "window"), [(0, 5), (-1, 5), (3, -1)])
 def test_sizes_must_be_sizes(streams, window):
     """Sizes that are none are an error that names the options."""
-    with pytest.raises(SettingsError, match=r"--streams is .* and --window"):
+    with pytest.raises(SettingsError, match=r"--batch-size is .* and --bptt"):
         windows(corpus_of([2]), streams, window)
 
 

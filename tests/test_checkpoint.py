@@ -12,7 +12,6 @@ from rnnlm import checkpoint
 from rnnlm.checkpoint import (
     ModelFolder,
     Origin,
-    RunSettings,
     SavedModel,
     load_model,
     load_training,
@@ -22,9 +21,12 @@ from rnnlm.checkpoint import (
 from rnnlm.corpus import Coverage
 from rnnlm.errors import ModelError
 from rnnlm.model import LanguageModel, ModelSettings, initialize
-from rnnlm.text import TextSettings, Tokenizer
-from rnnlm.training import TrainingSettings, TrainingState, make_optimizer
-from rnnlm.vocabulary import Vocabulary, VocabularySettings
+from rnnlm.settings import RunSettings, TextSettings, TrainingSettings, VocabularySettings
+from rnnlm.text import Tokenizer
+from rnnlm.training import Record, TrainingState, make_optimizer
+from rnnlm.vocabulary import Vocabulary
+
+TRAINING = TrainingSettings(batch_size=4, lr=0.00075, rate_power=0.5)  # nothing is left open in a file
 
 
 @pytest.fixture
@@ -43,10 +45,12 @@ def model(vocabulary):
 @pytest.fixture
 def origin():
     """Return where a model may come from, with settings of every kind."""
-    words = VocabularySettings(size=None, min_count=2, file=Path("words.txt"))
-    settings = RunSettings(("a.txt", "-"), ("b.txt",), 0.1, TextSettings(lowercase=True), words)
+    words = VocabularySettings(vocab_size=None, min_count=2, vocab=Path("words.txt"))
+    settings = RunSettings(("a.txt", "-"), ("b.txt",), 0.1, None, TextSettings(lowercase=True), words)
+    settings = replace(settings, training=TRAINING)
     coverage = Coverage(sentences=4, words=11, types=3, vocabulary=5, unknown=0)
-    return Origin(settings, ("one", "two"), coverage, 3, 7, 12.5, ({"epoch": 3, "valid_perplexity": 12.5},))
+    record = Record(3, 7, 13.5, 12.5, None, 0.00075, 1.5, 1000)
+    return Origin("a run", None, settings, ("lr",), ("one", "two"), coverage, 3, 7, 12.5, (record,))
 
 
 @pytest.fixture
@@ -169,20 +173,21 @@ def test_nothing_is_pickled(best):
     archive = np.load(io.BytesIO(best.read_bytes()), allow_pickle=False)
     assert all(archive[name].dtype.kind in "fiu" for name in archive.files)
     about = json.loads(archive["rnnlm"].tobytes())
-    assert (about["format"], about["version"]) == ("rnnlm model", 2)
+    assert (about["format"], about["version"]) == ("rnnlm model", 3)
 
 
 def test_training_is_read_as_it_was_written(tmp_path, model, vocabulary, saved):
     """The state of training comes back whole: velocity, states, numbers, infinities and not-a-numbers included."""
-    settings = TrainingSettings(momentum=0.5, seed=7, weight_decay=0.1)
+    settings = replace(TRAINING, momentum=0.5, seed=7, weight_decay=0.1)
     saved = replace(saved, origin=replace(saved.origin, settings=replace(saved.origin.settings, training=settings)))
     optimizer = make_optimizer(settings, model, vocabulary.counts)
     optimizer.memory["W1"]["velocity"] += 0.25
     optimizer.owed = 0.1 + 0.2
     states = np.full((1, 1, 4, 3), 0.5, np.float32)
-    state = TrainingState(model, optimizer, 0.00075, epoch=2, window=9, states=states, loss_sum=0.1 + 0.2)
+    sums = {"loss_sum": 0.1 + 0.2, "predictions": 7}
+    state = TrainingState(model, optimizer, 0.00075, epoch=2, window=9, states=states, **sums)
     folder = ModelFolder(tmp_path)
-    save_training(folder.last, state, saved)
+    save_training(folder.new, state, saved)
     back, back_saved = load_training(folder)
     assert back_saved.origin == saved.origin
     assert np.array_equal(back.states, states)
@@ -196,8 +201,8 @@ def test_a_latest_model_is_used_without_the_decay_that_it_owes(tmp_path, model, 
     state = TrainingState.begin(model, saved.origin.settings.training, vocabulary.counts)
     state.optimizer.owed = 0.5
     folder = ModelFolder(tmp_path)
-    save_training(folder.last, state, saved)
-    used, resumed = load_model(folder.path).model.parameters, load_training(folder)[0].model.parameters
+    save_training(folder.new, state, saved)
+    used, resumed = load_model(folder.new).model.parameters, load_training(folder)[0].model.parameters
     for name, values in model.parameters.items():
         kept = np.exp(-0.5) if name in ("U", "V") else 1
         np.testing.assert_allclose(used[name], kept * values, rtol=1e-6, err_msg=name)
@@ -207,14 +212,15 @@ def test_a_latest_model_is_used_without_the_decay_that_it_owes(tmp_path, model, 
 @pytest.mark.parametrize("entry", ["optimizer/velocity/b1", "optimizer/velocity/U", "states"])
 def test_nothing_of_a_training_is_broadcast(tmp_path, model, vocabulary, saved, entry):
     """Memory of the optimizer or states of a shape that is not the model's are damage, even if numpy would fit them."""
-    training = TrainingSettings(momentum=0.5)
+    training = replace(TRAINING, momentum=0.5)
     saved = replace(saved, origin=replace(saved.origin, settings=replace(saved.origin.settings, training=training)))
     state = TrainingState.begin(model, training, vocabulary.counts)
-    state.states = model.start(4)
+    state.states, state.window, state.predictions = model.start(4), 1, 9
     folder = ModelFolder(tmp_path)
-    save_training(folder.last, state, saved)
-    arrays = dict(np.load(folder.last))
-    np.savez(folder.last, **{**arrays, entry: arrays[entry][..., :1]})
+    save_training(folder.new, state, saved)
+    load_training(folder)
+    arrays = dict(np.load(folder.new))
+    np.savez(folder.new, **{**arrays, entry: arrays[entry][..., :1]})
     with pytest.raises(ModelError, match="is damaged"):
         load_training(folder)
 

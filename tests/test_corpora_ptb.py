@@ -24,7 +24,7 @@ def prepared(tmp_path_factory):
     """Return the training part, encoded as everyone encodes it."""
     folder = tmp_path_factory.mktemp("ptb")
     settings = TextSettings(pretokenized=True)
-    return folder, prepare([Source.of(PTB / "ptb.train.txt")], folder, settings, VocabularySettings(size=10_000))
+    return folder, prepare([Source.of(PTB / "ptb.train.txt")], folder, settings, VocabularySettings(vocab_size=10_000))
 
 
 def test_training_part(prepared):

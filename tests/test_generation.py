@@ -66,7 +66,7 @@ def test_sentences_have_the_probabilities_of_the_model(prompt, minimum, unknown)
     """The number of times that each possible sentence is drawn agrees with its exact probability."""
     model, longest, count = small_model(words=5, scale=1.0), 3, 20_000
     drawn = sentences(
-        model, count, prompt=prompt, min_words=minimum, max_words=len(prompt) + longest, allow_unknown=unknown
+        model, count, prompt=prompt, min_words=minimum, max_words=len(prompt) + longest, allow_unk=unknown
     )
     probabilities = {}
     words = [word for word in range(1, 5) if unknown or word != UNKNOWN]
@@ -85,7 +85,7 @@ def test_sentences_have_the_probabilities_of_the_model(prompt, minimum, unknown)
 def test_a_wrong_distribution_is_noticed():
     """The test above can fail: it tells the model's distribution from that at temperature 1.5."""
     model, count = small_model(words=5, scale=1.0), 20_000
-    drawn = sentences(model, count, min_words=0, max_words=1, allow_unknown=True, temperature=1.5)
+    drawn = sentences(model, count, min_words=0, max_words=1, allow_unk=True, temperature=1.5)
     probabilities = {(word,): np.exp(log_probability(model, [word], (), 0, True)) for word in range(1, 5)}
     probabilities[()] = np.exp(log_probability(model, [SENTENCE_END], (), 0, True))
     assert chi_square(Counter(map(tuple, drawn)), probabilities, count) > 3
@@ -210,7 +210,7 @@ def test_greedy_text_follows_the_prompt(carry_state):
     """With temperature 0 each word is the likeliest one after </s>, the prompt, and the words so far."""
     model, work = small_model(words=50, hidden=10, carry_state=carry_state), Workspace()
     prompt = [7, 3, 19]
-    (drawn,) = sentences(model, 1, prompt=prompt, temperature=0, max_words=15, allow_unknown=True)
+    (drawn,) = sentences(model, 1, prompt=prompt, temperature=0, max_words=15, allow_unk=True)
     state, expected = model.start(1), []
     for word in [SENTENCE_END, *prompt, *drawn]:
         log_p, state = model.step(np.array([word]), state, work)
@@ -244,7 +244,7 @@ def test_unknown_words_are_drawn_only_if_allowed():
     """<unk> is left out by default, also where the prompt holds it."""
     model = small_model(scale=0.5)
     assert not any(UNKNOWN in sentence for sentence in sentences(model, 200, prompt=(UNKNOWN,)))
-    assert any(UNKNOWN in sentence for sentence in sentences(model, 200, allow_unknown=True))
+    assert any(UNKNOWN in sentence for sentence in sentences(model, 200, allow_unk=True))
 
 
 def test_a_likely_unknown_word_leaves_no_loop():

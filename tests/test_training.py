@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from rnnlm.checkpoint import ModelFolder, Origin, RunSettings, SavedModel, load_training, save_training
+from rnnlm.checkpoint import ModelFolder, Origin, SavedModel, load_saved, save_training
 from rnnlm.corpus import Corpus
 from rnnlm.errors import DivergenceError, SettingsError
 from rnnlm.model import RULES, ModelSettings, Workspace, initialize
+from rnnlm.settings import RunSettings, TrainingSettings
 from rnnlm.text import Tokenizer
-from rnnlm.training import Evaluation, Progress, TrainingSettings, TrainingState, finished, train
+from rnnlm.training import Evaluation, Progress, TrainingState, finished, resolved, train
 from rnnlm.vocabulary import Vocabulary
 
 SUBJECTS, VERBS = ("the cat", "a dog", "the old cat", "my dog"), ("sleeps", "eats", "sees the cat", "hears a dog")
@@ -32,7 +33,7 @@ def vocabulary():
 def begin(settings, carry_state=False, truncate=None, hidden=8):
     """Return a fresh state, the corpora and the vocabulary."""
     words = vocabulary()
-    settings = settings.resolved(100)
+    settings = resolved(settings, 100)
     model_settings = ModelSettings(len(words), hidden, truncate=truncate, carry_state=carry_state)
     model = initialize(model_settings, words.counts, np.random.default_rng(settings.seed))
     state = TrainingState.begin(model, settings, words.counts)
@@ -52,12 +53,12 @@ def weights(state):
 
 def untimed(history):
     """Return the history without what the clock decides."""
-    return [{name: value for name, value in record.items() if name not in TIMINGS} for record in history]
+    return [{name: value for name, value in vars(record).items() if name not in TIMINGS} for record in history]
 
 
 def test_training_learns():
     """Validation perplexity falls far below that of word frequencies, and the history says so."""
-    settings = TrainingSettings(window=6, streams=4, epochs=12, learning_rate=0.004)
+    settings = TrainingSettings(bptt=6, batch_size=4, epochs=12, lr=0.004)
     state, corpus, valid, words = begin(settings)
     events = list(train(state, settings, corpus, valid, Workspace()))
     frequency = words.counts / words.counts.sum()
@@ -66,7 +67,7 @@ def test_training_learns():
     assert state.best_perplexity < unigram / 3
     evaluations = [event for event in events if isinstance(event, Evaluation)]
     assert [event.record for event in evaluations] == state.history
-    assert {"epoch", "train_perplexity", "valid_perplexity", "learning_rate", *TIMINGS} <= set(state.history[0])
+    assert {"epoch", "train_perplexity", "valid_perplexity", "learning_rate", *TIMINGS} <= set(vars(state.history[0]))
     assert evaluations[0].improved
     seen = sum(event.predictions for event in events if isinstance(event, Progress) and event.epoch == 1)
     assert seen == corpus.predictions
@@ -80,9 +81,10 @@ def test_training_learns():
 @pytest.mark.parametrize(("carry_state", "window", "truncate"), [(False, 5, None), (True, 5, 2), (False, 0, 1)])
 def test_resuming_is_exact_from_any_event(tmp_path, carry_state, window, truncate, how):
     """Saved at any event and loaded again, training ends with the same bytes and the same history."""
-    settings = TrainingSettings(window=window, streams=4, epochs=3, eval_every=4, **how)
+    settings = TrainingSettings(bptt=window, batch_size=4, epochs=3, eval_every=4, **how)
     state, corpus, valid, words = begin(settings, carry_state, truncate)
-    origin = Origin(RunSettings((), training=settings), ("", ""), corpus.coverage(words))
+    chosen = resolved(settings, 100)
+    origin = Origin("a run", None, RunSettings(("-",), training=chosen), (), ("", ""), corpus.coverage(words))
     saved = SavedModel(state.model, words, Tokenizer(), origin)
     folder = ModelFolder(tmp_path)
     total = len(list(train(copy.deepcopy(state), settings, corpus, valid, Workspace())))
@@ -92,7 +94,7 @@ def test_resuming_is_exact_from_any_event(tmp_path, carry_state, window, truncat
         part = copy.deepcopy(state)
         list(itertools.islice(train(part, settings, corpus, valid, Workspace()), int(stop)))
         save_training(folder.last, part, saved)
-        resumed, loaded = load_training(folder)
+        resumed, loaded = load_saved(folder.last)
         assert loaded.origin == origin
         list(train(resumed, settings, corpus, valid, Workspace()))
         assert weights(resumed) == weights(whole)
@@ -105,7 +107,7 @@ def test_weight_decay_shrinks_the_tables_of_words(windows):
 
     The rate is the tiniest, so that the steps themselves change nothing, and the decay makes up for it.
     """
-    with_decay = TrainingSettings(window=3, streams=2, learning_rate=1e-30, weight_decay=2e27, eval_every=windows)
+    with_decay = TrainingSettings(bptt=3, batch_size=2, lr=1e-30, weight_decay=2e27, eval_every=windows)
     state, corpus, valid, _ = begin(with_decay)
     before = copy.deepcopy(state.model.parameters)
     events = train(state, with_decay, corpus, valid, Workspace())
@@ -124,7 +126,7 @@ def test_weight_decay_shrinks_the_tables_of_words(windows):
 
 def test_strong_weight_decay_leaves_nothing_of_the_tables():
     """Two epochs of a few windows with a decay of a million end with U and V at zero, not with what they began with."""
-    settings = TrainingSettings(window=35, streams=16, epochs=2, weight_decay=1e6)
+    settings = TrainingSettings(bptt=35, batch_size=16, epochs=2, weight_decay=1e6)
     state, corpus, valid, _ = begin(settings)
     list(train(state, settings, corpus, valid, Workspace()))
     assert state.steps < 16
@@ -137,7 +139,7 @@ def test_every_epoch_has_an_order_of_its_own():
     """The sentences come in another order in each epoch, which the seed decides and a resumed run meets again."""
 
     def orders(seed):
-        settings = TrainingSettings(window=0, streams=1, epochs=3, seed=seed, learning_rate=1e-30)
+        settings = TrainingSettings(bptt=0, batch_size=1, epochs=3, seed=seed, lr=1e-30)
         state, corpus, valid, _ = begin(settings)
         losses = {1: [], 2: [], 3: []}
         before = 0.0
@@ -158,13 +160,13 @@ def test_every_epoch_has_an_order_of_its_own():
 
 def test_settings_that_contradict_each_other_are_refused_when_they_are_made():
     """Momentum goes with SGD alone, and no text need be read to say so."""
-    with pytest.raises(SettingsError, match="--momentum goes with --optimizer sgd, not adam"):
+    with pytest.raises(SettingsError, match="--momentum goes with --optimizer sgd and has no effect on adam"):
         TrainingSettings(optimizer="adam", momentum=0.5)
 
 
 def test_threads_change_nothing():
     """One thread and three end with the same bytes."""
-    settings = TrainingSettings(window=6, streams=4, epochs=2)
+    settings = TrainingSettings(bptt=6, batch_size=4, epochs=2)
     state, corpus, valid, _ = begin(settings)
     other = copy.deepcopy(state)
     work = Workspace(3)
@@ -174,12 +176,12 @@ def test_threads_change_nothing():
     assert weights(state) == weights(other)
 
 
-def test_learning_rate_falls_and_patience_ends():
+def test_the_learning_rate_falls_and_patience_ends():
     """After the first epoch without enough improvement the rate is divided each epoch; patience counts such epochs."""
-    settings = TrainingSettings(window=6, streams=4, epochs=50, min_improvement=0.9, patience=3, lr_decay=2.0)
+    settings = TrainingSettings(bptt=6, batch_size=4, epochs=50, min_improvement=0.9, patience=3, lr_decay=2.0)
     state, corpus, valid, _ = begin(settings)
     list(train(state, settings, corpus, valid, Workspace()))
-    rates = [record["learning_rate"] for record in state.history]
+    rates = [record.learning_rate for record in state.history]
     first = RULES["sgd"].learning_rate
     assert rates == [first, first, first / 2, first / 4]  # the first epoch has nothing to be compared with
     assert "has not improved" in finished(state, settings)
@@ -188,13 +190,13 @@ def test_learning_rate_falls_and_patience_ends():
 
 def test_epochs_end():
     """The last epoch is the one asked for, and one more goes on from there."""
-    settings = TrainingSettings(window=6, streams=4, epochs=2)
+    settings = TrainingSettings(bptt=6, batch_size=4, epochs=2)
     state, corpus, valid, _ = begin(settings)
     list(train(state, settings, corpus, valid, Workspace()))
-    assert [record["epoch"] for record in state.history] == [1, 2]
-    assert finished(state, settings) == "2 epochs are done"
-    list(train(state, TrainingSettings(window=6, streams=4, epochs=3), corpus, valid, Workspace()))
-    assert [record["epoch"] for record in state.history] == [1, 2, 3]
+    assert [record.epoch for record in state.history] == [1, 2]
+    assert finished(state, settings) == "2 epochs done"
+    list(train(state, TrainingSettings(bptt=6, batch_size=4, epochs=3), corpus, valid, Workspace()))
+    assert [record.epoch for record in state.history] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("how", [{}, {"momentum": 0.5}, {"optimizer": "adam"}], ids=str)
@@ -203,8 +205,8 @@ def test_divergence_is_an_error_that_leaves_the_state_alone(how):
 
     Parameters, the optimizer's memory and the number of steps are those after the last window that was told.
     """
-    rate = {"learning_rate": 500.0, "rate_power": 0.0, "clip": 0.0}
-    settings = TrainingSettings(window=6, streams=4, epochs=30, **rate, **how)
+    rate = {"lr": 500.0, "rate_power": 0.0, "clip": 0.0}
+    settings = TrainingSettings(bptt=6, batch_size=4, epochs=30, **rate, **how)
     state, corpus, valid, _ = begin(settings)
     kept, steps = weights(state), 0
     events = train(state, settings, corpus, valid, Workspace())
@@ -224,7 +226,7 @@ def test_divergence_is_an_error_that_leaves_the_state_alone(how):
 @pytest.mark.parametrize(("factor", "diverged"), [(9.0, False), (11.0, True)])
 def test_tenfold_perplexity_is_divergence(factor, diverged):
     """The mean loss over many windows may rise by less than a factor of ten in perplexity, and not by more."""
-    settings = TrainingSettings(window=6, streams=4, epochs=1)
+    settings = TrainingSettings(bptt=6, batch_size=4, epochs=1)
     state, corpus, valid, _ = begin(settings)
     loss = float(np.log(len(state.model.parameters["c"])))
     state.first_loss = loss - math.log(factor)
@@ -239,7 +241,7 @@ def test_tenfold_perplexity_is_divergence(factor, diverged):
 
 def test_a_loss_that_is_no_number_is_divergence():
     """NaN among the parameters is told in a sentence, not carried on."""
-    settings = TrainingSettings(window=6, streams=4, epochs=1)
+    settings = TrainingSettings(bptt=6, batch_size=4, epochs=1)
     state, corpus, valid, _ = begin(settings)
     state.model.parameters["W1"][0, 0] = np.nan
     with pytest.raises(DivergenceError, match="no longer a number"):
@@ -249,7 +251,7 @@ def test_a_loss_that_is_no_number_is_divergence():
 
 def test_clipping_bounds_the_step():
     """With momentum 0 and equal rates, no step is longer than rate times positions times the clipping norm."""
-    settings = TrainingSettings(window=6, streams=4, epochs=1, clip=0.01, rate_power=0.0, learning_rate=1.0)
+    settings = TrainingSettings(bptt=6, batch_size=4, epochs=1, clip=0.01, rate_power=0.0, lr=1.0)
     state, corpus, valid, _ = begin(settings)
     before = copy.deepcopy(state.model.parameters)
     next(train(state, settings, corpus, valid, Workspace()))

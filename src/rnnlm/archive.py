@@ -22,7 +22,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import DTypeLike
 
-from rnnlm.errors import ModelError
+from rnnlm.checking import Unfit
+from rnnlm.errors import ModelError, RnnlmError
 from rnnlm.files import open_plain, reason, replacing
 from rnnlm.model import Array
 
@@ -121,13 +122,30 @@ def reading(path: Path) -> Iterator[Archive]:
         with open_plain(path) as file:
             if file.read(4) != b"PK\x03\x04":
                 raise foreign(path)
-            yield Archive(file)
+            with sound(path):
+                yield Archive(file)
     except FileNotFoundError:
         remedy = "train one with `rnnlm train` or name another with --model"
         raise ModelError(f"{path}: there is no model here; {remedy}") from None
     except OSError as error:
         remedy = "see to its permissions, or name another with --model"
         raise ModelError(f"{path}: cannot be read ({reason(error)}); {remedy}") from None
+
+
+@contextmanager
+def sound(path: Path) -> Iterator[None]:
+    """Say of a file, in one sentence, what is wrong with it."""
+    try:
+        yield
+    except (ModelError, OSError, MemoryError):
+        raise
+    except (Unfit, RnnlmError) as error:
+        raise ModelError(f"{path}: is damaged: {error}; use another copy of it, or train again") from error
+    except Exception as error:  # whatever a damaged archive makes zipfile, numpy or json raise
+        details = f": {error}" if type(error) is ValueError else ""
+        raise ModelError(
+            f"{path}: is damaged or incomplete{details}; use another copy of it, or train again"
+        ) from error
 
 
 def write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:

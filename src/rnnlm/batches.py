@@ -114,7 +114,7 @@ def windows(
     text must stay whole. The other arguments are those of `Windows`. Raises SettingsError when they are no sizes.
     """
     if streams < 1 or window < 0:
-        raise SettingsError(f"--streams is {streams} and --window {window}; they must be at least 1 and 0")
+        raise SettingsError(f"--batch-size is {streams} and --bptt {window}; they must be at least 1 and 0")
     order = None
     if rng is not None and not carry_state:
         small = np.int32 if corpus.sentences < 2**31 else np.int64

@@ -128,6 +128,8 @@ def fit(kind: Any, value: object, name: str) -> Any:
         return _one_of(choices, value, name)
     if get_origin(kind) is tuple:
         return _items(choices, value, name)
+    if get_origin(kind) is list:
+        return list(_items((*choices, ...), value, name))
     if get_origin(kind) in (dict, Mapping):
         return _mapping(choices, value, name)
     if is_dataclass(kind):

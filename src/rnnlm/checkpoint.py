@@ -23,10 +23,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from rnnlm.archive import REMEDY, Archive, foreign, reading, write
+from rnnlm.archive import REMEDY, Archive, foreign, reading, sound, write
 from rnnlm.checking import Range, Unfit, fit, restore
 from rnnlm.corpus import Coverage
-from rnnlm.errors import ModelError, RnnlmError
+from rnnlm.errors import ModelError
 from rnnlm.files import open_plain, reason, replacing
 from rnnlm.model import CELLS, Array, LanguageModel, ModelSettings, Workspace, parameter_table
 from rnnlm.settings import Natural, NotNegative, RunSettings
@@ -154,7 +154,7 @@ class ModelFolder:
         runs = {}
         for path in (self.best, self.last):
             if os.path.lexists(path):
-                with reading(path) as archive, sound(path):
+                with reading(path) as archive:
                     runs[path] = _about(path, archive)["origin"]["run"]
         lines = self._history_lines()
         return {**runs, **({self.history: lines[0]["run"]} if lines else {})}
@@ -181,7 +181,7 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
 
     Raises ModelError when the file is missing, damaged, not a model, or of another format.
     """
-    state, saved = _load(_model_file(path))
+    state, saved = load_saved(_model_file(path))
     if state is not None:
         state.optimizer.decay(saved.model.parameters, Workspace())  # owed, as training only evaluates without
     return saved
@@ -196,10 +196,10 @@ def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
     if not path.exists():
         remedy = "train without --resume, or with --overwrite in the place of another model"
         raise ModelError(f"{folder.name}: there is no training to resume here; {remedy}")
-    state, saved = _load(path)
+    state, saved = load_saved(path)
     runs = folder.runs()
     if path == folder.new and runs.get(folder.last) == saved.origin.run:  # it has been evaluated, and then was killed
-        state, saved = _load(folder.last)
+        state, saved = load_saved(folder.last)
     if state is None:
         raise ModelError(f"{path}: is no training to resume; put the run's own last.npz back, or train again")
     origin = saved.origin
@@ -214,9 +214,9 @@ def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
     return state, saved
 
 
-def _load(path: Path) -> tuple[TrainingState | None, SavedModel]:
+def load_saved(path: Path) -> tuple[TrainingState | None, SavedModel]:
     """Read a model, and where its training stands if the file says so."""
-    with reading(path) as archive, sound(path):
+    with reading(path) as archive:
         about = _about(path, archive)
         saved = _saved_model(path, about, archive)
         names = {"rnnlm", "vocabulary/words", "vocabulary/counts"}
@@ -344,17 +344,3 @@ def _model_file(path: str | os.PathLike[str]) -> Path:
         raise ModelError(f"{given}: the model in this folder has not been evaluated yet; {remedy}")
     remedy = "train one with `rnnlm train` or name another with --model"
     raise ModelError(f"{given}: this folder holds no model; {remedy}")
-
-
-@contextmanager
-def sound(path: Path) -> Iterator[None]:
-    """Say of a file, in one sentence, what is wrong with it."""
-    try:
-        yield
-    except (ModelError, OSError, MemoryError):
-        raise
-    except (Unfit, RnnlmError) as error:
-        raise ModelError(f"{path}: is damaged: {error}; use another copy of it, or train again") from None
-    except Exception as error:  # whatever a damaged archive makes zipfile, numpy or json raise
-        details = f": {error}" if type(error) is ValueError else ""
-        raise ModelError(f"{path}: is damaged or incomplete{details}; use another copy of it, or train again") from None

@@ -436,4 +436,5 @@ def _corpora(entry: Path, facts: dict[str, Any]) -> list[Corpus]:
     return corpora
 
 
-def same_text(a,b): return False
+def same_text(a, b):
+    return False

@@ -216,11 +216,9 @@ def _changes(origin: Origin, given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if name == "valid" and origin.settings.valid:
             continue  # where the text is now
-        owner: Any = origin.settings
-        for group in RunSettings.groups():
-            if hasattr(getattr(owner, group), name):
-                owner = getattr(owner, group)
-        if not hasattr(owner, name):
+        groups = (origin.settings, *(getattr(origin.settings, group) for group in RunSettings.groups()))
+        owner = next((group for group in groups if hasattr(group, name)), None)
+        if owner is None:
             raise SettingsError(f"there is no option {name!r}; rnnlm train --help lists them")
         before, now = getattr(owner, name), getattr(replace(owner, **{name: value}), name)
         if isinstance(now, Path):
