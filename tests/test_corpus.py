@@ -359,6 +359,21 @@ def test_errors_leave_nothing(write, folder):
     assert list(folder.iterdir()) == []
 
 
+def test_processes_that_cannot_be_started(write, folder, monkeypatch):
+    """Where the system has no room for processes, the error says to do without them, and nothing is left."""
+
+    def refuse(_process):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("rnnlm.text.PROCESSES_PAY", 0)
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", refuse)
+    path = write("The cat sat. The cat ran.\n")
+    with pytest.raises(SettingsError, match=r"\(resource temporarily unavailable\); give --threads 1$"):
+        prepare([path], folder, TextSettings(), WORDS, processes=2)
+    assert list(folder.iterdir()) == []
+    assert prepare([path], folder, TextSettings(), WORDS, processes=1).train.words == 8
+
+
 def test_unwritable_folder(write, tmp_path):
     """A folder that cannot be made is an error that names it."""
     path = write("a b\n")

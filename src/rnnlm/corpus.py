@@ -27,6 +27,7 @@ from rnnlm.errors import ModelError, SettingsError
 from rnnlm.sources import Progress, Source
 from rnnlm.text import LEARNING_LIMIT, TextSettings, Tokenizer, nltk_version
 from rnnlm.vocabulary import SENTENCE_END, Vocabulary, VocabularySettings
+from rnnlm.workers import NotStartedError
 
 _FORMAT = 1  # of the cache; raised whenever the same text and settings would give other ids
 _TRAIN, _VALID = entries.NAMES
@@ -354,6 +355,7 @@ def _number(folder: Path, job: _Job, tokenizer: Tokenizer) -> list[str]:
     numbers = _Numbering({SENTENCE_END: 0})
     length = 0
     with (
+        _starts_named(),
         job.stage("tokenizing", job.size) as progress,
         contextlib.closing(tokenizer.blocks(job.sources, job.processes, progress)) as blocks,
         (folder / "ids").open("wb") as ids_file,
@@ -367,6 +369,15 @@ def _number(folder: Path, job: _Job, tokenizer: Tokenizer) -> list[str]:
             entries.write(offsets_file, (np.flatnonzero(ids == 0) + (length + 1)).astype("<i8"))
             length += len(ids)
     return list(numbers)
+
+
+@contextlib.contextmanager
+def _starts_named() -> Iterator[None]:
+    """Tell the user what to do where the system has no room for processes."""
+    try:
+        yield
+    except NotStartedError as error:
+        raise SettingsError(f"the processes that tokenize cannot be started ({error}); give --threads 1") from None
 
 
 def _counts(folder: Path, bounds: list[int], types: int) -> list[NDArray[np.int64]]:
