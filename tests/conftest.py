@@ -1,13 +1,15 @@
 """What holds for every test."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rnnlm.corpus import Corpus
 from rnnlm.sources import Source
 from rnnlm.text import TextSettings, Tokenizer
+from rnnlm.vocabulary import SENTENCE_END, Vocabulary
 
 PROSE = """\
 Dr. Brown met Mr. Jones on Friday. They talked about the weather, as Dr. Brown always does.
@@ -18,6 +20,14 @@ very wet. The cats, who don't like rain, were in the house.
 
 Mr. Jones went home. Dr. Brown stayed in the garden. Who knows why? I don't.
 """
+
+
+def corpus_of(sentences: Sequence[Sequence[str]], vocabulary: Vocabulary) -> Corpus:
+    """Encode a few sentences in memory."""
+    ids = vocabulary.encode(word for sentence in sentences for word in (*sentence, SENTENCE_END))
+    offsets = np.cumsum([0, *(len(sentence) + 1 for sentence in sentences)], dtype=np.int64)
+    types = len({word for sentence in sentences for word in sentence})
+    return Corpus(ids, offsets, int(np.count_nonzero(ids == vocabulary.unknown_id)), types)
 
 
 @pytest.fixture(autouse=True)

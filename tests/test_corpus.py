@@ -1,23 +1,22 @@
 """Encoded corpora on disk, and their cache."""
 
 import contextlib
-import itertools
-import shutil
 import tempfile
 
 import numpy as np
 import pytest
 
 from rnnlm import corpus as corpora
+from rnnlm import entries
 from rnnlm.batches import IGNORED, windows
-from rnnlm.corpus import Corpus, Coverage, encode, encode_once, prepare, reopen
+from rnnlm.corpus import Coverage, encode, encode_once, prepare, reopen, same_text
 from rnnlm.errors import SettingsError, TextError, VocabularyError
 from rnnlm.sources import Source
 from rnnlm.text import TextSettings, Tokenizer
 from rnnlm.vocabulary import SENTENCE_END, Vocabulary, VocabularySettings
 
 PLAIN = TextSettings(pretokenized=True)
-WORDS = VocabularySettings()
+WORDS = VocabularySettings(min_count=1)
 
 
 @pytest.fixture
@@ -36,6 +35,24 @@ def write(tmp_path):
 def folder(tmp_path):
     """Return the model's folder, which does not exist yet."""
     return tmp_path / "deep" / "model"
+
+
+@pytest.fixture
+def tokenized(monkeypatch):
+    """Return a function that says whether a text was tokenized since it was asked before."""
+    calls, honest = [], Tokenizer.blocks
+
+    def blocks(*arguments, **options):
+        calls.append(arguments)
+        return honest(*arguments, **options)
+
+    def tokenized():
+        found = bool(calls)
+        calls.clear()
+        return found
+
+    monkeypatch.setattr(Tokenizer, "blocks", blocks)
+    return tokenized
 
 
 @pytest.fixture
@@ -75,15 +92,8 @@ def test_prepare(write, folder):
     assert train.ids.tolist() == [1, 2, 3, 0, 1, 4, 0, 1, 5, 2, 0]
     assert train.offsets.tolist() == [0, 4, 7, 11]
     assert (train.ids.dtype, train.offsets.dtype) == (np.int32, np.int64)
-    assert (train.sentences, train.words, train.predictions, train.unknown, train.types) == (3, 8, 11, 1, 5)
-    coverage = train.coverage(prepared.vocabulary)
-    assert (coverage.sentences, coverage.words, coverage.types, coverage.vocabulary, coverage.unknown) == (
-        3,
-        8,
-        5,
-        6,
-        1,
-    )
+    assert (train.sentences, train.words, train.predictions) == (3, 8, 11)
+    assert train.coverage(prepared.vocabulary) == Coverage(3, 8, 5, vocabulary=6, unknown=1, characters=26)
     assert prepared.valid is None
     assert isinstance(train.ids, np.memmap)
 
@@ -91,27 +101,46 @@ def test_prepare(write, folder):
 def test_prepare_cuts_the_vocabulary(write, folder):
     """Words without an id are encoded as <unk> and counted."""
     path = write("a a a b b c\nd a\n")
-    prepared = prepare([path], folder, PLAIN, VocabularySettings(size=4))
+    prepared = prepare([path], folder, PLAIN, VocabularySettings(4, 1))
     assert prepared.vocabulary.words == [SENTENCE_END, "a", "b", "<unk>"]
     assert sentences_of(prepared.train, prepared.vocabulary) == ["a a a b b <unk>", "<unk> a"]
-    assert (prepared.train.unknown, prepared.train.types) == (2, 4)
+    assert (prepared.train.unknown, prepared.train.types, prepared.train.characters) == (2, 4, 8)
+
+
+def test_unknown_words_are_learned(write, folder):
+    """By default a word that occurs once is unknown, unless the training part has `<unk>`: the other does not count."""
+    lines = "a a b\nb a\nonce a\n"
+    for text_settings in (PLAIN, TextSettings()):
+        prepared = prepare([write(lines)], folder, text_settings, VocabularySettings())
+        assert prepared.vocabulary.words == [SENTENCE_END, "a", "b", "<unk>"]
+        assert prepared.train.unknown == 1
+    held_out = prepare([write(lines + "<unk>\n")], folder, PLAIN, VocabularySettings(), valid_fraction=0.1)
+    assert "once" not in held_out.vocabulary.ids
+    marked = prepare([write(lines + "<unk>\n")], folder, PLAIN, VocabularySettings())
+    assert "once" in marked.vocabulary.ids
+    for text, message in [("a b\n", "no word occurs 2 times or more; give --min"), ("<unk>\n", "there is no word but")]:
+        with pytest.raises(VocabularyError, match=rf"corpus\.txt: {message}"):
+            prepare([write(text)], folder, PLAIN, VocabularySettings())
+        assert [entry.name for entry in folder.iterdir()] == ["encoded-train"]
 
 
 def test_prepare_with_a_vocabulary_file(write, folder):
     """A vocabulary file decides which words have an id; what is wrong with it is said before any work is done."""
     listed = write("b\nz\n", "words.txt").path
-    prepared = prepare([write("a b a\n")], folder, PLAIN, VocabularySettings(size=3, file=listed))
+    prepared = prepare([write("a b a\n")], folder, PLAIN, VocabularySettings(vocab_size=3, vocab=listed))
     assert prepared.vocabulary.words == [SENTENCE_END, "<unk>", "b", "z"]
     assert sentences_of(prepared.train, prepared.vocabulary) == ["<unk> b <unk>"]
+    lower, capitals = TextSettings(pretokenized=True, lowercase=True), write("B\nz\n", "words.txt").path
+    assert prepare([write("A b a\n")], folder, lower, VocabularySettings(vocab=capitals)).train.unknown == 2
     with pytest.raises(VocabularyError, match="line 1"):
-        prepare([folder / "none"], folder, PLAIN, VocabularySettings(file=write("a b c", "words.txt").path))
+        prepare([folder / "none"], folder, PLAIN, VocabularySettings(vocab=write("a b c", "words.txt").path))
 
 
 def test_held_out_part_is_not_counted(write, folder):
     """Whole sentences from the end are held out before the vocabulary is made; none of their words is counted."""
     lines = [f"w{n % 7} x{n}" for n in range(40)]
     path = write("\n".join(lines))
-    prepared = prepare([path], folder, PLAIN, VocabularySettings(size=None), valid_fraction=0.1)
+    prepared = prepare([path], folder, PLAIN, VocabularySettings(None, 1), valid_fraction=0.1)
     train, valid, vocabulary = prepared.train, prepared.valid, prepared.vocabulary
     assert (train.sentences, valid.sentences) == (36, 4)
     assert sentences_of(train, vocabulary) == lines[:36]
@@ -120,8 +149,8 @@ def test_held_out_part_is_not_counted(write, folder):
     assert vocabulary.counts[0] == 36
     assert vocabulary.counts[vocabulary.ids["w0"]] == 6
     assert vocabulary.counts[vocabulary.unknown_id] == 0
-    assert (train.unknown, train.types, train.words) == (0, 43, 72)
-    assert (valid.unknown, valid.types, valid.words, valid.offsets[0]) == (4, 8, 8, 0)
+    assert (train.unknown, train.types, train.words, train.characters) == (0, 43, 72, 36 * 4 + 26)
+    assert (valid.unknown, valid.types, valid.words, valid.characters, valid.offsets[0]) == (4, 8, 8, 20, 0)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +164,7 @@ def test_size_of_the_held_out_part(write, folder, sentences, fraction, held_out)
 
 def test_nothing_to_hold_out(write, folder):
     """A single sentence cannot be divided, nor a share that is none be held out; the error says what to do."""
-    with pytest.raises(SettingsError, match=r"single sentence.*--valid"):
+    with pytest.raises(SettingsError, match=r"corpus\.txt: there is a single sentence.*--valid"):
         prepare([write("a b c\n")], folder, PLAIN, WORDS, valid_fraction=0.05)
     for fraction in (-0.1, 1.0, float("nan")):
         with pytest.raises(SettingsError, match=r"--valid-fraction is .*at least 0 and less than 1"):
@@ -163,12 +192,13 @@ def test_blocks_do_not_show(write, folder, monkeypatch):
     rng = np.random.default_rng(1)
     text = "\n".join(" ".join(f"w{n}" for n in rng.integers(0, 50, rng.integers(1, 12))) for _ in range(500))
     path = write(text)
-    whole = prepare([path], folder, PLAIN, VocabularySettings(size=30), valid_fraction=0.2)
-    monkeypatch.setattr(corpora, "_BLOCK", 17)
+    whole = prepare([path], folder, PLAIN, VocabularySettings(30), valid_fraction=0.2)
+    monkeypatch.setattr(corpora, "BLOCK", 17)
+    monkeypatch.setattr(entries, "BLOCK", 17)
     monkeypatch.setattr("rnnlm.sources.CHUNK", 100)
     monkeypatch.setattr("rnnlm.sources.CHUNK_LIMIT", 200)
     monkeypatch.setattr("rnnlm.sources.READ_BLOCK", 64)
-    pieces = prepare([path], folder / "other", PLAIN, VocabularySettings(size=30), valid_fraction=0.2)
+    pieces = prepare([path], folder / "other", PLAIN, VocabularySettings(30), valid_fraction=0.2)
     assert pieces.vocabulary == whole.vocabulary
     for one, other in [(whole.train, pieces.train), (whole.valid, pieces.valid)]:
         assert np.array_equal(one.ids, other.ids)
@@ -201,12 +231,10 @@ def test_second_run_tokenizes_nothing(write, folder, no_tokenizing):
     path = write("The cat sat. It slept.\n\nMr. Dog ran.\n" * 9)
     first = prepare([path], folder, TextSettings(), WORDS, valid_fraction=0.1)
     valid = encode([path], folder, first.tokenizer, first.vocabulary)
-    assert not first.cached
     elsewhere = write(path.path.read_text(), "same.txt")
     with no_tokenizing():
         second = prepare([elsewhere], folder, TextSettings(), WORDS, valid_fraction=0.1)
         again = encode([path], folder, second.tokenizer, second.vocabulary)
-    assert second.cached
     assert second.tokenizer == first.tokenizer
     assert second.vocabulary == first.vocabulary
     for one, other in [(first.train, second.train), (first.valid, second.valid), (valid, again)]:
@@ -215,7 +243,7 @@ def test_second_run_tokenizes_nothing(write, folder, no_tokenizing):
         assert (one.unknown, one.types) == (other.unknown, other.types)
 
 
-def test_changes_are_seen(write, folder):
+def test_changes_are_seen(write, folder, tokenized):
     """A changed text or setting is encoded anew, in the place of the old."""
     path = write("the cat\nThe dog\n")
     variants = [
@@ -223,35 +251,61 @@ def test_changes_are_seen(write, folder):
         ([path, path], PLAIN, WORDS, 0.0),
         ([path], TextSettings(pretokenized=True, lowercase=True), WORDS, 0.0),
         ([path], TextSettings(), WORDS, 0.0),
-        ([path], PLAIN, VocabularySettings(size=4), 0.0),
-        ([path], PLAIN, VocabularySettings(size=None), 0.0),
-        ([path], PLAIN, VocabularySettings(size=4, file=write("the\n", "words.txt").path), 0.0),
-        ([path], PLAIN, VocabularySettings(size=4, file=write("dog\n", "others.txt").path), 0.0),
+        ([path], PLAIN, VocabularySettings(4, 1), 0.0),
+        ([path], PLAIN, VocabularySettings(None, 1), 0.0),
+        ([path], PLAIN, VocabularySettings(vocab_size=4, vocab=write("the\n", "words.txt").path), 0.0),
+        ([path], PLAIN, VocabularySettings(vocab_size=4, vocab=write("dog\n", "others.txt").path), 0.0),
         ([path], PLAIN, WORDS, 0.5),
         ([write("the cat\nthe dog\n", "changed.txt")], PLAIN, WORDS, 0.0),
     ]
     for paths, text_settings, words, fraction in variants:
-        assert not prepare(paths, folder, text_settings, words, valid_fraction=fraction).cached
-        assert prepare(paths, folder, text_settings, words, valid_fraction=fraction).cached
+        prepare(paths, folder, text_settings, words, valid_fraction=fraction)
+        assert tokenized()
+        prepare(paths, folder, text_settings, words, valid_fraction=fraction)
+        assert not tokenized()
         assert [entry.name for entry in folder.iterdir()] == ["encoded-train"]
-    assert not prepare([path], folder, PLAIN, WORDS).cached
+    prepare([path], folder, PLAIN, WORDS)
+    assert tokenized()
 
 
 def test_encoded_text_depends_on_the_model(write, folder, no_tokenizing):
-    """A text that was encoded for one vocabulary or tokenizer is encoded anew for another; names are kept apart."""
+    """A text that was encoded for one vocabulary or tokenizer is encoded anew for another."""
     path = write("the cat\n")
     tokenizer, small = Tokenizer(PLAIN), Vocabulary(["</s>", "cat", "<unk>"], [1, 1, 0])
     large = Vocabulary(["</s>", "the", "cat", "<unk>"], [1, 1, 1, 0])
     assert encode([path], folder, tokenizer, small).ids.tolist() == [2, 1, 0]
-    assert encode([path], folder, tokenizer, large, name="test").ids.tolist() == [1, 2, 0]
     with no_tokenizing():
         assert encode([path], folder, tokenizer, small).unknown == 1
-        assert encode([path], folder, tokenizer, large, name="test").unknown == 0
     lower = Tokenizer(TextSettings(pretokenized=True, lowercase=True))
     with no_tokenizing(), pytest.raises(AssertionError, match="once too often"):
         encode([path], folder, lower, small)
-    with no_tokenizing(), pytest.raises(AssertionError, match="once too often"):
-        encode([path], folder, tokenizer, large)
+    assert encode([path], folder, tokenizer, large).ids.tolist() == [1, 2, 0]
+
+
+def test_known_words_are_used_again(write, folder, no_tokenizing):
+    """A training text can be encoded with what a model has, its end held out; nothing is learned of it."""
+    text = "The cat met Mr. Dog on the road. Mr. Dog was on his way, and Mr. Cow was with the dog.\n\n" * 9
+    model = prepare([write(text)], folder, TextSettings(lowercase=True), WORDS)
+    known, other = (model.tokenizer, model.vocabulary), write("Mr. Cow met a cat. The dog. Mr. Hen was with the dog.")
+    tuned = prepare([other], folder, PLAIN, VocabularySettings(3), known=known, valid_fraction=0.3)
+    assert (tuned.tokenizer, tuned.vocabulary) == known
+    assert sentences_of(tuned.train, tuned.vocabulary) == ["mr. cow met <unk> cat .", "the dog ."]
+    assert sentences_of(tuned.valid, tuned.vocabulary) == ["mr. <unk> was with the dog ."]
+    assert (tuned.train.unknown, tuned.train.types, tuned.valid.unknown, tuned.valid.types) == (1, 8, 1, 7)
+    with no_tokenizing():
+        again = prepare([other], folder, PLAIN, VocabularySettings(3), known=known, valid_fraction=0.3)
+        train, valid = reopen(folder, tuned.train.key, tuned.valid.key, model.vocabulary)
+    assert same_text(again.train, tuned.train)
+    assert same_text(train, tuned.train)
+    assert same_text(valid, tuned.valid)
+    assert reopen(folder, tuned.train.key, tuned.valid.key) is None
+    words, cow = model.vocabulary.words, model.vocabulary.ids["cow"]
+    fewer = Vocabulary(words[:cow] + words[cow + 1 :], np.delete(model.vocabulary.counts, cow))
+    assert reopen(folder, tuned.train.key, tuned.valid.key, fewer) is None
+    whole = prepare([other], folder, PLAIN, WORDS, known=known)
+    assert (whole.train.sentences, whole.valid) == (3, None)
+    assert encode([other], folder, *known).key != whole.train.key  # a model tells by them whether it holds out
+    assert prepare([other], folder, PLAIN, WORDS, known=(known[0], fewer)).train.unknown > whole.train.unknown
 
 
 def test_reopen_without_the_text(write, folder):
@@ -264,6 +318,9 @@ def test_reopen_without_the_text(write, folder):
     assert np.array_equal(train_again.ids, ready.train.ids)
     assert np.array_equal(valid_again.ids, valid.ids)
     assert ready.train.key != valid.key
+    assert reopen(folder, ready.train.key, ready.train.key) is None  # nothing is held out
+    assert reopen(folder, ready.train.key, valid.key, ready.vocabulary) is not None
+    assert reopen(folder, ready.train.key, valid.key, Vocabulary(["</s>", "<unk>"], [1, 0])) is None
     assert reopen(folder, ready.train.key, "other") is reopen(folder, "other", valid.key) is None
     path.path.write_text("the cat\nthe dog\nthe end\n")
     held = prepare([path], folder, PLAIN, WORDS, valid_fraction=0.3)
@@ -273,60 +330,21 @@ def test_reopen_without_the_text(write, folder):
     assert reopen(folder, held.train.key, held.valid.key) is None
 
 
-def test_damaged_entries_are_rebuilt(write, folder):
-    """A damaged entry is encoded anew without a word."""
-    path = write("the cat\nthe dog\n")
-    entry = folder / "encoded-train"
-    ids = prepare([path], folder, PLAIN, WORDS).train.ids.tolist()
-    names = sorted(file.name for file in entry.iterdir())
-    assert names == ["counts", "facts.json", "ids", "offsets", "words"]
-
-    def flip(file):
-        content = bytearray(file.read_bytes())
-        content[len(content) // 2] ^= 1
-        file.write_bytes(content)
-
-    def cut(file):
-        file.write_bytes(file.read_bytes()[:-1])
-
-    def empty(file):
-        file.write_bytes(b"")
-
-    def remove(file):
-        file.unlink()
-
-    for name, damage in itertools.product(names, (flip, cut, empty, remove)):
-        damage(entry / name)
-        rebuilt = prepare([path], folder, PLAIN, WORDS)
-        assert not rebuilt.cached, (name, damage)
-        assert rebuilt.train.ids.tolist() == ids
-        assert prepare([path], folder, PLAIN, WORDS).cached
-    facts = (entry / "facts.json").read_text()
-    assert '"types": 3' in facts
-    (entry / "facts.json").write_text(facts.replace('"types": 3', '"types": 4'))
-    assert not prepare([path], folder, PLAIN, WORDS).cached
-    shutil.rmtree(entry)
-    entry.write_text("a file in the way")
-    with pytest.raises(SettingsError, match="cannot be written"):
-        prepare([path], folder, PLAIN, WORDS)
-
-
-def test_interrupted_encoding(write, folder, monkeypatch):
+@pytest.mark.parametrize(
+    "step", [(corpora, "_counts"), (corpora, "_renumber"), (entries, "write_vocabulary"), (entries, "finish")]
+)
+def test_interrupted_encoding(write, folder, monkeypatch, tokenized, step):
     """An interrupted run leaves nothing that could be taken for an encoded corpus."""
-    path = write("the cat\nthe dog\n")
-    prepare([write("old\n", "old.txt")], folder, PLAIN, WORDS)
-    for step in ("_counts", "_renumber", "_write_vocabulary", "_finish"):
-        with monkeypatch.context() as patch:
-            patch.setattr(corpora, step, interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                prepare([path], folder, PLAIN, WORDS)
-        assert [entry.name for entry in folder.iterdir()] == ["encoded-train"]
-    # A kill cannot tidy up; the next run does.
-    (folder / "encoded-train.partial").mkdir()
-    (folder / "encoded-train.partial" / "ids").write_bytes(b"half")
-    assert prepare([write("old\n", "old.txt")], folder, PLAIN, WORDS).cached
-    assert not prepare([path], folder, PLAIN, WORDS).cached
+    path, old = write("the cat\nthe dog\n"), write("old\n", "old.txt")
+    prepare([old], folder, PLAIN, WORDS)
+    with monkeypatch.context() as patch:
+        patch.setattr(*step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare([path], folder, PLAIN, WORDS)
     assert [entry.name for entry in folder.iterdir()] == ["encoded-train"]
+    assert tokenized()
+    prepare([old], folder, PLAIN, WORDS)
+    assert not tokenized()
 
 
 def interrupt(*_, **__):
@@ -341,26 +359,46 @@ def test_errors_leave_nothing(write, folder):
     assert list(folder.iterdir()) == []
 
 
+def test_processes_that_cannot_be_started(write, folder, monkeypatch):
+    """Where the system has no room for processes, the error says to do without them, and nothing is left."""
+
+    def refuse(_process):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("rnnlm.text.PROCESSES_PAY", 0)
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", refuse)
+    path = write("The cat sat. The cat ran.\n")
+    with pytest.raises(SettingsError, match=r"\(resource temporarily unavailable\); give --threads 1$"):
+        prepare([path], folder, TextSettings(), WORDS, processes=2)
+    assert list(folder.iterdir()) == []
+    assert prepare([path], folder, TextSettings(), WORDS, processes=1).train.words == 8
+
+
 def test_unwritable_folder(write, tmp_path):
     """A folder that cannot be made is an error that names it."""
     path = write("a b\n")
-    with pytest.raises(SettingsError, match=r"corpus\.txt.* cannot be written"):
+    with pytest.raises(SettingsError, match=r"corpus\.txt/model: cannot be written \(not a directory\); make room"):
         prepare([path], path.path / "model", PLAIN, WORDS)
 
 
-def test_sentences_in_memory():
-    """A few sentences can be encoded without a file."""
-    vocabulary = Vocabulary(["</s>", "the", "cat", "<unk>"], [1, 2, 1, 0])
-    corpus = Corpus.of_sentences([["the", "dog"], [], ["cat"]], vocabulary)
-    assert corpus.ids.tolist() == [1, 3, 0, 0, 2, 0]
-    assert corpus.offsets.tolist() == [0, 3, 4, 6]
-    assert (corpus.sentences, corpus.words, corpus.unknown, corpus.types) == (3, 3, 1, 3)
+def test_same_text(write, folder, monkeypatch):
+    """Two texts are the same where all their sentences are, whatever their files are called."""
+    ready = prepare([write("the cat\nthe dog\n")], folder, PLAIN, WORDS)
+
+    def read(content):
+        return encode_once([write(content, "other.txt")], ready.tokenizer, ready.vocabulary)
+
+    for block in (2**20, 2):
+        monkeypatch.setattr(corpora, "BLOCK", block)
+        assert same_text(ready.train, read(" the cat\n\nthe   dog"))
+        for other in ("the cat\n", "the cat\nthe dog\nthe dog\n", "the cat\nthe cat\n", "the\ncat the dog\n"):
+            assert not same_text(ready.train, read(other))
 
 
 def test_windows_of_a_held_out_part(write, folder):
     """Windows of a part in the middle of the file see nothing of the other part."""
     path = write("\n".join(f"a{n} b{n}" for n in range(20)))
-    prepared = prepare([path], folder, PLAIN, VocabularySettings(size=None), valid_fraction=0.25)
+    prepared = prepare([path], folder, PLAIN, VocabularySettings(None, 1), valid_fraction=0.25)
     for part, count in ((prepared.train, 15), (prepared.valid, 5)):
         pieces = list(windows(part, 2, 3, np.random.default_rng(1)))
         assert pieces[0].inputs[0].tolist() == [0, 0]

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from rnnlm.corpus import Corpus
+from conftest import corpus_of
 from rnnlm.errors import TextError
 from rnnlm.model import SENTENCE_END, ModelSettings, Workspace, initialize
 from rnnlm.scoring import Score, perplexity
@@ -52,7 +52,7 @@ def by_definition(model, sentences):
 def test_perplexity_is_that_of_the_definition(carry_state):
     """The sum is over all words and each </s>, with the state that the words before leave; <unk> is left out or not."""
     model, text = small_model(carry_state), some_text()
-    corpus = Corpus.of_sentences(text, VOCABULARY)
+    corpus = corpus_of(text, VOCABULARY)
     score = perplexity(model, corpus, Workspace(), unknown_id=VOCABULARY.unknown_id)
     expected = by_definition(model, text)
     known = [log_p for log_p, target in expected if target != VOCABULARY.unknown_id]
@@ -72,7 +72,7 @@ def test_perplexity_is_that_of_the_definition(carry_state):
 @pytest.mark.parametrize("window", [1, 3, 50, 5000])
 def test_the_shape_of_batches_changes_nothing(streams, window):
     """Sentences that start from zero have the same score in any number of streams and any window."""
-    model, corpus = small_model(), Corpus.of_sentences(some_text(), VOCABULARY)
+    model, corpus = small_model(), corpus_of(some_text(), VOCABULARY)
     unknown = VOCABULARY.unknown_id
     expected = perplexity(model, corpus, Workspace(), unknown_id=unknown)
     score = perplexity(model, corpus, Workspace(), unknown_id=unknown, streams=streams, window=window)
@@ -83,7 +83,7 @@ def test_the_shape_of_batches_changes_nothing(streams, window):
 @pytest.mark.parametrize("window", [1, 3, 50, 5000])
 def test_the_window_does_not_cut_a_carried_state(window):
     """One stream in text order gives a model that carries its state the same score in any window."""
-    model, corpus = small_model(carry_state=True), Corpus.of_sentences(some_text(), VOCABULARY)
+    model, corpus = small_model(carry_state=True), corpus_of(some_text(), VOCABULARY)
     expected = perplexity(model, corpus, Workspace())
     score = perplexity(model, corpus, Workspace(), window=window)
     assert score.log_likelihood == pytest.approx(expected.log_likelihood, rel=1e-12)
@@ -92,7 +92,7 @@ def test_the_window_does_not_cut_a_carried_state(window):
 @pytest.mark.parametrize("carry_state", [False, True])
 def test_a_large_vocabulary_is_scored_in_small_windows(carry_state, monkeypatch):
     """What the output layer holds is bounded, down to a single position at a time."""
-    model, corpus = small_model(carry_state), Corpus.of_sentences(some_text(), VOCABULARY)
+    model, corpus = small_model(carry_state), corpus_of(some_text(), VOCABULARY)
     expected = perplexity(model, corpus, Workspace()).log_likelihood
     for numbers in (1, len(WORDS), 5 * len(WORDS)):
         monkeypatch.setattr("rnnlm.scoring.WINDOW_NUMBERS", numbers)
@@ -102,7 +102,7 @@ def test_a_large_vocabulary_is_scored_in_small_windows(carry_state, monkeypatch)
 
 def test_progress_counts_every_prediction_once():
     """What the progress is told sums up to the number of predictions."""
-    corpus, told = Corpus.of_sentences(some_text(), VOCABULARY), []
+    corpus, told = corpus_of(some_text(), VOCABULARY), []
     score = perplexity(small_model(), corpus, Workspace(), streams=3, window=4, progress=told.append)
     assert len(told) > 5
     assert sum(told) == score.predictions
@@ -110,7 +110,7 @@ def test_progress_counts_every_prediction_once():
 
 def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large():
     """Without weights every word has probability 1/V: perplexity V, log2 V bits, with and without unknown words."""
-    model, corpus = small_model(), Corpus.of_sentences(some_text(), VOCABULARY)
+    model, corpus = small_model(), corpus_of(some_text(), VOCABULARY)
     for parameter in model.parameters.values():
         parameter[...] = 0
     score = perplexity(model, corpus, Workspace(), unknown_id=VOCABULARY.unknown_id)
@@ -121,7 +121,7 @@ def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large():
 
 def test_unknown_words_may_be_left_together():
     """Without the id of <unk> there is no figure that excludes it, and JSON says null; the others are the same."""
-    model, corpus = small_model(), Corpus.of_sentences(some_text(), VOCABULARY)
+    model, corpus = small_model(), corpus_of(some_text(), VOCABULARY)
     score = perplexity(model, corpus, Workspace())
     assert score.log_likelihood == perplexity(model, corpus, Workspace(), unknown_id=2).log_likelihood
     assert math.isnan(score.perplexity_excluding_unknown)
@@ -130,7 +130,7 @@ def test_unknown_words_may_be_left_together():
 
 def test_a_text_of_nothing_but_unknown_words_has_two_figures():
     """The ends of sentences remain when unknown words are left out."""
-    corpus = Corpus.of_sentences([["x", "y"], ["z"]], VOCABULARY)
+    corpus = corpus_of([["x", "y"], ["z"]], VOCABULARY)
     score = perplexity(small_model(), corpus, Workspace(), unknown_id=VOCABULARY.unknown_id)
     assert (score.unknown, score.words, score.predictions) == (3, 3, 5)
     assert math.isfinite(score.perplexity_excluding_unknown)
@@ -139,7 +139,7 @@ def test_a_text_of_nothing_but_unknown_words_has_two_figures():
 def test_a_text_without_sentences_is_refused():
     """There is no perplexity of nothing."""
     with pytest.raises(TextError, match="nothing to score"):
-        perplexity(small_model(), Corpus.of_sentences([], VOCABULARY), Workspace())
+        perplexity(small_model(), corpus_of([], VOCABULARY), Workspace())
 
 
 def test_figures_beyond_floating_point_are_infinite():
@@ -158,7 +158,7 @@ def test_json_has_the_figures_that_are_promised():
 
 def test_single_precision_is_close_to_double():
     """float32 changes a perplexity by less than one part in 100,000, threads by nothing."""
-    corpus = Corpus.of_sentences(some_text(300), VOCABULARY)
+    corpus = corpus_of(some_text(300), VOCABULARY)
     exact = perplexity(small_model(), corpus, Workspace()).perplexity
     single = perplexity(small_model(dtype=np.float32), corpus, Workspace()).perplexity
     assert single == pytest.approx(exact, rel=1e-5)

@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 import textwrap
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from conftest import PROSE
 from rnnlm import sources, text, workers
+from rnnlm.checking import Unfit, restore
 from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.sources import Source
 from rnnlm.text import TextSettings, Tokenizer
@@ -273,7 +275,7 @@ def test_lines(write, raw, monkeypatch):
     assert sentences(LINES, write(content)) == LINES.prompt(content) == expected
     learned = Tokenizer.learn([Source.of("not-read.txt")], TextSettings(lines=True, lowercase=True))
     assert learned.punkt is None
-    assert Tokenizer.from_json(json.loads(json.dumps(learned.to_json()))) == learned
+    assert stored(learned) == learned
     assert learned.prompt("STOP.") == [["stop", "."]]
     monkeypatch.setattr(sources, "CHUNK", 10)
     monkeypatch.setattr(sources, "CHUNK_LIMIT", 50)
@@ -282,17 +284,20 @@ def test_lines(write, raw, monkeypatch):
         TextSettings(pretokenized=True, lines=True)
 
 
+def stored(tokenizer):
+    """Return what a file gives back of a tokenizer."""
+    return restore(Tokenizer, json.loads(json.dumps(asdict(tokenizer))), "tokenizer")
+
+
 def test_json_round_trip(write, raw):
-    """A tokenizer restored from JSON is equal, and to_json gives nothing that JSON would change."""
+    """A tokenizer restored from JSON is equal."""
     lower = Tokenizer(TextSettings(lowercase=True, encoding="latin-1"), raw.punkt)
     for tokenizer in (PLAIN, LINES, raw, lower):
-        value = tokenizer.to_json()
-        assert json.loads(json.dumps(value)) == value
-        assert Tokenizer.from_json(value) == tokenizer
+        assert stored(tokenizer) == tokenizer
     assert raw.punkt.abbreviations == ("dr", "mr")
-    before = raw.to_json()
+    before = asdict(raw)
     sentences(raw, write("Mr. Unheard came. Nobody. Dr. Unseen left."))
-    assert raw.to_json() == before
+    assert asdict(raw) == before
 
 
 def test_every_punkt_parameter_matters(write):
@@ -302,7 +307,7 @@ def test_every_punkt_parameter_matters(write):
 
     def count(**learned):
         parameters = text.PunktParameters(**{**base.__dict__, **learned})
-        tokenizer = Tokenizer.from_json(json.loads(json.dumps(Tokenizer(TextSettings(), parameters).to_json())))
+        tokenizer = stored(Tokenizer(TextSettings(), parameters))
         return len(sentences(tokenizer, path))
 
     assert count() == 3
@@ -314,16 +319,26 @@ def test_every_punkt_parameter_matters(write):
 
 @pytest.mark.parametrize(
     "value",
-    [{}, None, {"settings": {}}, {"settings": {"color": 1}, "punkt": None}, {"settings": {}, "punkt": {}}],
+    [
+        {},
+        None,
+        {"settings": {}},
+        {"settings": {"color": 1}, "punkt": None},
+        {"settings": {}, "punkt": {}},
+        {"settings": {}, "punkt": {"abbreviations": [], "collocations": [3]}},
+    ],
 )
 def test_damaged_json(value):
-    """Anything that is no tokenizer is one clear error."""
-    with pytest.raises(ModelError, match="does not say how its text was tokenized"):
-        Tokenizer.from_json(value)
-    with pytest.raises(ModelError):
-        Tokenizer.from_json({"settings": {"pretokenized": True, "lines": True}, "punkt": None})
-    with pytest.raises(ModelError):
-        Tokenizer.from_json({"settings": {}, "punkt": {"abbreviations": [], "collocations": [3]}})
+    """Anything that is no tokenizer is an error that names the field."""
+    with pytest.raises(Unfit, match=r"^tokenizer.* is .*, where .* must stand$"):
+        restore(Tokenizer, value, "tokenizer")
+
+
+def test_settings_and_parameters_go_together(raw):
+    """Raw text needs Punkt's parameters, and text with a sentence on each line has none."""
+    for settings, punkt in ((TextSettings(), None), (TextSettings(lines=True), raw.punkt)):
+        with pytest.raises(ModelError, match="do not go together"):
+            Tokenizer(settings, punkt)
 
 
 def test_learning_is_repeatable(write):
@@ -354,9 +369,10 @@ def test_learning_is_repeatable(write):
     path = write(content)
     program = f"""
         import json
+        from dataclasses import asdict
         from rnnlm.sources import Source
         from rnnlm.text import TextSettings, Tokenizer
-        print(json.dumps(Tokenizer.learn([Source.of({path.name!r})], TextSettings()).to_json()))
+        print(json.dumps(asdict(Tokenizer.learn([Source.of({path.name!r})], TextSettings()))))
     """
     learned = set()
     for seed in ("1", "2"):

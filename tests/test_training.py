@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from conftest import corpus_of
 from rnnlm.checkpoint import ModelFolder, Origin, SavedModel, load_saved, save_training
-from rnnlm.corpus import Corpus
 from rnnlm.errors import DivergenceError, SettingsError
 from rnnlm.model import RULES, ModelSettings, Workspace, initialize
 from rnnlm.settings import RunSettings, TrainingSettings
@@ -37,7 +37,7 @@ def begin(settings, carry_state=False, truncate=None, hidden=8):
     model_settings = ModelSettings(len(words), hidden, truncate=truncate, carry_state=carry_state)
     model = initialize(model_settings, words.counts, np.random.default_rng(settings.seed))
     state = TrainingState.begin(model, settings, words.counts)
-    return state, Corpus.of_sentences(SENTENCES, words), Corpus.of_sentences(VALID, words), words
+    return state, corpus_of(SENTENCES, words), corpus_of(VALID, words), words
 
 
 def flat(memory):

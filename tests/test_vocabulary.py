@@ -1,8 +1,12 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from rnnlm.errors import VocabularyError
-from rnnlm.vocabulary import SENTENCE_END, UNKNOWN, Vocabulary, VocabularySettings
+from rnnlm.errors import SettingsError, VocabularyError
+from rnnlm.settings import VocabularySettings
+from rnnlm.vocabulary import SENTENCE_END, UNKNOWN, Vocabulary, make_vocabulary, words_to_know
 
 COUNTS = {"b": 2, "the": 5, "a": 2, "rare": 1, "cat": 3, "once": 1}
 
@@ -59,14 +63,12 @@ def test_counts_add_up():
 def test_no_room_or_no_words():
     """A vocabulary without a word of the text is an error that names the option."""
     for size in (0, 1, 2):
-        with pytest.raises(VocabularyError, match="--vocab-size must be at least 3"):
-            Vocabulary.from_counts(COUNTS, 4, size=size)
-        with pytest.raises(VocabularyError, match="--vocab-size"):
-            VocabularySettings(size=size).checked()
-    with pytest.raises(VocabularyError, match="no word occurs 6 times or more; give a smaller --min-count"):
-        Vocabulary.from_counts(COUNTS, 4, min_count=6)
-    with pytest.raises(VocabularyError):
-        Vocabulary.from_counts({UNKNOWN: 3}, 1)
+        with pytest.raises(SettingsError, match="--vocab-size"):
+            VocabularySettings(vocab_size=size)
+    with pytest.raises(VocabularyError, match=r"^a\.txt: no word occurs 6 times or more; give --min-count 1"):
+        Vocabulary.from_counts(COUNTS, 4, min_count=6, text="a.txt")
+    with pytest.raises(VocabularyError, match=r"^b\.txt: there is no word but <unk>; give a text with words"):
+        Vocabulary.from_counts({UNKNOWN: 3}, 1, text="b.txt")
 
 
 def test_encode_and_decode():
@@ -79,17 +81,69 @@ def test_encode_and_decode():
     assert vocabulary.encode([]).shape == (0,)
 
 
-def test_words_must_be_sound():
-    """A vocabulary has every word once, a count for each, and the two words that the model needs."""
-    for words, counts in [
-        (["</s>", "a", "a", "<unk>"], [1, 1, 1, 1]),
-        (["</s>", "<unk>"], [1]),
-        (["<unk>", "</s>"], [1, 1]),
-        (["</s>", "a"], [1, 1]),
-        ([], []),
-    ]:
-        with pytest.raises(VocabularyError, match="a vocabulary must"):
-            Vocabulary(words, counts)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["</s>", "a", "a", "<unk>"],
+        ["</s>", "<unk>"],
+        ["<unk>", "</s>", "a", "b"],
+        ["</s>", "a", "b", "c"],
+        ["</s>", "<s>", "a", "<unk>"],
+        ["</s>", "", "a", "<unk>"],
+        ["</s>", 1, "a", "<unk>"],
+        ["</s>", None, "a", "<unk>"],
+        ["</s>", b"a", "b", "<unk>"],
+        ["</s>", ["a"], "b", "<unk>"],
+        *(["</s>", f"a{character}b", "c", "<unk>"] for character in " \t\n\r\0\x1b\x7f\x85\x9b\ud800\ufdd0\uffff"),
+        [],
+    ],
+)
+def test_words_must_be_sound(words):
+    """A vocabulary has every word once, those that the model needs, and none that no text has."""
+    with pytest.raises(VocabularyError, match="a vocabulary must"):
+        Vocabulary(words, [4, 3, 2, 1])
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [4, 3, 2],
+        [4, 3, 2, 1, 1],
+        [4, 2, 3, 1],
+        [4, 3, 2, -1],
+        [-4, 3, 2, 1],
+        [4, 3, 2, True],
+        [4, 3, 2, 1.0],
+        [4, 3, 2, float("nan")],
+        [4, 3, 2, "1"],
+        [4, 3, 2, None],
+        [2**63, 3, 2, 1],
+        [2**62, 2**62, 2, 1],
+        [[4, 3, 2, 1]],
+        [],
+        np.array([4, 3, 2, 1], np.int32),
+        np.array([4, 3, 2, 1], np.uint64),
+        np.array([4, 3, 2, 1], ">i8"),
+        np.array([4.0, 3.0, 2.0, 1.0]),
+        np.array([True, True, True, True]),
+        np.array([[4, 3, 2, 1]]),
+        np.array(["4", "3", "2", "1"]),
+        np.array(4),
+    ],
+)
+def test_counts_must_be_sound(counts):
+    """A vocabulary has a whole number for each word, not negative and not above that before; nothing is converted."""
+    with pytest.raises(VocabularyError, match="a vocabulary must"):
+        Vocabulary(["</s>", "a", "b", "<unk>"], counts)
+    assert Vocabulary(["</s>", "a", "b", "<unk>"], [1, 3, 2, 2]).counts.tolist() == [1, 3, 2, 2]
+
+
+def test_a_vocabulary_keeps_its_counts():
+    """The counts are a vocabulary's own: changing the array that they came from changes nothing."""
+    given = np.array([4, 3, 2])
+    vocabulary = Vocabulary(["</s>", "a", "<unk>"], given)
+    given[0] = 9
+    assert vocabulary.counts.tolist() == [4, 3, 2]
 
 
 # Files
@@ -143,22 +197,97 @@ def test_file_in_another_encoding(listing):
         Vocabulary.from_file(listing("the\ncafé\n".encode("latin-1")), COUNTS, 4)
 
 
-def test_file_without_words(listing, tmp_path):
+@pytest.mark.parametrize("character", "\x1b\x07\0\x0b\x0c\x7f\x85\x9b\ufffe")
+def test_control_characters_in_a_file(listing, character):
+    """A control character in a vocabulary file is an error that names the line."""
+    with pytest.raises(VocabularyError, match=rf"words\.txt, line 3: U\+{ord(character):04X} is a control character"):
+        Vocabulary.from_file(listing(f"the\n\na{character}b\n"), COUNTS, 4)
+
+
+def test_carriage_return_within_a_line(listing):
+    """A carriage return that ends no line is such an error too: the parts of the line are not put together."""
+    with pytest.raises(VocabularyError, match=r"words\.txt, line 1: U\+000D"):
+        Vocabulary.from_file(listing("the\rcat\r"), COUNTS, 4)
+
+
+def test_lower_case_of_a_file(listing):
+    """With `--lowercase` a vocabulary file is folded as well; two of its words that become the same are one."""
+    path = listing("The\nthe\nCAT 3\n<UNK>\n</S>\nZebra\n")
+    folded = make_vocabulary(VocabularySettings(vocab=path), COUNTS, 4, lowercase=True)
+    assert folded == Vocabulary.from_file(listing("the\ncat\nzebra\n"), COUNTS, 4)
+    path = listing("The\nthe\nZebra\n")
+    assert words_to_know(VocabularySettings(vocab=path), lowercase=True)[1:-1] == ["the", "zebra"]
+    assert words_to_know(VocabularySettings(vocab=path))[1:-1] == ["The", "the", "Zebra"]
+    for content, message in [("The\n<S>\n", "line 2: <s> is never predicted"), ("The\nThe\n", "line 2: 'The' is on")]:
+        with pytest.raises(VocabularyError, match=message):
+            Vocabulary.from_file(listing(content), COUNTS, 4, lowercase=True)
+
+
+def test_file_without_words(listing):
     """A vocabulary file that is missing or has no words is an error that names it."""
     for content in ("", "\n", "<unk>\n</s>\n"):
-        with pytest.raises(VocabularyError, match=r"words\.txt has no words"):
-            VocabularySettings(file=listing(content)).checked()
-    with pytest.raises(VocabularyError, match=r"none\.txt cannot be read: No such file"):
-        VocabularySettings(file=tmp_path / "none.txt").checked()
+        with pytest.raises(VocabularyError, match=r"words\.txt: there are no words in it; put one on each line"):
+            words_to_know(VocabularySettings(vocab=listing(content)))
+    with pytest.raises(VocabularyError, match=r"none\.txt: cannot be read \(no such file or directory\); name another"):
+        words_to_know(VocabularySettings(vocab=Path("none.txt")))
+
+
+def test_file_that_is_none(listing, tmp_path, monkeypatch):
+    """A vocabulary file that is a directory, a pipe or too large is an error that names it, and nothing is waited for.
+
+    So are a name that no file can have, a file that is not to be read, and a line that never ends.
+    """
+    words = listing("the\n")
+    os.mkfifo(tmp_path / "pipe")
+    long = "x" * 300
+    for path, message in [
+        (tmp_path, "is a directory"),
+        (tmp_path / "pipe", "this is no plain file"),
+        (Path("/dev/zero"), "this is no plain file"),
+        (words / "below", "not a directory"),
+        (tmp_path / long, "file name too long"),
+        (Path("a\0b"), r"'a\\x00b': no file has such a name"),
+    ]:
+        with pytest.raises(VocabularyError, match=rf"{message}.*; name another file with --vocab$"):
+            words_to_know(VocabularySettings(vocab=path))
+    monkeypatch.setattr("rnnlm.vocabulary._LINE_LIMIT", 9)
+    with pytest.raises(VocabularyError, match=r"line 2: the line has more than 9 bytes; put one word on each line"):
+        words_to_know(VocabularySettings(vocab=listing("12345678\n123456789\n")))
+    monkeypatch.setattr("rnnlm.vocabulary._FILE_LIMIT", 3)
+    with pytest.raises(VocabularyError, match=r"words\.txt: a file of 4 bytes is no list of words; name another"):
+        words_to_know(VocabularySettings(vocab=listing("the\n")))
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(VocabularyError, match=r"words\.txt: cannot be read \(permission denied\); name another"):
+        words_to_know(VocabularySettings(vocab=words))
+
+
+def refuse(*_, **__):
+    """Stand in for the opening of a file that is another user's."""
+    raise PermissionError(13, "Permission denied")
 
 
 def test_settings_choose(listing):
     """The settings make the vocabulary from the text or, where there is one, from the file."""
-    assert VocabularySettings(size=3).make(COUNTS, 4).words == [SENTENCE_END, UNKNOWN, "the"]
-    settings = VocabularySettings(size=3, file=listing("cat\nonce\nyak\n"))
-    assert settings.make(COUNTS, 4).words == [SENTENCE_END, UNKNOWN, "cat", "once", "yak"]
-    assert VocabularySettings(size=None).checked() == []
-    assert len(VocabularySettings(size=None).make(COUNTS, 4)) == 8
+    assert make_vocabulary(VocabularySettings(vocab_size=3), COUNTS, 4).words == [SENTENCE_END, UNKNOWN, "the"]
+    settings = VocabularySettings(vocab_size=3, vocab=listing("cat\nonce\nyak\n"))
+    assert make_vocabulary(settings, COUNTS, 4).words == [SENTENCE_END, UNKNOWN, "cat", "once", "yak"]
+    assert words_to_know(VocabularySettings(vocab_size=None)) == []
+    assert len(make_vocabulary(VocabularySettings(vocab_size=None, min_count=1), COUNTS, 4)) == 8
+
+
+def test_unknown_words_are_learned_by_default():
+    """Without `--min-count` words that occur once are cut off, unless the training text has an `<unk>` of its own."""
+    once = [word for word, count in COUNTS.items() if count == 1]
+    vocabulary = make_vocabulary(VocabularySettings(), COUNTS, 4)
+    assert not set(once) & set(vocabulary.words)
+    assert vocabulary.counts[vocabulary.unknown_id] == len(once) == 2
+    marked = make_vocabulary(VocabularySettings(), {**COUNTS, UNKNOWN: 1}, 4)
+    assert set(marked.words) == {SENTENCE_END, UNKNOWN, *COUNTS}
+    assert len(make_vocabulary(VocabularySettings(min_count=3), {**COUNTS, UNKNOWN: 1}, 4)) == 4
+    with pytest.raises(
+        VocabularyError, match=r"^a\.txt: no word occurs 2 times or more; give --min-count 1 or a longer"
+    ):
+        make_vocabulary(VocabularySettings(), {"a": 1, "b": 1}, 1, "a.txt")
 
 
 # Arrays
@@ -175,11 +304,24 @@ def test_arrays_round_trip():
 def test_damaged_arrays():
     """Arrays that are no vocabulary are one clear error."""
     arrays = Vocabulary.from_counts(COUNTS, 4).to_arrays()
-    for damaged in ({}, {**arrays, "words": arrays["words"][2:]}, {**arrays, "words": np.array([255], np.uint8)}):
-        with pytest.raises(VocabularyError):
-            Vocabulary.from_arrays(damaged)
-    with pytest.raises(VocabularyError):
-        Vocabulary.from_arrays({**arrays, "counts": arrays["counts"][1:]})
+    words, counts = arrays["words"], arrays["counts"]
+    for damaged in (
+        {},
+        {"words": words[2:]},
+        {"words": np.array([255], np.uint8)},
+        {"words": words.astype(np.int8)},
+        {"words": words.astype(np.float64)},
+        {"words": words[None]},
+        {"words": words[:0]},
+        {"counts": counts[1:]},
+        {"counts": counts.astype(np.float64)},
+        {"counts": counts.astype(np.int32)},
+        {"counts": counts[::-1]},
+        {"counts": counts[None]},
+        {"counts": counts * -1},
+    ):
+        with pytest.raises(VocabularyError, match="the stored vocabulary is damaged; make its file again"):
+            Vocabulary.from_arrays({**arrays, **damaged} if damaged else {})
 
 
 def test_equality():

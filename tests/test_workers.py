@@ -8,11 +8,12 @@ import sys
 import textwrap
 import time
 from functools import partial
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
 
-from rnnlm.workers import WorkerDiedError, ordered
+from rnnlm.workers import NotStartedError, WorkerDiedError, ordered
 
 
 def squares(slow=()):
@@ -26,6 +27,17 @@ def squares(slow=()):
         return number * number
 
     return square
+
+
+def greedy():
+    """Make a function that has no memory for number 3."""
+
+    def work(number):
+        if number == 3:
+            raise MemoryError
+        return number
+
+    return work
 
 
 def deadly():
@@ -70,9 +82,9 @@ def test_an_error_comes_back(processes):
     assert multiprocessing.active_children() == []
 
 
-def broken():
+def broken(error):
     """Fail to make a function."""
-    raise ImportError("no such module")
+    raise error
 
 
 def returned():
@@ -83,8 +95,43 @@ def returned():
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_error_while_the_function_is_made_comes_back(processes):
     """What goes wrong before the first item is raised too, and not taken for a killed process."""
-    with pytest.raises(ImportError, match="no such module"):
-        list(ordered(broken, [1, 2, 3], processes))
+    with pytest.raises(ValueError, match="no such function"):
+        list(ordered(partial(broken, ValueError("no such function")), [1, 2, 3], processes))
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+        (ImportError("failed to map segment"), "failed to map segment"),
+        (OSError(12, "Cannot allocate memory"), "cannot allocate memory"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_a_process_that_meets_a_limit_as_it_starts(capfd, error, reason):
+    """A limit of the system that a process meets before its first item is an error of its own, told once."""
+    with pytest.raises(NotStartedError, match=f"^{reason}$"):
+        list(ordered(partial(broken, error), [1, 2, 3], 2))
+    assert multiprocessing.active_children() == []
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [BlockingIOError(11, "Resource temporarily unavailable"), RuntimeError("no thread")])
+def test_a_process_that_cannot_be_started(monkeypatch, error):
+    """Where a process cannot be started, those that were are ended."""
+    start, started = SpawnProcess.start, []
+
+    def limited(process):
+        if started:
+            raise error
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", limited)
+    with pytest.raises(NotStartedError, match=r"^(resource temporarily unavailable|no thread)$"):
+        list(ordered(squares, [1, 2, 3], 2))
+    assert not started[0].is_alive()
     assert multiprocessing.active_children() == []
 
 
@@ -95,10 +142,14 @@ def test_an_error_may_be_a_result(processes):
     assert [(item, type(result)) for item, result in found] == [("a", ValueError), ("b", ValueError)]
 
 
-def test_a_death_is_an_error():
-    """A process that is killed in the middle of an item is an error that has the item, not an endless wait."""
+@pytest.mark.parametrize("make", [deadly, greedy])
+def test_a_death_is_an_error(make):
+    """A process that is killed in the middle of an item is an error that has the item, not an endless wait.
+
+    So is one that has no more memory, which another process may have taken.
+    """
     with pytest.raises(WorkerDiedError) as raised:
-        list(ordered(deadly, range(20), 2))
+        list(ordered(make, range(20), 2))
     assert raised.value.args == (3,)
     assert multiprocessing.active_children() == []
 

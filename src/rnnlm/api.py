@@ -153,10 +153,9 @@ class Model:
         settings = replace(tokenizer.settings, encoding=encoding or tokenizer.settings.encoding)
         if pretokenized or lines:
             settings = replace(settings, pretokenized=pretokenized, lines=lines)
-            tokenizer = replace(tokenizer, punkt=None)
+        tokenizer = replace(tokenizer, settings=settings, punkt=None if pretokenized or lines else tokenizer.punkt)
         vocabulary, threads = self.saved.vocabulary, self.threads
         with spooled(files) as sources, working(threads) as work:
-            tokenizer = replace(tokenizer, settings=settings)
             corpus = encode_once(sources, tokenizer, vocabulary, processes=threads, stage=stage)
             progress = scoring(corpus.predictions) if scoring else None
             score = perplexity(self.saved.model, corpus, work, unknown_id=vocabulary.unknown_id, progress=progress)

@@ -261,8 +261,6 @@ def _saved_model(path: Path, about: dict[str, Any], archive: Archive) -> SavedMo
     counts = archive.array("vocabulary/counts", np.int64, (settings.words,))
     vocabulary = Vocabulary.from_arrays({"words": words, "counts": counts})
     tokenizer = restore(Tokenizer, about["tokenizer"], "tokenizer")
-    if (tokenizer.punkt is None) != tokenizer.settings.line_is_sentence:
-        raise Unfit("tokenizer.punkt", tokenizer.punkt, "what the text's settings need")
     return SavedModel(model, vocabulary, tokenizer, restore(Origin, about["origin"], "origin"))
 
 

@@ -3,7 +3,7 @@
 A corpus is one array of ids on disk, sentence after sentence, each ended by 0 (`</s>`), with the places where
 sentences begin. It is mapped into memory, never loaded. It is made in one pass over the text, which numbers words
 in order of first appearance, and one over the numbers, which replaces them by ranks; so the text is tokenized once,
-and no more is held in memory than a block of it and its different words.
+and no more is held in memory than a block of it and its different words. What is made is kept in `entries`.
 """
 
 import contextlib
@@ -11,26 +11,28 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import tempfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnlm.errors import SettingsError
-from rnnlm.settings import TextSettings, VocabularySettings
+from rnnlm import entries
+from rnnlm.checking import Unfit, restore
+from rnnlm.entries import BLOCK, Entry, Part
+from rnnlm.errors import RnnlmError, SettingsError
+from rnnlm.settings import Natural, TextSettings, VocabularySettings
 from rnnlm.sources import Progress, Source
 from rnnlm.text import LEARNING_LIMIT, Tokenizer, nltk_version
 from rnnlm.vocabulary import SENTENCE_END, Vocabulary, make_vocabulary, words_to_know
+from rnnlm.workers import NotStartedError
 
 _FORMAT = 1  # of the cache; raised whenever the same text and settings would give other ids
-_BLOCK = 2**20  # ids or bytes handled at once
+_TRAIN, _VALID = entries.NAMES
 
 # Called when a stage of the work begins, with its name and size in bytes; gives what is told of the progress.
 Stage = Callable[[str, int], AbstractContextManager[Progress]]
@@ -55,24 +57,20 @@ class Coverage:
         types: different words of the text, `<unk>` among them where it occurs.
         vocabulary: size of the vocabulary, `</s>` and `<unk>` among it.
         unknown: words of the text that the vocabulary reads as `<unk>`.
+        characters: of the words, all in all.
     """
 
-    sentences: int
-    words: int
-    types: int
-    vocabulary: int
-    unknown: int
-    characters: int = 0
+    sentences: Natural
+    words: Natural
+    types: Natural
+    vocabulary: Natural
+    unknown: Natural
+    characters: Natural = 0
 
     @property
     def share(self) -> float:
         """The share of the words that the vocabulary knows."""
         return 1.0 - self.unknown / self.words
-
-    @property
-    def unknown_never_occurs(self) -> bool:
-        """Whether the text teaches nothing about `<unk>`, so that a model's probability for it is made up."""
-        return self.unknown == 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +82,7 @@ class Corpus:
         offsets: int64, where each sentence begins in `ids`, and the end.
         unknown: how many of the words are `<unk>`.
         types: how many different words the text had.
+        characters: how many characters the words of the text had, all in all.
         key: tells it apart from any other text or settings; empty where it was encoded in memory.
     """
 
@@ -91,6 +90,7 @@ class Corpus:
     offsets: NDArray[np.int64]
     unknown: int
     types: int
+    characters: int = 0
     key: str = ""
 
     @property
@@ -110,16 +110,14 @@ class Corpus:
 
     def coverage(self, vocabulary: Vocabulary) -> Coverage:
         """Tell how the text and the vocabulary that it was encoded with fit."""
-        return Coverage(self.sentences, self.words, self.types, len(vocabulary), self.unknown)
+        return Coverage(self.sentences, self.words, self.types, len(vocabulary), self.unknown, self.characters)
 
-    @classmethod
-    def of_sentences(cls, sentences: Iterable[Sequence[str]], vocabulary: Vocabulary) -> "Corpus":
-        """Encode a few sentences in memory."""
-        listed = list(sentences)
-        ids = vocabulary.encode(word for sentence in listed for word in (*sentence, SENTENCE_END))
-        offsets = np.cumsum([0, *(len(sentence) + 1 for sentence in listed)], dtype=np.int64)
-        types = len({word for sentence in listed for word in sentence})
-        return cls(ids, offsets, int(np.count_nonzero(ids == vocabulary.unknown_id)), types)
+
+def same_text(one: Corpus, other: Corpus) -> bool:
+    """Tell whether two texts that were encoded with the same vocabulary are the same, sentence by sentence."""
+    length = len(one.ids)  # ends of sentences are among the ids
+    blocks = (slice(place, place + BLOCK) for place in range(0, length, BLOCK))
+    return len(other.ids) == length and all(np.array_equal(one.ids[block], other.ids[block]) for block in blocks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,14 +129,12 @@ class TrainingText:
         vocabulary: made from the training part alone.
         train: the training part.
         valid: the part held out; None where none was asked for.
-        cached: whether all of it was found ready-made.
     """
 
     tokenizer: Tokenizer
     vocabulary: Vocabulary
     train: Corpus
     valid: Corpus | None
-    cached: bool
 
 
 # From texts to corpora
@@ -163,6 +159,7 @@ def prepare(
         folder: where the result is kept, in `encoded-train`; made when missing.
         text_settings: how the text becomes words.
         vocabulary_settings: which of them get an id.
+        known: what the text is cut and encoded with, as a model has it; the two settings are then of no account.
         expected: the key that the text must have, if any.
         valid_fraction: share of the sentences, from the end, that is held out before the vocabulary is made.
         processes: how many processes tokenize at the same time; the result does not depend on it.
@@ -172,26 +169,11 @@ def prepare(
     """
     if not 0.0 <= valid_fraction < 1.0:
         raise SettingsError(f"--valid-fraction is {valid_fraction:g}; it must be at least 0 and less than 1")
-    listed = words_to_know(vocabulary_settings)
-    words_kept: object = listed or [vocabulary_settings.vocab_size, vocabulary_settings.min_count]
-    entry = folder / "encoded-train"
-    key = _key(sources, [asdict(text_settings), LEARNING_LIMIT, words_kept, valid_fraction], stage, expected)
-    facts = _find(entry, key)
-    if facts:
-        return _training_text(entry, facts, cached=True)
-    with stage("learning where sentences end", min(_size(sources), LEARNING_LIMIT)) as progress:
-        tokenizer = Tokenizer.learn(sources, text_settings, progress)
-    with _rebuilding(entry) as partial:
-        words = _number(tokenizer, sources, partial, processes, stage)
-        cut, bounds = _cut(partial, valid_fraction)
-        counts = _counts(partial, bounds, len(words))
-        seen = {word: count for word, count in zip(words[1:], counts[0][1:].tolist(), strict=True) if count}
-        vocabulary = make_vocabulary(vocabulary_settings, seen, cut)
-        parts = _renumber(partial, vocabulary, words, counts, stage)
-        _write_vocabulary(partial, vocabulary)
-        facts = {"key": key, "cut": cut, "parts": parts, "tokenizer": tokenizer.to_json()}
-        _finish(partial, facts)
-    return _training_text(entry, facts, cached=False)
+    entries.check_places(folder)
+    job = _Job(sources, folder / _TRAIN, valid_fraction, processes, stage)
+    if known:
+        return _prepare_known(job, expected, *known)
+    return _prepare_new(job, expected, text_settings, vocabulary_settings)
 
 
 def encode(
@@ -200,23 +182,19 @@ def encode(
     tokenizer: Tokenizer,
     vocabulary: Vocabulary,
     *,
-    name: str = "valid",
     expected: str | None = None,
     processes: int = 1,
     stage: Stage = silent,
 ) -> Corpus:
-    """Tokenize and encode a text with what a model has, or find the result in the cache, in `encoded-<name>`.
+    """Tokenize and encode a text with what a model has, or find the result in the cache, in `encoded-valid`.
 
     The other arguments and the errors are those of `prepare`.
     """
-    entry = folder / f"encoded-{name}"
-    key = _key(sources, [tokenizer.to_json(), vocabulary.words], stage, expected)
-    facts = _find(entry, key)
-    if not facts:
-        with _rebuilding(entry) as partial:
-            facts = {"key": key, "parts": _encode_into(partial, sources, tokenizer, vocabulary, processes, stage)}
-            _finish(partial, facts)
-    return _corpora(entry, facts)[0]
+    entries.check_places(folder)
+    job = _Job(sources, folder / _VALID, 0.0, processes, stage)
+    key = _key(job, [asdict(tokenizer), vocabulary.words], expected)
+    entry = entries.find(job.place, key, vocabulary) or _built(job, key, tokenizer, lambda *_: vocabulary)
+    return _corpora(entry, key)[0]
 
 
 def encode_once(
@@ -231,39 +209,126 @@ def encode_once(
 
     Raises TextError or SettingsError as `encode` does.
     """
-    with tempfile.TemporaryDirectory(prefix="rnnlm-") as folder, _writing(Path(folder)):
-        parts = _encode_into(Path(folder), sources, tokenizer, vocabulary, processes, stage)
-        return _corpora(Path(folder), {"key": "", "parts": parts})[0]  # what is mapped outlives its name
+    with (
+        entries.writing("temporary files", "make room, or name another folder in the environment variable TMPDIR"),
+        tempfile.TemporaryDirectory(prefix="rnnlm-", ignore_cleanup_errors=True) as name,
+    ):
+        job = _Job(sources, Path(name), 0.0, processes, stage)
+        facts = _encode_into(job.place, job, tokenizer, lambda *_: vocabulary)
+        return _corpora(entries.opened(job.place, *facts), "")[0]  # what is mapped outlives its name
 
 
-def reopen(folder: Path, train_key: str, valid_key: str) -> tuple[Corpus, Corpus] | None:
-    """Find what `prepare` and `encode` made, by the corpora's keys, without the texts; None where it is gone."""
-    facts = _find(folder / "encoded-train", train_key)
-    if not facts:
+def reopen(
+    folder: Path, train_key: str, valid_key: str, vocabulary: Vocabulary | None = None
+) -> tuple[Corpus, Corpus] | None:
+    """Find what `prepare` and `encode` made, by the corpora's keys, without the texts; None where it is gone.
+
+    `vocabulary` is the one that both must be encoded with; without it, a training text that `prepare` encoded as
+    something `known` is not found.
+    """
+    train = entries.find(folder / _TRAIN, train_key, vocabulary)
+    if not train:
         return None
-    train, *held_out = _corpora(folder / "encoded-train", facts)
-    if valid_key == train_key:
-        return train, held_out[0]
-    facts = _find(folder / "encoded-valid", valid_key)
-    return (train, _corpora(folder / "encoded-valid", facts)[0]) if facts else None
+    if valid_key != train_key:
+        valid = entries.find(folder / _VALID, valid_key, train.vocabulary)
+        return (_corpora(train, train_key)[0], _corpora(valid, valid_key)[0]) if valid else None
+    corpora = _corpora(train, train_key)
+    return (corpora[0], corpora[1]) if len(corpora) == 2 else None
 
 
-def _encode_into(
-    folder: Path,
-    sources: Sequence[Source],
-    tokenizer: Tokenizer,
-    vocabulary: Vocabulary,
-    processes: int,
-    stage: Stage,
-) -> list[dict[str, int]]:
-    """Write a text's ids and offsets; return what is to be known of its one part."""
-    words = _number(tokenizer, sources, folder, processes, stage)
-    _, bounds = _cut(folder, 0.0)
-    return _renumber(folder, vocabulary, words, _counts(folder, bounds, len(words)), stage)
+# Called with the counts of a text's words, in order of first appearance, and the number of its sentences.
+_Make = Callable[[dict[str, int], int], Vocabulary]
 
 
-def _size(sources: Sequence[Source]) -> int:
-    return sum(source.size for source in sources)
+class _Job(NamedTuple):
+    """A text to encode, and where and how."""
+
+    sources: Sequence[Source]
+    place: Path
+    held_out: float  # share of the sentences
+    processes: int
+    stage: Stage
+
+    @property
+    def names(self) -> str:
+        """What messages call the text."""
+        return ", ".join(source.name for source in self.sources)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the text."""
+        return sum(source.size for source in self.sources)
+
+
+def _prepare_known(job: _Job, expected: str | None, tokenizer: Tokenizer, vocabulary: Vocabulary) -> TrainingText:
+    key = _key(job, [asdict(tokenizer), vocabulary.words, job.held_out], expected)
+    entry = _found(job, key, vocabulary) or _built(job, key, tokenizer, lambda *_: vocabulary)
+    return _training_text(entry, key, tokenizer)
+
+
+def _prepare_new(
+    job: _Job, expected: str | None, text_settings: TextSettings, vocabulary_settings: VocabularySettings
+) -> TrainingText:
+    def make(counts: dict[str, int], sentences: int) -> Vocabulary:
+        return make_vocabulary(vocabulary_settings, counts, sentences, job.names, text_settings.lowercase)
+
+    listed = words_to_know(vocabulary_settings, text_settings.lowercase)
+    words_kept: object = listed or [vocabulary_settings.vocab_size, vocabulary_settings.min_count]
+    key = _key(job, [asdict(text_settings), LEARNING_LIMIT, words_kept, job.held_out], expected)
+    entry = _found(job, key)
+    tokenizer = _stored_tokenizer(entry, text_settings) if entry else None
+    if not entry or not tokenizer:
+        with job.stage("learning where sentences end", min(job.size, LEARNING_LIMIT)) as progress:
+            tokenizer = Tokenizer.learn(job.sources, text_settings, progress)
+        entry = _built(job, key, tokenizer, make, own=True)
+    return _training_text(entry, key, tokenizer)
+
+
+def _found(job: _Job, key: str, vocabulary: Vocabulary | None = None) -> Entry | None:
+    """Find an entry whose parts are the training part and the one that is to be held out."""
+    entry = entries.find(job.place, key, vocabulary)
+    return entry if entry and entry.cut == _cut(job, len(entry.offsets) - 1) else None
+
+
+def _stored_tokenizer(entry: Entry, settings: TextSettings) -> Tokenizer | None:
+    """Return the tokenizer that an entry holds; None where it is not what these settings may have made."""
+    try:
+        tokenizer = restore(Tokenizer, entry.tokenizer, "tokenizer")
+    except (Unfit, RnnlmError):
+        return None
+    return tokenizer if tokenizer.settings == settings else None
+
+
+def _built(job: _Job, key: str, tokenizer: Tokenizer, make: _Make, own: bool = False) -> Entry:
+    """Encode a text into the cache; if `own`, together with the tokenizer and the vocabulary that were made of it."""
+    stored = asdict(tokenizer) if own else None
+    with entries.rebuilding(job.place) as partial:
+        cut, parts, vocabulary = _encode_into(partial, job, tokenizer, make)
+        if own:
+            entries.write_vocabulary(partial, vocabulary)
+        entries.finish(partial, key, cut, parts, stored)
+    return entries.opened(job.place, cut, parts, vocabulary)
+
+
+def _encode_into(folder: Path, job: _Job, tokenizer: Tokenizer, make: _Make) -> tuple[int, list[Part], Vocabulary]:
+    """Write a text's ids and offsets; return the cut, what is to be known of each part, and the vocabulary."""
+    words = _number(folder, job, tokenizer)
+    offsets = np.memmap(folder / "offsets", "<i8", mode="r")
+    cut = _cut(job, len(offsets) - 1)
+    counts = _counts(folder, sorted({0, int(offsets[cut]), int(offsets[-1])}), len(words))
+    seen = {word: count for word, count in zip(words[1:], counts[0][1:].tolist(), strict=True) if count}
+    vocabulary = make(seen, cut)
+    return cut, _renumber(folder, vocabulary, words, counts, job.stage), vocabulary
+
+
+def _cut(job: _Job, sentences: int) -> int:
+    """Return how many of the sentences are for training: all but those to be held out."""
+    if not job.held_out:
+        return sentences
+    if sentences < 2:
+        message = "there is a single sentence, so none can be held out; give another text with --valid"
+        raise SettingsError(f"{job.names}: {message}")
+    return sentences - min(max(round(sentences * job.held_out), 1), sentences - 1)
 
 
 class _Numbering(dict[str, int]):
@@ -274,167 +339,89 @@ class _Numbering(dict[str, int]):
         return number
 
 
-def _number(tokenizer: Tokenizer, sources: Sequence[Source], partial: Path, processes: int, stage: Stage) -> list[str]:
+def _number(folder: Path, job: _Job, tokenizer: Tokenizer) -> list[str]:
     """Write a text as numbers in order of first appearance, and its sentences' offsets; return the words."""
     numbers = _Numbering({SENTENCE_END: 0})
     length = 0
     with (
-        stage("tokenizing", _size(sources)) as progress,
-        contextlib.closing(tokenizer.blocks(sources, processes, progress)) as blocks,
-        (partial / "ids").open("wb") as ids_file,
-        (partial / "offsets").open("wb") as offsets_file,
+        _starts_named(),
+        job.stage("tokenizing", job.size) as progress,
+        contextlib.closing(tokenizer.blocks(job.sources, job.processes, progress)) as blocks,
+        (folder / "ids").open("wb") as ids_file,
+        (folder / "offsets").open("wb") as offsets_file,
     ):
-        np.zeros(1, "<i8").tofile(offsets_file)
+        entries.write(offsets_file, np.zeros(1, "<i8"))
         for block in blocks:
             words = block.replace("\n", f" {SENTENCE_END} ")[:-1].split(" ")
             ids = np.fromiter(map(numbers.__getitem__, words), "<i4", len(words))
-            ids.tofile(ids_file)
-            (np.flatnonzero(ids == 0) + (length + 1)).astype("<i8").tofile(offsets_file)
+            entries.write(ids_file, ids)
+            entries.write(offsets_file, (np.flatnonzero(ids == 0) + (length + 1)).astype("<i8"))
             length += len(ids)
     return list(numbers)
 
 
-def _cut(partial: Path, valid_fraction: float) -> tuple[int, list[int]]:
-    """Return how many sentences are for training, and where in the ids each part begins and the last one ends."""
-    offsets = np.memmap(partial / "offsets", "<i8", mode="r")
-    sentences = len(offsets) - 1
-    if not valid_fraction:
-        return sentences, [0, int(offsets[-1])]
-    if sentences < 2:
-        message = "the text has a single sentence, so none can be held out"
-        raise SettingsError(f"{message}; give another text with --valid")
-    held_out = min(max(round(sentences * valid_fraction), 1), sentences - 1)
-    cut = sentences - held_out
-    return cut, [0, int(offsets[cut]), int(offsets[-1])]
+@contextlib.contextmanager
+def _starts_named() -> Iterator[None]:
+    """Tell the user what to do where the system has no room for processes."""
+    try:
+        yield
+    except NotStartedError as error:
+        raise SettingsError(f"the processes that tokenize cannot be started ({error}); give --threads 1") from None
 
 
-def _counts(partial: Path, bounds: list[int], types: int) -> list[NDArray[np.int64]]:
-    """Count every number in each part, reading the file block by block."""
+def _counts(folder: Path, bounds: list[int], types: int) -> list[NDArray[np.int64]]:
+    """Count every number in each part, reading the file block by block; `bounds` are where parts begin and end."""
     counts = []
-    with (partial / "ids").open("rb") as file:
+    with (folder / "ids").open("rb") as file:
         for start, stop in itertools.pairwise(bounds):
             count = np.zeros(types, np.int64)
-            for place in range(start, stop, _BLOCK):
-                count += np.bincount(np.fromfile(file, "<i4", min(_BLOCK, stop - place)), minlength=types)
+            for place in range(start, stop, BLOCK):
+                block = file.read(4 * min(BLOCK, stop - place))
+                count += np.bincount(np.frombuffer(block, "<i4"), minlength=types)
             counts.append(count)
     return counts
 
 
 def _renumber(
-    partial: Path, vocabulary: Vocabulary, words: list[str], counts: list[NDArray[np.int64]], stage: Stage
-) -> list[dict[str, int]]:
+    folder: Path, vocabulary: Vocabulary, words: list[str], counts: list[NDArray[np.int64]], stage: Stage
+) -> list[Part]:
     """Put ranks in place of the numbers in the file; return what is to be known of each part."""
     ranks = vocabulary.encode(words).astype("<i4")
-    path = partial / "ids"
+    path = folder / "ids"
     with stage("numbering words", path.stat().st_size) as progress, path.open("r+b") as file:
-        while len(numbers := np.fromfile(file, "<i4", _BLOCK)):
-            file.seek(-numbers.nbytes, os.SEEK_CUR)
-            ranks[numbers].tofile(file)
-            progress(numbers.nbytes)
-    unknown = ranks == vocabulary.unknown_id
-    return [{"unknown": int(part[unknown].sum()), "types": int(np.count_nonzero(part[1:]))} for part in counts]
+        while block := file.read(4 * BLOCK):
+            file.seek(-len(block), os.SEEK_CUR)
+            entries.write(file, ranks[np.frombuffer(block, "<i4")])
+            progress(len(block))
+    unknown = ranks[1:] == vocabulary.unknown_id
+    lengths = np.array([len(word) for word in words[1:]])
+    parts = (count[1:] for count in counts)  # </s>, the first, is no word
+    return [Part(int(n[unknown].sum()), int(np.count_nonzero(n)), int(n @ lengths)) for n in parts]
 
 
-# The cache. An entry is a folder of arrays and a file of facts that is written last and has a checksum of everything.
-
-
-def _key(sources: Sequence[Source], choices: list[Any], stage: Stage, expected: str | None) -> str:
+def _key(job: _Job, choices: list[Any], expected: str | None) -> str:
     """Return what tells apart texts and settings with other results; raises SettingsError if another is expected."""
-    with stage("checking the text", _size(sources)) as progress:
-        content = [source.digest(progress) for source in sources]
+    with job.stage("checking the text", job.size) as progress:
+        content = [source.digest(progress) for source in job.sources]
     facts = [_FORMAT, nltk_version(), content, choices]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     if expected not in (None, key):
-        names = ", ".join(source.name for source in sources)
-        message = f"{names}: this is not the text, or not cut in the same way, that the model was trained on so far"
-        raise SettingsError(f"{message}; restore it to resume, or train anew with --overwrite")
+        message = "this is not the text, or not cut in the same way, that the model was trained on so far"
+        raise SettingsError(f"{job.names}: {message}; restore it to resume, or train anew with --overwrite")
     return key
 
 
-def _find(entry: Path, key: str) -> dict[str, Any] | None:
-    """Return an entry's facts, or None where there is none for this key or it is damaged."""
-    try:
-        stored = json.loads((entry / "facts.json").read_text("utf-8"))
-        facts: dict[str, Any] = stored["facts"]
-        sound = stored["checksum"] == _checksum_of_facts(facts) and facts["key"] == key
-        sound = sound and all(_checksum(entry / name) == value for name, value in facts["checksums"].items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return facts if sound else None
+def _training_text(entry: Entry, key: str, tokenizer: Tokenizer) -> TrainingText:
+    train, *valid = _corpora(entry, key)
+    return TrainingText(tokenizer, entry.vocabulary, train, valid[0] if valid else None)
 
 
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turn what the system says of a folder into a sentence that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise SettingsError(
-            f"{folder} cannot be written: {error.strerror or error}; make room, or name another folder"
-        ) from None
-
-
-@contextlib.contextmanager
-def _rebuilding(entry: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the entry's place if all goes well, and goes if it does not."""
-    partial = entry.with_name(f"{entry.name}.partial")
-    try:
-        with _writing(entry.parent):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            yield partial
-            if entry.exists():
-                shutil.rmtree(entry)
-            partial.rename(entry)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _finish(partial: Path, facts: dict[str, Any]) -> None:
-    """Add the files' checksums to the facts and write them."""
-    facts["checksums"] = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
-    stored = {"facts": facts, "checksum": _checksum_of_facts(facts)}
-    (partial / "facts.json").write_text(json.dumps(stored), "utf-8")
-
-
-def _checksum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            value = zlib.crc32(block, value)
-    return value
-
-
-def _checksum_of_facts(facts: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
-
-
-def _write_vocabulary(partial: Path, vocabulary: Vocabulary) -> None:
-    for name, array in vocabulary.to_arrays().items():
-        array.tofile(partial / name)
-
-
-def _training_text(entry: Path, facts: dict[str, Any], cached: bool) -> TrainingText:
-    arrays = {"words": np.fromfile(entry / "words", "u1"), "counts": np.fromfile(entry / "counts", "<i8")}
-    train, *valid = _corpora(entry, facts)
-    tokenizer = Tokenizer.from_json(facts["tokenizer"])
-    return TrainingText(tokenizer, Vocabulary.from_arrays(arrays), train, valid[0] if valid else None, cached)
-
-
-def _corpora(entry: Path, facts: dict[str, Any]) -> list[Corpus]:
-    """Map an entry's parts into memory."""
-    ids = np.memmap(entry / "ids", "<i4", mode="r")
-    offsets = np.memmap(entry / "offsets", "<i8", mode="r")
-    cut = facts.get("cut", len(offsets) - 1)
+def _corpora(entry: Entry, key: str) -> list[Corpus]:
+    """Return an entry's parts as corpora."""
+    last = len(entry.offsets) - 1
     corpora = []
-    for (first, last), part in zip([(0, cut), (cut, len(offsets) - 1)], facts["parts"], strict=False):
-        begin, end = int(offsets[first]), int(offsets[last])
-        own_offsets = offsets[first : last + 1]
-        if begin:
-            own_offsets = own_offsets - begin
-        corpora.append(Corpus(ids[begin:end], own_offsets, part["unknown"], part["types"], facts["key"]))
+    for (first, end), part in zip([(0, entry.cut), (entry.cut, last)], entry.parts, strict=False):
+        start, stop = int(entry.offsets[first]), int(entry.offsets[end])
+        offsets = entry.offsets[first : end + 1]
+        corpora.append(Corpus(entry.ids[start:stop], offsets - start if start else offsets, *part, key))
     return corpora
-
-
-def same_text(a, b):
-    return False

@@ -184,7 +184,7 @@ def resume(
     moved: tuple[str, ...] = fit_option(tuple[str, ...], given.get("valid", ()), "valid")
     training = replace(settings.training, **_changes(origin, given))
     saved = replace(saved, origin=replace(origin, settings=replace(settings, training=training)))
-    corpora = None if corpus or moved else reopen(folder.path, *origin.keys)
+    corpora = None if corpus or moved else reopen(folder.path, *origin.keys, saved.vocabulary)
     if corpora is None:
         for texts in (corpus or settings.corpus, moved or settings.valid):
             if texts not in (corpus, moved) and not all(Path(path).is_file() for path in texts):

@@ -10,9 +10,8 @@ import contextlib
 import importlib.metadata
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from rnnlm import workers
 from rnnlm.errors import ModelError, TextError
@@ -58,11 +57,16 @@ class PunktParameters:
 class Tokenizer:
     """Text settings, and the sentence parameters learned under them (None where a line is a sentence).
 
-    Equal tokenizers cut any text alike; `to_json` and `from_json` carry that over files and machines.
+    Equal tokenizers cut any text alike, also after they were stored as JSON. Raises ModelError when the settings need
+    parameters and there are none, or the other way round.
     """
 
     settings: TextSettings = field(default_factory=lambda: TextSettings(pretokenized=True))
     punkt: PunktParameters | None = None
+
+    def __post_init__(self) -> None:
+        if (self.punkt is None) != self.settings.line_is_sentence:
+            raise ModelError("the settings of the text and the parameters of Punkt do not go together")
 
     @classmethod
     def learn(cls, sources: Sequence[Source], settings: TextSettings, progress: Progress | None = None) -> "Tokenizer":
@@ -75,32 +79,6 @@ class Tokenizer:
         if settings.line_is_sentence:
             return cls(settings)
         return cls(settings, _learn_punkt(_leading_chunks(sources, settings, progress)))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the tokenizer as a value that JSON can hold."""
-        punkt = None
-        if self.punkt:
-            punkt = {
-                "abbreviations": list(self.punkt.abbreviations),
-                "collocations": [list(pair) for pair in self.punkt.collocations],
-                "sentence_starters": list(self.punkt.sentence_starters),
-                "orthography": self.punkt.orthography,
-            }
-        return {"settings": asdict(self.settings), "punkt": punkt}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Tokenizer":
-        """Restore a tokenizer from what `to_json` gave; raises ModelError when the value is something else."""
-        try:
-            settings, punkt = TextSettings(**value["settings"]), value["punkt"]
-            if settings.line_is_sentence:
-                return cls(settings)
-            collocations = tuple((first, second) for first, second in punkt["collocations"])
-            abbreviations, starters = tuple(punkt["abbreviations"]), tuple(punkt["sentence_starters"])
-            return cls(settings, PunktParameters(abbreviations, collocations, starters, dict(punkt["orthography"])))
-        except (KeyError, TypeError, ValueError, SettingsError):
-            message = "the model does not say how its text was tokenized; its file is damaged, train it again"
-            raise ModelError(message) from None
 
     def blocks(self, sources: Sequence[Source], processes: int = 1, progress: Progress | None = None) -> Generator[str]:
         r"""Yield a corpus in its plain form, about a million characters at a time.
@@ -155,10 +133,6 @@ class Tokenizer:
             raise TextError(f"{reserved.group()!r} is the model's own mark and cannot be given as a word; leave it out")
         with _patience("the prompt"):
             return list(_cutter(self)(text))
-
-    def words(self, text: str) -> list[str]:
-        """Return the words of a prompt's sentences, one sentence after the other; raises what `prompt` raises."""
-        return [word for sentence in self.prompt(text) for word in sentence]
 
 
 def _checked(chunks: Iterable[Chunk], settings: TextSettings) -> Iterator[Chunk]:

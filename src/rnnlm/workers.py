@@ -17,7 +17,11 @@ Result = TypeVar("Result")
 
 
 class WorkerDiedError(Exception):
-    """A process has ended in the middle of an item, which is the argument."""
+    """A process has ended, or had no more memory, in the middle of an item, which is the argument."""
+
+
+class NotStartedError(Exception):
+    """A process cannot be started, or has not come to its first item; the argument is why."""
 
 
 def ordered(
@@ -30,7 +34,8 @@ def ordered(
         items: taken as they are needed: each process has one item at a time, so memory is bounded.
         processes: how many work side by side; with 1 all is done here, and none is started.
 
-    What the function raises is raised here. Raises WorkerDiedError when a process was killed.
+    What the function raises is raised here. Raises WorkerDiedError when a process was killed, NotStartedError when the
+    system has no room for one.
     """
     if processes < 2:
         function = make()
@@ -55,9 +60,12 @@ def ordered(
 
 def _received(item: Item, worker: Connection) -> tuple[Item, Any]:
     with _alive(item):
-        result, error = worker.recv()
-    if error is not None:
-        raise error
+        result, error, started = worker.recv()
+    if started and isinstance(error, MemoryError):
+        raise WorkerDiedError(item)
+    with contextlib.nullcontext() if started else _starting():
+        if error is not None:
+            raise error
     return item, result
 
 
@@ -71,20 +79,33 @@ def _alive(item: object) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """Tell the limits of the system, which the start of a process runs into first, from other errors."""
+    try:
+        yield
+    except (ImportError, MemoryError, OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
+        raise NotStartedError(reason.lower()) from None
+
+
+@contextlib.contextmanager
 def _started(make: Callable[[], Callable[[Any], Any]], processes: int) -> Iterator[list[Connection]]:
     """Start processes, and end them whatever happens; yields the connection to each."""
     context = multiprocessing.get_context("spawn")  # forking is unsafe where threads of BLAS are running
     workers = []
     connections = []
     try:
-        with _interrupts_held():
+        with _starting(), _interrupts_held():
             for _ in range(processes):
                 ours, theirs = context.Pipe()
-                worker = context.Process(target=_serve, args=(theirs, make), daemon=True)
-                worker.start()
-                theirs.close()  # or we should never see that the worker's own end has closed
-                workers.append(worker)
                 connections.append(ours)
+                with theirs:  # closed here, or we should never see that the worker's own end has closed
+                    worker = context.Process(target=_serve, args=(theirs,), daemon=True)
+                    worker.start()
+                workers.append(worker)
+        with _starting():
+            for connection in connections:  # only now: each waits until its worker is there to read it
+                connection.send(make)
         yield connections
     finally:
         for connection in connections:
@@ -108,19 +129,25 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
-def _serve(connection: Connection, make: Callable[[], Callable[[Any], Any]]) -> None:
-    """Work on items until the parent closes its end or dies."""
+def _serve(connection: Connection) -> None:
+    """Make the function that the parent sends the maker of, and work on items until it closes its end or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems on which it cannot be held back
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    function = None
-    with contextlib.suppress(EOFError, OSError):
+    function: Callable[[Any], Any] | None = None
+    failure: Exception | None = None
+    try:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        function = connection.recv()()  # imports what the function needs; a limit of the system may forbid that
+    except Exception as error:  # whatever it is, the parent must raise it
+        failure = error
+    with contextlib.suppress(EOFError, OSError, MemoryError):
         while True:
             item = connection.recv()
-            try:
-                function = function or make()
-                answer: tuple[Any, Exception | None] = (function(item), None)
-            except Exception as error:  # whatever it is, the parent must raise it
-                answer = (None, error)
+            answer: tuple[Any, Exception | None, bool] = (None, failure, False)
+            if function:
+                try:
+                    answer = (function(item), None, True)
+                except Exception as error:  # the same
+                    answer = (None, error, True)
             connection.send(answer)
 
 
