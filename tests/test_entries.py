@@ -357,34 +357,26 @@ def tree(folder):
 )
 def test_what_is_not_ours_is_left_alone(tmp_path, tokenized, name, kind, message):
     """What rnnlm has not written, in the place of an encoded corpus, is an error that names it, and stays as it is."""
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "facts.json").write_text("precious")
-    (tmp_path / "corpus.txt").write_text(TEXT)
-    place = tmp_path / "model" / name
-    if kind == "link":
-        place.parent.mkdir()
-        place.symlink_to(tmp_path / "elsewhere")
-    elif kind == "link to nowhere":
-        place.parent.mkdir()
-        place.symlink_to(tmp_path / "nowhere")
-    elif kind == "file":
-        place.parent.mkdir()
-        place.write_text("precious")
-    elif kind == "pipe":
-        place.parent.mkdir()
-        os.mkfifo(place)
-    else:
-        (place / "ids" if kind == "folder of our name" else place).mkdir(parents=True)
-        if kind != "no facts":
-            (place / "facts.json").write_text("precious")
-        if "thesis" in kind:
-            (place / "thesis.txt").write_text("precious")
-        if kind == "thesis":
-            (place / "facts.json").unlink()
-        if kind == "no facts":
-            (place / "words").write_text("precious")
     if (kind, name[0]) == ("no facts", "."):
         return  # what a kill leaves looks like that, and is removed
+    elsewhere, place = tmp_path / "elsewhere", tmp_path / "model" / name
+    elsewhere.mkdir()
+    place.parent.mkdir()
+    (elsewhere / "facts.json").write_text("precious")
+    (tmp_path / "corpus.txt").write_text(TEXT)
+    if "link" in kind:
+        place.symlink_to(elsewhere if kind == "link" else tmp_path / "nowhere")
+    elif kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "file":
+        place.write_text("precious")
+    else:
+        place.mkdir()
+        for file in {"no facts": ["words"], "thesis": ["thesis.txt"]}.get(kind, ["facts.json", "thesis.txt"]):
+            (place / file).write_text("precious")
+        if kind == "folder of our name":
+            (place / "ids").mkdir()
+            (place / "thesis.txt").unlink()
     before = tree(tmp_path)
     with pytest.raises(SettingsError, match=rf"{name}: .*{message}.*; move it away, or name another folder with"):
         prepare([Source.of(tmp_path / "corpus.txt")], tmp_path / "model", PLAIN, WORDS)
@@ -393,13 +385,13 @@ def test_what_is_not_ours_is_left_alone(tmp_path, tokenized, name, kind, message
 
 
 @pytest.mark.parametrize("files", [(), ("ids",), ("ids", "offsets", "words", "counts"), ("ids", "facts.json")])
-def test_what_a_kill_leaves(cache, files):
+def test_what_a_kill_leaves(cache, tokenized, files):
     """What a kill has left of an encoded corpus is removed by the next run, and so is an empty folder."""
     cache.partial.mkdir()
     for name in files:
         (cache.partial / name).write_bytes(b"half")
-    (cache.entry / "ids").unlink()
     assert same(cache.prepare(), cache.fresh)
+    assert tokenized == []
     assert [path.name for path in cache.folder.iterdir()] == ["encoded-train"]
     for name in FILES:
         (cache.entry / name).unlink()

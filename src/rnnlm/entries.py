@@ -68,11 +68,17 @@ class Entry(NamedTuple):
 
 
 def check_places(folder: Path) -> None:
-    """Raise SettingsError where something that rnnlm has not written stands in the place of one of its entries."""
+    """Remove what a kill has left of entries.
+
+    Raises SettingsError where something that rnnlm has not written stands in the place of one; then nothing is removed.
+    """
+    places = [folder / name for name in NAMES]
+    partial = [_partial(place) for place in places]
     with writing(folder):
-        for name in NAMES:
-            _check_place(folder / name)
-            _check_place(_partial(folder / name))
+        for place in (*places, *partial):
+            _check_place(place)
+        for place in partial:
+            _remove(place)
 
 
 @contextlib.contextmanager
@@ -89,7 +95,6 @@ def rebuilding(place: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the entry's place if all goes well, and goes if it does not."""
     partial = _partial(place)
     with writing(place.parent):
-        _remove(partial)
         partial.mkdir(parents=True)
         try:
             yield partial
