@@ -317,24 +317,7 @@ def test_damaged_json(value):
 
 def test_learning_is_repeatable(write):
     """What is learned does not depend on the order in which Python keeps sets of words."""
-    names = [
-        "Dr",
-        "Mr",
-        "Mrs",
-        "St",
-        "No",
-        "vs",
-        "etc",
-        "Prof",
-        "Gen",
-        "Capt",
-        "Col",
-        "Sen",
-        "Gov",
-        "Jan",
-        "Feb",
-        "Inc",
-    ]
+    names = ["Dr", "Mr", "Mrs", "St", "No", "vs", "etc", "Prof", "Gen", "Capt", "Col", "Sen", "Gov", "Jan", "Feb"]
     content = " ".join(
         f"It was {name}. {other} Smith, {name}. and no. {n}. The {other}."
         for n, name in enumerate(names)
