@@ -6,6 +6,7 @@ CORPUS is a folder with ptb.train.txt and ptb.valid.txt. Writes benchmarks/ptb.m
 """
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from typing import Any
 
 from machine import ROOT, Table, cores, facts, rnnlm
 
-from rnnlm.curve import can_draw
 
 MARKS = (200, 180, 160, 151.5, 145, 140, 135, 130, 125, 120)  # 151.5 is where Mikolov's toolkit ends with 200 units
 RECIPES = [ROOT / "configs/ptb-fast.toml"]
@@ -42,7 +42,7 @@ def main() -> None:
     parts = ["# Time to a perplexity\n\nWritten by `make bench-ptb`, with the recipes in configs/.\n"]
     parts += [facts(cores()).markdown(), perplexity_table(histories).markdown()]
     picture = options.output.with_suffix(".svg")
-    if can_draw():
+    if importlib.util.find_spec("matplotlib"):
         draw(histories, picture)
         parts.append(f"![Validation perplexity over seconds of training]({picture.name})\n")
     else:

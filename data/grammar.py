@@ -363,11 +363,11 @@ def read_sentences(file: str | Path) -> list[list[str]]:
 
 def judge(grammar: Grammar, lines: Iterable[str]) -> list[tuple[str, bool]]:
     """Return each readable sentence, and whether the grammar accepts it; blank lines are no sentences."""
-    tokenizer = Tokenizer(TextSettings())
+    tokenizer = Tokenizer(TextSettings(lines=True))
     sentences = [line.strip() for line in lines if line.strip()]
     if not sentences:
         raise TextError("there are no sentences to judge; give one a line, as rnnlm generate prints them")
-    return [(line, written_log_probability(grammar, tokenizer.words(line)) > -math.inf) for line in sentences]
+    return [(line, written_log_probability(grammar, tokenizer.prompt(line)[0]) > -math.inf) for line in sentences]
 
 
 def share(judged: Sequence[tuple[str, bool]]) -> str:

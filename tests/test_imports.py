@@ -120,11 +120,14 @@ def test_model_stands_alone() -> None:
     ("file", "known"),
     [
         ("batches.py", {"corpus", "errors", "model"}),
+        ("checking.py", {"errors"}),
         ("clusters.py", set()),
         ("detokenize.py", set()),
+        ("entries.py", {"errors", "files", "vocabulary"}),
+        ("settings.py", {"checking", "errors", "sources"}),
         ("sources.py", {"errors"}),
-        ("text.py", {"errors", "sources", "vocabulary", "workers"}),
-        ("vocabulary.py", {"errors"}),
+        ("text.py", {"errors", "settings", "sources", "vocabulary", "workers"}),
+        ("vocabulary.py", {"errors", "settings"}),
         ("workers.py", set()),
     ],
 )
@@ -165,7 +168,7 @@ def test_nothing_imports_the_command_line(file: str) -> None:
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("cli/")])
 def test_commands_start_fast(file: str) -> None:
     """At their top, modules of the command line import click, the standard library, and what imports no more."""
-    light = {"rnnlm.errors", "rnnlm.__version__"}
+    light = {"rnnlm.errors", "rnnlm.checking", "rnnlm.settings", "rnnlm.__version__"}
     for imported in imports_of(file):
         if imported.at_top and imported.root not in sys.stdlib_module_names | {"click"}:
             modules = modules_of(imported)

@@ -182,7 +182,37 @@ def test_utf16_without_mark(write):
         sentences(tokenizer, write("one two\n"))
 
 
+def test_control_characters(write, raw):
+    """Control characters count as blanks, those of U+0080 to U+009F included."""
+    content = "one\x01two\x1fthree\x7ffour\x9ffive\x1b six\n"
+    for tokenizer in (PLAIN, raw):
+        assert sentences(tokenizer, write(content)) == [["one", "two", "three", "four", "five", "six"]]
+
+
+def test_gigantic_word(write, monkeypatch, raw):
+    """A word of more than two million characters is an error that names file and line: the file is no text."""
+    for tokenizer in (PLAIN, raw):
+        with pytest.raises(TextError, match=r"corpus\.txt, line 2: a word of more than 2,097,152 characters"):
+            sentences(tokenizer, write("one\n" + "x" * (sources.CHUNK_LIMIT + 1)))
+
+
 # Chunks, names and characters
+
+
+def test_progress_adds_up(write, monkeypatch, raw):
+    """What progress is told adds up to the total, also for gzip, whose bytes are counted as they lie on disk."""
+    monkeypatch.setattr(sources, "CHUNK", 1000)
+    monkeypatch.setattr(sources, "CHUNK_LIMIT", 2000)
+    monkeypatch.setattr(sources, "READ_BLOCK", 512)
+    paths = [write(PROSE * 20), write(gzip.compress((PROSE * 20).encode()), "packed")]
+    for work in (
+        lambda told: list(raw.blocks(paths, progress=told)),
+        lambda told: [path.digest(told) for path in paths],
+    ):
+        told = []
+        work(told.append)
+        assert sum(told) == sum(path.size for path in paths) == sum(path.path.stat().st_size for path in paths)
+        assert len(told) > 5
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -288,7 +288,7 @@ def _pieces(source: Source, encoding: str) -> Iterator[tuple[str, int]]:
                 message = f"{half_pair(surrogate)}; name the encoding of the text with --encoding"
                 raise TextError(f"{source.name}, line {line}: {message}")
             if "\0" in text:
-                raise _binary(source, lines + 1 + text.count("\n", 0, text.index("\0")))
+                raise _binary(source, encoding, lines + 1 + text.count("\n", 0, text.index("\0")))
             lines += text.count("\n")
             yield plain_characters(text), raw.tell()
 
@@ -306,10 +306,11 @@ def _undecodable(source: Source, encoding: str, error: UnicodeDecodeError, lines
     )
 
 
-def _binary(source: Source, line: int) -> TextError:
+def _binary(source: Source, encoding: str, line: int) -> TextError:
+    other = "utf-8" if codecs.lookup(encoding).name.startswith("utf-16") else "utf-16"
     return TextError(
         f"{source.name}, line {line}: a NUL character, so this is no text in the encoding given; name the right one, "
-        "such as --encoding utf-16, or another file"
+        f"such as --encoding {other}, or another file"
     )
 
 
