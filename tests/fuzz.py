@@ -35,10 +35,12 @@ from fuzz_harness import (
     Outcome,
     World,
     flat,
+    leftovers,
     options,
     reached,
     run,
     sentences,
+    snapshot,
     stop_at,
 )
 from rnnlm import cli
@@ -201,7 +203,7 @@ def texts_case(case: Case) -> None:
     )
     case.about = f"model {template}, {text[:60]!r}"
     if case.number % 3 == 0:
-        chosen = {**SMALL, **flags, **asked, "--epochs": "1", "--model": "new"}
+        chosen = {"--hidden": "4", "--epochs": "1", "--threads": "1", "--model": "new", **flags, **asked}
         if case.call("train", "odd.txt", *flat("train", chosen), guilty=r"odd\.txt|--").code == 0:
             case.call("generate", "--model", "new", "--seed", "1", "--count", "3", "--allow-unk")
             case.call("evaluate", "odd.txt", "--model", "new", "--threads", "1")
@@ -262,18 +264,19 @@ def killed(case: Case, command: list[str], duration: float) -> Outcome:
     chance, hook, moment = case.random, None, duration + GRACE
     number = chance.choice(SIGNALS)
     if chance.random() < 0.5:
-        moment = chance.uniform(0, duration)
+        moment = 0.005 + chance.uniform(0, duration)
         case.about = f"{number.name} after {moment:.3f} s"
     else:
         event, count = chance.choice(["open", "os.rename", "os.remove"]), int(200 ** chance.random())
         hook = stop_at(event, "", count, number)
         case.about = f"{number.name} at {event} {count}"
+    before = snapshot(case.folder)
     outcome = run(case.folder, command, limit=moment, hook=hook, number=number)
     if outcome.code not in (0, 130, -number) and "finished" not in outcome.err:
         case.fault(f"exit code {outcome.code}", tuple(command), outcome)
     if match := TELLTALES.search(outcome.err):
         case.fault(f"shows {match[0]!r}", tuple(command), outcome)
-    if outcome.code >= 0 and (left := [*case.folder.rglob("*.tmp"), *case.folder.glob("tmp/*")]):
+    if outcome.code >= 0 and (left := leftovers(before, snapshot(case.folder))):
         case.fault(f"leaves {left}", tuple(command), outcome)
     return outcome
 

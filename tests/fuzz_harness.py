@@ -4,10 +4,11 @@ Each command runs in a fork of this process, which has imported everything: abou
 files as standard output and error, and limits of time and memory.
 """
 
-import fnmatch
 import hashlib
+import importlib
 import json
 import os
+import pkgutil
 import random
 import re
 import resource
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
+import rnnlm
 from rnnlm import cli
 
 LIMIT, GRACE = 10.0, 8.0  # seconds that a command has, and that it has to end after a signal
@@ -35,6 +37,8 @@ TELLTALES = re.compile(r"Traceback|defect|\b[A-Z]\w*Warning\b|Exception ignored"
 CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 ERROR = re.compile(r"Error: [^\n]*[^.\n]\.\n")  # one line, one full stop
 USAGE_ERROR = re.compile(r"Error: [^\n]+\n")  # some of these sentences are click's own
+
+ELSEWHERE = ("nltk.tokenize", "threadpoolctl", "tqdm")  # imported here once, with rnnlm, instead of in every fork
 
 KINDS = {  # options that make every optimizer, every kind of memory, and every part of the mathematics appear
     "sgd": {"--clusters": "1"},
@@ -93,6 +97,7 @@ def begin(folder: Path, arguments: list[str], files: tuple[str, int, int], hook:
         return pid, ended
     code = 1
     try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `cli.main` sees to it
         os.close(ended)
         os.chdir(folder)
         os.dup2(os.open(files[0], os.O_RDONLY), 0)
@@ -164,6 +169,11 @@ class Case:
         self.faults.append(f"{self.name}: {what} | {self.about} | rnnlm {command} | {outcome.code} | {told!r}")
 
 
+def leftovers(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Name the temporary files that a command has left."""
+    return sorted(name for name in set(after) - set(before) if name.startswith("tmp/") or name.endswith(".tmp"))
+
+
 def judge(
     outcome: Outcome, before: dict[str, str], after: dict[str, str], guilty: str, patient: bool = False
 ) -> Iterator[str]:
@@ -178,8 +188,7 @@ def judge(
         yield f"shows {match[0]!r}"
     if match := CONTROL.search(told):
         yield f"control character {match[0]!r}"
-    left = [name for name in set(after) - set(before) if name.startswith("tmp/") or fnmatch.fnmatch(name, "*.tmp")]
-    if left:
+    if left := leftovers(before, after):
         yield f"leaves {left}"
     failed_check = code == 1 and outcome.out and not outcome.err  # of gradcheck
     if code not in (1, 2) or failed_check:
@@ -231,6 +240,8 @@ class World:
         self.folder, self.seed, self.heavy = folder, seed, heavy
         self.templates: dict[str, Path] = {}
         self._expected: dict[tuple[str, ...], tuple[Any, int]] = {}
+        for name in (*ELSEWHERE, *(f"rnnlm.{module.name}" for module in pkgutil.iter_modules(rnnlm.__path__))):
+            importlib.import_module(name)
         for kind, chosen in KINDS.items():
             for name in (kind, f"{kind} stopped"):
                 self.templates[name] = self._train(folder / name, {**SMALL, **chosen}, stopped=name != kind)
