@@ -4,7 +4,7 @@ TORCH ?= torch
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt gradcheck bench bench-ptb docs clean
+.PHONY: help install demo test check fmt gradcheck fuzz bench bench-ptb docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ fmt: .venv/developing  ## mend style where a tool can
 
 gradcheck: install  ## hold every gradient against finite differences
 	$(BIN)/rnnlm gradcheck
+
+fuzz: .venv/developing  ## give every command harmed models, odd texts and lines: ROUNDS=10 SEED=2 for more and others
+	$(BIN)/python tests/fuzz.py --rounds $(or $(ROUNDS),1) --seed $(or $(SEED),1)
 
 bench: .venv/benching  ## measure speed on this machine, beside PyTorch: benchmarks/results.md
 	$(BIN)/python benchmarks/bench.py
