@@ -17,7 +17,6 @@ from typing import Any
 
 from machine import ROOT, Table, cores, facts, rnnlm
 
-
 MARKS = (200, 180, 160, 151.5, 145, 140, 135, 130, 125, 120)  # 151.5 is where Mikolov's toolkit ends with 200 units
 RECIPES = [ROOT / "configs/ptb-fast.toml"]
 FULL = ROOT / "configs/ptb-elman.toml"

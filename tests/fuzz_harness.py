@@ -251,7 +251,7 @@ class World:
         chance = random.Random(7)
         for name in ("corpus.txt", "other.txt"):
             (folder / name).write_text(sentences(60, chance))
-        hook = stop_at("os.rename", "last.npz", 6, signal.SIGTERM) if stopped else None  # at a save in mid-epoch
+        hook = stop_at("os.rename", "last.npz", 3, signal.SIGTERM) if stopped else None  # at a save in mid-epoch
         arguments = ["train", "corpus.txt", *flat("train", {**chosen, "--save-every": "1"})]
         outcome = run(folder, arguments, hook=hook)
         assert outcome.code == (130 if stopped else 0), outcome
@@ -287,7 +287,7 @@ def reached(model: Path, *names: str) -> dict[str, Any]:
             arrays = {entry: archive[entry] for entry in archive if entry != "rnnlm"}
         found |= {f"{name} {entry}": (array.dtype.str, array.tobytes()) for entry, array in arrays.items()}
     records = [json.loads(line) for line in (model / "history.jsonl").read_text().splitlines()]
-    clocks = ("seconds", "words_per_second")
+    clocks = ("run", "seconds", "words_per_second")
     found["history"] = [{key: value for key, value in record.items() if key not in clocks} for record in records]
     return found
 

@@ -409,8 +409,6 @@ def test_coverage():
     """Coverage is the share of words that have an id; whether <unk> is ever seen decides about a warning."""
     coverage = Coverage(sentences=2, words=10, types=6, vocabulary=5, unknown=1)
     assert coverage.share == pytest.approx(0.9)
-    assert not coverage.unknown_never_occurs
-    assert Coverage(2, 10, 6, 8, 0).unknown_never_occurs
 
 
 def test_encoding_once_is_encoding(write, folder, tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def test_the_wheel_trains_and_generates_without_any_development_package(python, 
     (tmp_path / "text.txt").write_text("The cat sleeps. The dog sings. A bird sees the cat.\n\n" * 30)
     rnnlm = python.with_name("rnnlm")
     for arguments in (
-        ("train", "text.txt", "--epochs", "2", "--streams", "2", "--window", "8"),
+        ("train", "text.txt", "--epochs", "2", "--batch-size", "2", "--bptt", "8"),
         ("generate", "--count", "2", "--seed", "1"),
         ("evaluate", "text.txt"),
         ("info",),
@@ -52,4 +52,4 @@ def test_the_wheel_trains_and_generates_without_any_development_package(python, 
         done = call(rnnlm, *arguments, cwd=tmp_path)
         assert done.returncode == 0, (arguments, done.stderr)
     curve = call(rnnlm, "train", "text.txt", "--epochs", "2", "--overwrite", cwd=tmp_path).stderr
-    assert curve.count("matplotlib") == 1
+    assert curve.count("No learning curve") == 1

@@ -141,7 +141,9 @@ def fit(kind: Any, value: object, name: str) -> Any:
 
 
 def fit_option(kind: Any, value: object, name: str) -> Any:
-    """Do as `fit`; raises SettingsError, which names an option of the command line."""
+    """Do as `fit`, and take a text where a list of them is wanted; raises SettingsError, which names the option."""
+    if kind == tuple[str, ...] and isinstance(value, str | os.PathLike):
+        value = (value,)
     try:
         return fit(kind, value, name)
     except Unfit as error:
@@ -156,10 +158,8 @@ def _one_of(choices: tuple[Any, ...], value: object, name: str) -> Any:
 
 
 def _items(kinds: tuple[Any, ...], value: object, name: str) -> tuple[Any, ...]:
-    """Fit a list: of any length where `kinds` ends in `...`; a text or a path is a list of that one."""
+    """Fit a list: of any length where `kinds` ends in `...`."""
     several = kinds[-1] is Ellipsis
-    if several and kinds[0] is str and isinstance(value, str | os.PathLike):
-        value = (value,)
     if not isinstance(value, list | tuple) or not (several or len(value) == len(kinds)):
         raise Unfit(name, value, "a list" if several else f"a list of {len(kinds)}")
     each = [kinds[0]] * len(value) if several else kinds
