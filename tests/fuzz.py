@@ -242,7 +242,8 @@ def chains_case(case: Case) -> None:
         shutil.rmtree(model)
     again = ["train", "--resume", *flat("train", {"--threads": "1", "--save-every": "3"})]
     for kill in reversed(range(chance.randint(2, 8))):
-        fresh = not (model / "last.npz").exists() or (model / "last.npz").read_bytes() == old[1]
+        stopped = (model / "last.npz").exists() and (model / "last.npz").read_bytes() != old[1]
+        fresh = not stopped and not (model / "new.npz").exists()
         command = [*arguments, "model"] if fresh else [*again, "--model", "model"]
         outcome = killed(case, command, duration) if kill else case.call(*command)
         over = outcome.code == 0 or "finished" in outcome.err

@@ -1,6 +1,7 @@
 """Trainings without the command line: what a Python user does."""
 
 import itertools
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 import threadpoolctl
 
 from rnnlm.checkpoint import ModelFolder, load_model, load_training
-from rnnlm.errors import ModelError, SettingsError
-from rnnlm.run import SaveEvery, Stopped, begin, follow, resume, working
+from rnnlm.errors import DivergenceError, ModelError, SettingsError
+from rnnlm.run import NoPicture, SaveEvery, Stopped, begin, follow, resume, working
 from rnnlm.settings import NetworkSettings, RunSettings
 from rnnlm.text import TextSettings
 from rnnlm.training import Evaluation, Progress, TrainingSettings
@@ -152,3 +153,120 @@ def test_a_model_is_in_the_way_unless_it_may_go(tmp_path, settings):
     with pytest.raises(ModelError, match="holds a model already"):
         begin(folder, settings)
     assert begin(folder, settings, overwrite=True).state.steps == 0
+
+
+def contents(folder):
+    """Return the files of a folder and what they hold."""
+    return {path.name: path.read_bytes() for path in folder.path.iterdir() if path.is_file()}
+
+
+def test_an_older_model_stays_until_the_new_one_is_evaluated(tmp_path, settings):
+    """While a run has not been evaluated it is in a file of its own, and can be stopped, resumed or given up."""
+    folder = ModelFolder(tmp_path / "model")
+    train(folder, settings)
+    old, whole = contents(folder), ModelFolder(tmp_path / "whole")
+    new = replace(settings, training=replace(TRAINING, seed=9))
+    train(whole, new)
+    with working(1) as work, folder.held():
+        windows = itertools.count(1)
+        list(follow(begin(folder, new, overwrite=True), folder, work, stopping=lambda: next(windows) == 3))
+        assert {name: data for name, data in contents(folder).items() if name != "new.npz"} == old
+        assert load_training(folder)[0].window == 3
+        for event in follow(resume(folder), folder, work):
+            if isinstance(event, Evaluation):
+                break
+        assert not folder.new.exists()
+        assert set(contents(folder)) == set(old)
+        assert not set(contents(folder).values()) & {old["best.npz"], old["last.npz"], old["history.jsonl"]}
+        list(follow(resume(folder), folder, work))
+    ours, theirs = (load_model(place.path).model.parameters for place in (folder, whole))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_an_older_model_outlives_one_that_diverges(tmp_path, settings):
+    """A run that learns nothing leaves the model that it was to overwrite as it was."""
+    folder = ModelFolder(tmp_path / "model")
+    train(folder, settings)
+    old = contents(folder)
+    wild = replace(settings, training=replace(TRAINING, lr=1e6, rate_power=0.0, clip=0.0))
+    with working(1) as work, folder.held(), pytest.raises(DivergenceError, match=r"the older model in .* is kept"):
+        list(follow(begin(folder, wild, overwrite=True), folder, work))
+    assert contents(folder) == old
+
+
+@pytest.mark.parametrize("moment", ["best.npz", "history.jsonl", "last.npz", "new.npz"])
+def test_a_kill_while_an_older_model_is_replaced(tmp_path, settings, moment, monkeypatch):
+    """Killed between any two of the files that take an older model's place, a run goes on to the same bytes."""
+    folder, whole = ModelFolder(tmp_path / "model"), ModelFolder(tmp_path / "whole")
+    train(folder, settings)
+    new = replace(settings, training=replace(TRAINING, seed=9))
+    train(whole, new)
+    replaced, unlinked = Path.replace, Path.unlink
+
+    def killed(path, target):
+        if Path(target).name == moment and begun:
+            raise KeyboardInterrupt
+        return replaced(path, target)
+
+    def killed_too(path, missing_ok=False):
+        if path.name == moment == "new.npz":
+            raise KeyboardInterrupt
+        return unlinked(path, missing_ok=missing_ok)
+
+    begun: list[object] = []
+    with working(1) as work, folder.held():
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed)
+            patch.setattr(Path, "unlink", killed_too)
+            with pytest.raises(KeyboardInterrupt):
+                begun.extend(follow(begin(folder, new, overwrite=True), folder, work))
+        list(follow(resume(folder), folder, work))
+    for name in ("best.npz", "last.npz"):
+        ours, theirs = (np.load(place.path / name) for place in (folder, whole))
+        assert all(ours[entry].tobytes() == theirs[entry].tobytes() for entry in set(theirs.files) - {"rnnlm"})
+
+
+def test_who_stops_listening_loses_nothing(tmp_path, settings):
+    """Given up between two events, a run is saved there."""
+    folder = ModelFolder(tmp_path / "model")
+    with working(1) as work, folder.held():
+        for event in follow(begin(folder, settings), folder, work, SaveEvery(seconds=1e6)):
+            if isinstance(event, Progress) and (event.epoch, event.window) == (2, 4):
+                break
+        state = load_training(folder)[0]
+        assert (state.epoch, state.window) == (2, 4)
+
+
+def test_a_picture_that_cannot_be_drawn_stops_nothing(tmp_path, settings):
+    """A folder in the place of curve.svg is told once, and training goes on."""
+    folder = ModelFolder(tmp_path / "model")
+    folder.curve.mkdir(parents=True)
+    events = train(folder, settings)
+    assert events[-1] == Stopped("3 epochs done")
+    assert sum(isinstance(event, NoPicture) for event in events) == 1
+
+
+def test_a_run_begins_with_another_model(tmp_path, settings):
+    """Its weights, its vocabulary and its tokenizer are those of the older model, whatever the new text has."""
+    old, new = ModelFolder(tmp_path / "old"), ModelFolder(tmp_path / "new")
+    train(old, settings)
+    text = tmp_path / "new.txt"
+    text.write_text("the cat meows\nthe dog barks\n" * 9)
+    chosen = RunSettings.of(str(text), {"initial": str(old.path), "epochs": 2, "bptt": 5})
+    with working(1) as work, new.held():
+        run = begin(new, chosen)
+        before, known = load_model(old.path), run.saved
+        assert known.vocabulary == before.vocabulary
+        assert known.tokenizer == before.tokenizer
+        assert run.corpus.unknown > 0
+        for name, values in before.model.parameters.items():
+            assert np.array_equal(values, run.state.model.parameters[name])
+        windows = itertools.count(1)
+        list(follow(run, new, work, stopping=lambda: next(windows) == 2))
+        for entry in new.path.glob("encoded-*"):
+            shutil.rmtree(entry)
+        assert list(follow(resume(new), new, work))[-1] == Stopped("2 epochs done")
+    assert load_model(new.path).origin.settings.initial == str(old.path)
+    for name in ("hidden", "vocab_size", "lines"):
+        with pytest.raises(SettingsError, match="has no effect beside --from"):
+            RunSettings.of(str(text), {"initial": str(old.path), name: 4 if name != "lines" else True})

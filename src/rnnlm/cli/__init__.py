@@ -24,7 +24,7 @@ from rnnlm.errors import RnnlmError
 
 COMMANDS = ("train", "generate", "evaluate", "gradcheck", "info")
 FAILED, INTERRUPTED = 1, 130  # exit codes; click's own for wrong usage is 2
-_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -120,7 +120,7 @@ def _show(error: click.ClickException) -> int:
     from rnnlm.cli.options import usage_sentence
 
     if isinstance(error, click.UsageError) and error.ctx is not None:
-        _say(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} -h' for help.\n")
+        click.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} -h' for help.\n", err=True)
     _say(f"Error: {usage_sentence(error)}")
     return error.exit_code
 
@@ -150,7 +150,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
 def _say(message: str) -> None:
     """Write a message on standard error; a name of a file may hold what would move a terminal's cursor."""
     message = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", message)
-    if sys.stderr.isatty() and "\n" not in message:
+    if sys.stderr.isatty():
         from rnnlm.cli.progress import wrapped
 
         message = wrapped(message)

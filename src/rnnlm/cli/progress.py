@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnnlm.errors import SettingsError
@@ -112,6 +113,7 @@ def said_to(quiet: bool, log: str | None) -> Iterator[None]:
     """Say warnings only, and add every line to a file too; raises SettingsError where it cannot be written."""
     from rnnlm.files import reason
 
+    made = log is not None and not os.path.lexists(log)
     try:
         file = _appending(log) if log is not None else None
     except (OSError, ValueError) as error:
@@ -125,6 +127,8 @@ def said_to(quiet: bool, log: str | None) -> Iterator[None]:
         with suppress(OSError):
             if file is not None:
                 file.close()
+                if made and not Path(str(log)).stat().st_size:  # nothing was done
+                    Path(str(log)).unlink()
 
 
 def _appending(path: str) -> io.TextIOWrapper:
