@@ -487,6 +487,200 @@ def test_divergence_before_any_evaluation_leaves_no_model(run, corpus):
     assert not Path("model").exists()
 
 
+def test_options_by_other_names_are_named(run, corpus):
+    """Who comes from another program, or from an older line, is told what it is called here; others get no guess."""
+    for option, message in [
+        ("--learning-rate", "There is no option --learning-rate; it is called --lr here."),
+        ("--streams", "it is called --batch-size here."),
+        ("--window", "it is called --bptt here."),
+        ("--truncate", "it is called --bptt-truncate here."),
+        ("--epoch", "did you mean --epochs."),
+        ("--xyzzy", "There is no option --xyzzy; rnnlm train --help lists them."),
+    ]:
+        code, _, err = run("train", corpus, option, 3)
+        assert code == 2
+        assert err.endswith(f"{message}\n"), err
+
+
+@pytest.mark.parametrize("model", ["", "new.npz\0"])
+def test_a_model_needs_a_name(run, corpus, model):
+    """An empty name is not the folder that we are in."""
+    before = sorted(Path().iterdir())
+    code, _, err = run("train", corpus, *SMALL, "--model", model)
+    assert code in (1, 2)
+    assert "Error: " in err
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--lr", "1e29", "--clip", 0), "diverged"),
+        (("--lr", "1e29", "--optimizer", "adam"), "diverged"),
+        (("--lr", "1e34"), "is not a number above 0"),
+        (("--weight-decay", "1e300"), "is not a number from 0"),
+        (("--encoding", "idna"), "there is no text encoding"),
+        (("--seed", "9" * 5000), "is not a whole number"),
+        (("--valid-fraction", 0.2, "--valid", "corpus.txt"), "--valid-fraction has no effect beside --valid"),
+        (("--vocab", "w", "--min-count", 3), "--min-count has no effect beside --vocab"),
+        (("--bptt-truncate", 10), "--bptt-truncate 10 has no effect in windows of --bptt 10 steps"),
+        (("--optimizer", "adam", "--rate-power", 0.3), "--rate-power goes with --optimizer sgd"),
+        (("--vocab", "missing.txt"), "missing.txt: cannot be read"),
+        (("--log", "missing/log"), "missing/log: cannot be written"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(run, corpus, options, message):
+    """Rates beyond float32, options without effect and files that are none: a sentence, no warning, no model."""
+    code, _, err = run("train", "corpus.txt", *SMALL, *options)
+    assert code in (1, 2)
+    assert re.search(message, err)
+    assert "Warning" not in err
+    assert len(err.splitlines()[-1]) < 350
+    assert err.endswith(".\n")
+    assert not Path("model").exists()
+
+
+def test_options_without_effect_are_refused_by_generate(run, model):
+    """Nothing is drawn at temperature 0, so there is nothing to seed or to narrow."""
+    for options in (("--top-k", 3), ("--top-p", 0.5), ("--seed", 3)):
+        code, _, err = run("generate", "--temperature", 0, *options)
+        assert (code, f"so {options[0]} has no effect" in err) == (2, True)
+    code, out, err = run("generate", "--temperature", 0, "--count", 2)
+    assert (code, err, len(set(out.splitlines()))) == (0, "", 1)
+
+
+def test_a_prompt_is_cut_like_a_text(run, corpus):
+    """The last sentence of a prompt is continued, its last word known without the period that ended the first."""
+    corpus.write_text("Speak to me. Where is the cat? Speak to the cat. Where is me? " * 20)
+    assert run("train", corpus, "--epochs", 1, "--hidden", 4)[0] == 0
+    code, out, err = run("generate", "--prompt", "Speak to me. Where is", "--count", 3, "--seed", 1)
+    assert code == 0
+    assert "does not know" not in err
+    assert all(line.startswith("Where is") for line in out.splitlines())
+
+
+def test_warnings_say_what_is_wrong_with_the_text(run, corpus):
+    """Unknown words that nothing teaches, most words unknown, a text validated on itself, odd sentences and words."""
+    small = ("--hidden", 4, "--epochs", 1, "--threads", 1, "--overwrite")
+    Path("valid.txt").write_text("the zebra sleeps .\n" * 5)
+    _, _, err = run("train", corpus, "--pretokenized", "--valid", "valid.txt", *small)
+    assert "Warning: 5 words of the validation text are unknown, and training has no unknown word to learn from" in err
+    assert re.search(r"^epoch  1 .*  known [\d.]+  lr", err, re.M)
+    _, _, err = run("train", corpus, "--pretokenized", "--valid", corpus, *small)
+    assert "Warning: the validation text is the training text" in err
+    assert "unknown, and training" not in err
+    _, _, err = run("train", corpus, "--pretokenized", "--vocab-size", 3, *small)
+    assert re.search(r"Warning: \d\d% of the training words are unknown; give a larger --vocab-size", err)
+    _, _, err = run("train", corpus, "--pretokenized", "--clusters", 500, *small)
+    assert "Warning: --clusters 500 does not fit a vocabulary of" in err
+    Path("lines.txt").write_text(sentences(2000).replace(" .", ""))
+    _, _, err = run("train", "lines.txt", "--valid", corpus, *small)
+    assert "words on average; if the text has a sentence on each line, give --lines" in err
+    Path("chinese.txt").write_text("今天天气很好我们去公园散步吧。\n\n" * 50, "utf-8")
+    _, _, err = run("train", "chinese.txt", "--lines", *small)
+    assert "characters on average; text without blanks between words, such as Chinese, must be cut" in err
+    _, _, err = run("train", corpus, "--pretokenized", *small)
+    assert "Warning" not in err
+
+
+def test_unknown_words_are_learned_by_default(run, corpus):
+    """Words that occur once teach the model what to expect of <unk>, unless the text says so itself."""
+    corpus.write_text(sentences(200) + "the zebra sleeps .\n" * 1 + sentences(200))
+    for extra, unknown in (("", 1), ("the <unk> sleeps .\n", 1)):
+        Path("text.txt").write_text(extra + corpus.read_text())
+        _, _, err = run("train", "text.txt", *SMALL, "--overwrite")
+        assert f"; {unknown} training words are unknown" in err
+        _, out, _ = run("info", "--json")
+        assert json.loads(out)["vocabulary"]["words"] == (16 if extra else 15)
+
+
+def test_quiet_says_warnings_and_errors_only(run, corpus):
+    """--quiet leaves warnings; --log has every line, and is added to."""
+    code, out, err = run("train", corpus, *SMALL, "--quiet", "--log", "log.txt", "--epochs", 1)
+    assert (code, out, err) == (0, "", "")
+    first = Path("log.txt").read_text()
+    assert [line.split()[0] for line in first.splitlines()][:4] == ["Training", "Vocabulary", "Validation", "epoch"]
+    _, _, err = run("train", "--resume", "--epochs", 2, "--quiet", "--log", "log.txt")
+    assert err == ""
+    assert Path("log.txt").read_text().startswith(first)
+    assert "epoch  2" in Path("log.txt").read_text()
+    _, _, err = run("train", corpus, *SMALL, "--quiet", "--overwrite", "--valid", corpus)
+    assert err.startswith("Warning: the validation text")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_log_that_nothing_is_written_to_is_not_left(run, corpus, model):
+    """A refused command leaves no empty file."""
+    assert run("train", corpus, *SMALL, "--log", "log.txt")[0] == 1
+    assert not Path("log.txt").exists()
+
+
+def test_info_is_plain(run, model):
+    """80 columns, words for what has no number, and all epochs, also those after the best."""
+    assert run("train", "--resume", "--epochs", 7)[0] == 0
+    _, out, _ = run("info")
+    assert max(len(line) for line in out.splitlines() if not line.startswith("  files ")) <= 80
+    assert "×" not in out
+    assert "none" not in out
+    assert "to the first step of a window" in out
+    assert re.search(r"^[* ]     7 ", out, re.M)
+    assert len(re.findall(r"^\* ", out, re.M)) == 1
+    _, out, _ = run("info", "--json")
+    assert len(json.loads(out)["history"]) == 7
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred", "bell\x07", "\u202eabc"])
+def test_nothing_that_moves_a_cursor_is_printed(run, corpus, text):
+    """Words of a text, names of files and prompts come out without control characters."""
+    corpus.write_text(sentences(200).replace("cat", text), "utf-8")
+    folder = f"a{text}"
+    assert run("train", corpus, *SMALL, "--model", folder)[0] == 0
+    for command in (("info",), ("generate", "--prompt", text), ("evaluate", corpus)):
+        code, out, err = run(*command, "--model", folder)
+        assert code == 0
+        assert not re.search("[\x00-\x09\x0b-\x1f\u202a-\u202e]", out + err), (command, out, err)
+    _, _, err = run("evaluate", f"b{text}", "--model", folder)
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202a-\u202e]", err)
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_fits_a_terminal(name):
+    """No line is longer than 80 columns, no mark of a formatter is left, metavars are short."""
+    arguments = [name, "--help"] if name else ["-h"]
+    text = subprocess.run(
+        [sys.executable, "-m", "rnnlm", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "80"},
+    ).stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\\b" not in text
+    assert "\b" not in text
+    assert not re.search("INTEGER|FLOAT|RANGE|TEXT RANGE|^ *\\[?CORPUS|^ *FILE\\.\\.\\.", text, re.M)
+
+
+def test_each_option_is_one_plain_sentence():
+    """Every help line begins with a capital, ends with a full stop, and is one sentence."""
+    for name in COMMANDS:
+        for parameter in commands.get_command(click.Context(commands), name).params:
+            if isinstance(parameter, click.Option):
+                assert re.fullmatch(r"[A-Z][^.]*(\.npz)?[^.]*\.", parameter.help), (name, parameter.help)
+
+
+def test_a_shell_completes_commands_and_options():
+    """`_RNNLM_COMPLETE=bash_source rnnlm` prints a script, and the script gets what may come next."""
+    command = [sys.executable, "-m", "rnnlm"]
+    ask = {**os.environ, "_RNNLM_COMPLETE": "bash_source"}
+    script = subprocess.run(command, capture_output=True, text=True, check=True, env=ask).stdout
+    assert "complete -o nosort -F _rnnlm_completion rnnlm" in script
+    for words, expected in (("rnnlm tr", "train"), ("rnnlm train --batch", "--batch-size")):
+        ask = {**os.environ, "_RNNLM_COMPLETE": "bash_complete", "COMP_WORDS": words}
+        ask["COMP_CWORD"] = str(len(words.split()) - 1)
+        out = subprocess.run(command, capture_output=True, text=True, check=True, env=ask).stdout
+        assert expected in out
+
+
 # Signals need processes of their own.
 
 SLOW = ("--pretokenized", "--hidden", "16", "--batch-size", "4", "--bptt", "4", "--epochs", "6", "--threads", "1")
@@ -574,3 +768,55 @@ def test_python_m_rnnlm_is_the_same():
     done = subprocess.run([sys.executable, "-m", "rnnlm", "--version"], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"rnnlm, version [\d.]+\n", done.stdout)
     assert os.environ.get("RNNLM_TRACEBACK") is None
+
+
+def test_a_training_outlives_its_reader(tmp_path, long_corpus):
+    """`rnnlm train ... 2>&1 | head -2` trains to its end, and exits with 0."""
+    command = f"{sys.executable} -m rnnlm train corpus.txt {' '.join(SLOW)} 2>&1; echo $? > code"
+    done = subprocess.run(
+        f"({command}) | head -2", shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert len(done.stdout.splitlines()) == 2
+    assert done.stderr == ""
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "code").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (tmp_path / "code").read_text() == "0\n"
+    assert len((tmp_path / "model/history.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_hangup_is_ignored_where_nohup_says_so(tmp_path, long_corpus):
+    """Started by nohup, a training goes on when its terminal is closed."""
+    command = ["nohup", sys.executable, "-m", "rnnlm", "train", "corpus.txt", *SLOW]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "model/new.npz").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_while_modules_are_loading(tmp_path, number):
+    """Before there is anything to save, a signal ends us with 130 and without a traceback."""
+    codes = set()
+    for wait in (0.04, 0.06, 0.08, 0.1, 0.15, 0.2):
+        process = start(tmp_path, "missing.txt", "--threads", "1")
+        time.sleep(wait)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+        assert "Traceback" not in err
+        codes.add(process.returncode)
+    assert codes <= {1, 130, -number}  # the last before Python has come to our first line
+
+
+def test_interrupted_while_it_reads_a_text(tmp_path):
+    """Ctrl-C while the text is tokenized ends at once, and leaves nothing."""
+    (tmp_path / "corpus.txt").write_text(sentences(200_000).replace(" .", "."))
+    process = start(tmp_path, "corpus.txt", "--threads", "1")
+    while not list((tmp_path / "model").glob(".encoded-*")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "Interrupted.\n")
+    assert not (tmp_path / "model").exists()

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from rnnlm.errors import RnnlmError
 
 if TYPE_CHECKING:  # so that a program's type checker knows what `__getattr__` will give
-    from rnnlm.api import Model, load, train
+    from rnnlm.api import Evaluation, Model, NoPicture, Progress, SaveEvery, Started, Stopped, load, train
 
 __version__ = "0.1.0"
-__all__ = ["Model", "RnnlmError", "load", "train"]
+__all__ = ["Evaluation", "Model", "NoPicture", "Progress", "RnnlmError", "SaveEvery", "Started", "Stopped"]
+__all__ += ["load", "train"]
 
 
 def __getattr__(name: str) -> Any:

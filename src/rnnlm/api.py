@@ -14,18 +14,23 @@ from typing import Any
 
 import numpy as np
 
+from rnnlm.checking import fit_option
 from rnnlm.checkpoint import ModelFolder, SavedModel, load_model
 from rnnlm.corpus import Stage, encode_once, silent
 from rnnlm.detokenize import detokenize
 from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.generation import generate, read
 from rnnlm.model import Array
-from rnnlm.run import Event, SaveEvery, Started, begin, follow, working
+from rnnlm.run import Event, NoPicture, SaveEvery, Started, Stopped, begin, follow, working
 from rnnlm.run import resume as resume_run
 from rnnlm.scoring import Score, perplexity, word_losses
 from rnnlm.settings import GenerationSettings, RunSettings, cores
 from rnnlm.sources import spooled
+from rnnlm.training import Evaluation, Progress
 from rnnlm.vocabulary import SENTENCE_END
+
+__all__ = ["Evaluation", "Event", "Model", "NoPicture", "Progress", "Prompt", "SaveEvery", "Started", "Stopped"]
+__all__ += ["load", "train"]
 
 Path = str | os.PathLike[str]
 
@@ -232,7 +237,7 @@ def train(
     given = {"initial" if name == "from_" else name: value for name, value in options.items()}
     if resume and "initial" in given:
         raise SettingsError("--resume goes on with a model and --from begins with one; give one of them")
-    texts = (corpus,) if isinstance(corpus, str | os.PathLike) else tuple(corpus)
+    texts: tuple[str, ...] = fit_option(tuple[str, ...], corpus, "corpus")
     settings = None if resume else RunSettings.of(texts, given)
     folder, threads = ModelFolder(model), threads or cores()
     reading: dict[str, Any] = {"processes": threads, "stage": stage}
@@ -240,7 +245,7 @@ def train(
     def events() -> Iterator[Event]:
         with working(threads) as work, folder.held():
             if settings is None:
-                run = resume_run(folder, tuple(os.fspath(text) for text in texts), given, **reading)
+                run = resume_run(folder, texts, given, **reading)
             else:
                 run = begin(folder, settings, overwrite=overwrite, **reading)
             yield Started(run, resume)

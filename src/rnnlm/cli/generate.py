@@ -52,6 +52,7 @@ def generate(ctx: click.Context, /, model: str, count: int, prompt: str, threads
     --top-p.
     """
     import rnnlm
+    from rnnlm.sources import printable
 
     options = given(ctx)
     for name in ("model", "count", "prompt", "threads"):
@@ -64,13 +65,13 @@ def generate(ctx: click.Context, /, model: str, count: int, prompt: str, threads
     lm = rnnlm.load(model, threads=threads)
     unknown = lm.prompt(prompt).unknown
     if unknown:
-        named = ", ".join(map(repr, unknown))
+        named = ", ".join(repr(printable(word)) for word in unknown)
         say(f"The model does not know these words of the prompt, and reads each as <unk>: {named}.")
     if not greedy and "seed" not in options:
         options["seed"] = secrets.randbits(32)
         say(f"Seed {options['seed']}: --seed {options['seed']} writes the same again.")
     for sentence in _counted(lm.sentences(count, prompt, **options), count):
-        click.echo(sentence)
+        click.echo(printable(sentence))
 
 
 def _counted(sentences: Iterator[str], count: int) -> Iterator[str]:

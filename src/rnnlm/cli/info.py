@@ -122,19 +122,19 @@ def _listed(items: list[str]) -> str:
 def _vocabulary(saved: SavedModel) -> dict[str, str]:
     vocabulary, asked, counts = saved.vocabulary, saved.origin.settings.vocabulary, saved.vocabulary.counts
     unknown = int(counts[vocabulary.unknown_id]) / max(1, int(counts[1:].sum()))
-    kept = f"the {asked.vocab_size:,} most frequent" if asked.vocab_size is not None else "all"
+    most = f"at most {asked.vocab_size:,}" if asked.vocab_size is not None else "all"
     return {
         "words": f"{len(vocabulary):,}",
         "most frequent": " ".join(_clean(vocabulary.words[:FREQUENT])),
         "unknown": f"{unknown:.2%} of the training words",
-        "chosen": f"from {asked.vocab}" if asked.vocab else kept + _rarer(asked.min_count),
+        "chosen": f"from {asked.vocab}" if asked.vocab else f"{most} that occur {_often(asked.min_count)}",
     }
 
 
-def _rarer(min_count: int | None) -> str:
+def _often(min_count: int | None) -> str:
     if min_count is None:
-        return ", without those that occur once unless the text has <unk>"
-    return f", if they occur {counted(min_count, 'time')}" if min_count > 1 else ""
+        return "twice, or once if the text has <unk>"
+    return f"at least {counted(min_count, 'time')}"
 
 
 def _source(saved: SavedModel) -> dict[str, str]:
