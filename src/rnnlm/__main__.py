@@ -3,15 +3,28 @@
 import os
 import signal
 import sys
+from typing import NoReturn
+
+INTERRUPTED = 130
 
 for _number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
     if signal.getsignal(_number) != signal.SIG_IGN or _number == signal.SIGINT:  # nohup has us ignore SIGHUP
-        signal.signal(_number, lambda *_: os._exit(130))  # nothing is begun while modules are loading
+        signal.signal(_number, lambda *_: os._exit(INTERRUPTED))  # nothing is begun while modules are loading
 
-if sys.platform == "win32":
-    sys.exit("Error: rnnlm runs on Linux, macOS and other Unix systems; on Windows, run it in WSL.")
 
-from rnnlm.cli import main  # noqa: E402 -- after the signals
+def main() -> NoReturn:
+    """Run the command line, and exit as `rnnlm.cli.main` says."""
+    if sys.platform == "win32":
+        sys.exit("Error: rnnlm runs on Linux, macOS and other Unix systems; on Windows, run it in WSL.")
+    from rnnlm.cli import main
+
+    try:
+        main()
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # Python may take its own way out, and exit with another code
+            os._exit(INTERRUPTED)
+        raise
+
 
 if __name__ == "__main__":
     main()

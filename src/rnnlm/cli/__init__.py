@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -59,19 +60,16 @@ def commands() -> None:
 
 def main() -> NoReturn:
     """Run the command line, and exit: 0 done, 1 a failed check or run, 2 wrong usage, 130 interrupted."""
-    _prepare_streams()
-    for number in STOP_SIGNALS:  # all as Ctrl-C: temporary files are removed, training is saved
-        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup has us ignore SIGHUP
-            signal.signal(number, _interrupt)
     sys.unraisablehook = _raise_again
     try:
+        _handle_signals(_interrupt)
+        _prepare_streams()
         code = _run()
-    except Exception as error:
-        code = _failure(error)
     except KeyboardInterrupt:
         with suppress(OSError):  # the terminal may be gone
             _say("Interrupted.")
         code = INTERRUPTED
+    _handle_signals(_leave)
     sys.exit(code)
 
 
@@ -86,6 +84,8 @@ def _run() -> int:
         return stop.exit_code
     except click.Abort:
         raise KeyboardInterrupt from None
+    except Exception as error:
+        return _failure(error)
     return 0
 
 
@@ -143,8 +143,20 @@ def _raise_again(unraisable: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def _handle_signals(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
+    for number in STOP_SIGNALS:
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup has us ignore SIGHUP
+            signal.signal(number, handler)
+
+
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """Do as Ctrl-C does, whatever the signal: temporary files are removed. A second one ends us at once."""
+    _handle_signals(_leave)
     raise KeyboardInterrupt
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
+    os._exit(INTERRUPTED)
 
 
 def _say(message: str) -> None:

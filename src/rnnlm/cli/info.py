@@ -93,7 +93,7 @@ def _text(saved: SavedModel, history: list[Record]) -> str:
         lines += [f"  {name:<18}{value}" for name, value in rows.items()]
     if history:
         lines.append("Evaluations, * the best")
-        lines.append("  epoch  window   training  validation  excluding <unk>    rate  seconds  words/s")
+        lines.append("  epoch  window  training  validation  excluding <unk>    rate  seconds  words/s")
         best = min(history, key=lambda record: record.valid_perplexity)
         lines += [_evaluation(record, record is best) for record in history]
     return "\n".join(lines)
@@ -127,14 +127,14 @@ def _vocabulary(saved: SavedModel) -> dict[str, str]:
         "words": f"{len(vocabulary):,}",
         "most frequent": " ".join(_clean(vocabulary.words[:FREQUENT])),
         "unknown": f"{unknown:.2%} of the training words",
-        "chosen": f"from {asked.vocab}" if asked.vocab else f"{most} that occur {_often(asked.min_count)}",
+        "chosen": f"from {asked.vocab}" if asked.vocab else f"{most}, {_often(asked.min_count)}",
     }
 
 
 def _often(min_count: int | None) -> str:
     if min_count is None:
-        return "twice, or once if the text has <unk>"
-    return f"at least {counted(min_count, 'time')}"
+        return "seen twice, or once if the text has <unk>"
+    return f"seen {counted(min_count, 'time')} or more"
 
 
 def _source(saved: SavedModel) -> dict[str, str]:
@@ -171,9 +171,9 @@ def _training(saved: SavedModel) -> dict[str, str]:
 def _evaluation(record: Record, best: bool) -> str:
     known = record.valid_perplexity_excluding_unknown
     return (
-        f"{'*' if best else ' '} {record.epoch:>5}{record.window:>8,}{record.train_perplexity:>11.2f}"
+        f"{'*' if best else ' '} {record.epoch:>5}{record.window:>8,}{record.train_perplexity:>10.2f}"
         f"{record.valid_perplexity:>12.2f}{'none' if known is None else f'{known:.2f}':>17}"
-        f"{record.learning_rate:>9.1e}{record.seconds:>8,.0f}{record.words_per_second:>10,}"
+        f"{record.learning_rate:>9.1e}{record.seconds:>8,.0f}{record.words_per_second:>9,}"
     )
 
 
