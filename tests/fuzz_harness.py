@@ -106,7 +106,8 @@ def begin(folder: Path, arguments: list[str], files: tuple[str, int, int], hook:
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(*file, closefd=False) for file in ((0, "r"), (1, "w"), (2, "w")))
         resource.setrlimit(resource.RLIMIT_AS, (SPACE, SPACE))
         warnings.simplefilter("always")
-        warnings.simplefilter("ignore", ResourceWarning)  # what is never shown to a user
+        for hidden in (ResourceWarning, DeprecationWarning):  # what Python shows to no user
+            warnings.simplefilter("ignore", hidden)
         tempfile.tempdir = str(folder / "tmp")
         sys.argv = ["rnnlm", *arguments]
         if hook:
