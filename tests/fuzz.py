@@ -114,7 +114,8 @@ def lines_case(case: Case) -> None:
     """Run a random command with random options, in a folder with a model, texts and things that are neither."""
     case.about = f"model {case.open_template()}"
     chance, folder = case.random, case.folder
-    command = chance.choice(cli.commands.list_commands(click.Context(cli.commands)))
+    commands = cli.commands.list_commands(click.Context(cli.commands))
+    [command] = chance.choices(commands, [len(options(name)) for name in commands])
     known = options(command)
     furnish(folder, config(command, chance))
     arguments = [command, *flat(command, FRUGAL)]
@@ -127,6 +128,10 @@ def lines_case(case: Case) -> None:
             arguments += [name, chance.choice(["config.toml"] * 6 + PATHS_ODD)]
         else:
             arguments += [name, value_for(parameter, chance)]
+    if "--overwrite" in known and chance.random() < 0.7:
+        arguments += ["--model", "new"]
+    if "--config" in known and chance.random() < 0.3:
+        arguments += ["--config", "config.toml"]
     if any(isinstance(parameter, click.Argument) for parameter in known.values()) and chance.random() < 0.8:
         arguments.append("corpus.txt")
     if chance.random() < 0.05:
@@ -233,12 +238,14 @@ def chains_case(case: Case) -> None:
     corpus = case.folder / "corpus.txt"
     corpus.write_text(sentences(400, chance))
     chosen = {**SMALL, **KINDS[template], "--epochs": "3", "--seed": "5", "--eval-every": "17", "--save-every": "3"}
+    if overwrite := case.number % 2 == 0:
+        del chosen["--eval-every"]  # so that kills before the first evaluation are many
     arguments = ["train", "corpus.txt", *flat("train", chosen), "--model"]
     began = time.monotonic()
     case.call(*arguments, "reference")
     duration = time.monotonic() - began
     old = (model / "best.npz").read_bytes(), (model / "last.npz").read_bytes()
-    if overwrite := case.number % 2 == 0:
+    if overwrite:
         arguments.insert(1, "--overwrite")
     else:
         shutil.rmtree(model)

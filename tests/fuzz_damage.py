@@ -232,7 +232,7 @@ def _change_json(entries: dict[str, bytes], chance: random.Random, _heavy: bool)
     data = npy(np.frombuffer(json.dumps(about).encode(), np.uint8))
     free = where.startswith("tokenizer/punkt/")  # sets and tables of words, which may hold any
     plausible = free if how != "becomes" else same_kind(old, new)
-    return f"{where} {how} {str(new)[:40]}", where, plausible, pack({**entries, "rnnlm.npy": data}.items())
+    return f"{where} {how} {new!r:.40}", where, plausible, pack({**entries, "rnnlm.npy": data}.items())
 
 
 def same_kind(old: Any, new: Any) -> bool:
