@@ -62,7 +62,7 @@ class Outcome(NamedTuple):
     code: int  # as of a shell: negative where a signal ended it
     out: str
     err: str
-    memory: int  # the most that was resident, in bytes
+    memory: int  # the most that was resident, in bytes, beside what this process shares with its forks (on Linux)
     late: bool  # it was told to end because its time was over
 
 
@@ -75,6 +75,7 @@ def run(
     number: int = signal.SIGTERM,
 ) -> Outcome:
     """Run `rnnlm` in a folder; after `limit` seconds it gets the signal `number`. `hook` is its audit hook."""
+    shared = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid, ended = begin(folder, arguments, (stdin, out.fileno(), err.fileno()), hook)
         late = not select.select([ended], [], [], limit)[0]
@@ -85,7 +86,7 @@ def run(
         os.close(ended)
         _, status, usage = os.wait4(pid, 0)
         told = [os.pread(file.fileno(), 2**24, 0).decode("utf-8", "surrogateescape") for file in (out, err)]
-    return Outcome(os.waitstatus_to_exitcode(status), told[0], told[1], usage.ru_maxrss * 1024, late)
+    return Outcome(os.waitstatus_to_exitcode(status), told[0], told[1], usage.ru_maxrss * 1024 - shared, late)
 
 
 def begin(folder: Path, arguments: list[str], files: tuple[str, int, int], hook: Any = None) -> tuple[int, int]:
