@@ -46,7 +46,7 @@ KINDS = {  # options that make every optimizer, every kind of memory, and every 
     "adam": {"--optimizer": "adam", "--weight-decay": "0.01", "--dropout": "0.2", "--pretokenized": None},
     "adagrad": {"--optimizer": "adagrad", "--carry-state": None, "--lowercase": None},
 }
-SMALL = {"--hidden": "4", "--epochs": "2", "--threads": "1", "--window": "5", "--min-count": "1", "--streams": "4"}
+SMALL = {"--hidden": "4", "--epochs": "2", "--threads": "1", "--min-count": "1", "--bptt": "5", "--batch-size": "4"}
 READERS = {  # commands that read a model, which takes the place of MODEL
     "info": "info --json --model MODEL",
     "generate": "generate --model MODEL --seed 1 --count 3 --threads 1 --prompt dog",
@@ -253,7 +253,7 @@ class World:
         chance = random.Random(7)
         for name in ("corpus.txt", "other.txt"):
             (folder / name).write_text(sentences(60, chance))
-        hook = stop_at("os.rename", "last.npz", 6, signal.SIGTERM) if stopped else None  # at a save in mid-epoch
+        hook = stop_at("os.rename", "last.npz", 3, signal.SIGTERM) if stopped else None  # at a save in mid-epoch
         arguments = ["train", "corpus.txt", *flat("train", {**chosen, "--save-every": "1"})]
         outcome = run(folder, arguments, hook=hook)
         assert outcome.code == (130 if stopped else 0), outcome
@@ -289,7 +289,7 @@ def reached(model: Path, *names: str) -> dict[str, Any]:
             arrays = {entry: archive[entry] for entry in archive if entry != "rnnlm"}
         found |= {f"{name} {entry}": (array.dtype.str, array.tobytes()) for entry, array in arrays.items()}
     records = [json.loads(line) for line in (model / "history.jsonl").read_text().splitlines()]
-    clocks = ("seconds", "words_per_second")
+    clocks = ("run", "seconds", "words_per_second")
     found["history"] = [{key: value for key, value in record.items() if key not in clocks} for record in records]
     return found
 
