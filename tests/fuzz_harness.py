@@ -294,7 +294,7 @@ def reached(model: Path, *names: str) -> dict[str, Any]:
     return found
 
 
-def compare(case: Case, template: str, command: str, model: str, guilty: str, changed: bool, room: int) -> None:
+def compare(case: Case, template: str, command: str, model: str, guilty: str, changed: bool, room: int) -> Outcome:
     """Run a command on a model that was harmed: it is to refuse it, or to give what the unharmed one gives.
 
     Where a change is legitimate (`changed`), results may differ; `room` is memory that it may take beside the usual.
@@ -306,3 +306,4 @@ def compare(case: Case, template: str, command: str, model: str, guilty: str, ch
         case.fault(f"takes {(outcome.memory - memory) / 2**20:.0f} MB more", tuple(arguments), outcome)
     if outcome.code == 0 and not changed and result(command, outcome, case.folder) != expected:
         case.fault("is accepted and gives another result", tuple(arguments), outcome)
+    return outcome
