@@ -46,7 +46,7 @@ gradcheck: install  ## hold every gradient against finite differences
 	$(BIN)/rnnlm gradcheck
 
 fuzz: .venv/developing  ## give every command harmed models, odd texts and lines: ROUNDS=10 SEED=2 for more and others
-	$(BIN)/python tests/fuzz.py --rounds $(or $(ROUNDS),1) --seed $(or $(SEED),1)
+	$(BIN)/python tests/fuzz.py --heavy --rounds $(or $(ROUNDS),1) --seed $(or $(SEED),1)
 
 bench: .venv/benching  ## measure speed on this machine, beside PyTorch: benchmarks/results.md
 	$(BIN)/python benchmarks/bench.py

@@ -53,6 +53,9 @@ COUNTS = {"files": 400, "values": 2000, "lines": 1400, "texts": 2000, "chains": 
 STRINGS = ["", " ", "x", "the cat", "</s>", "<unk> cat", "utf-8", "latin-1", "utf-16", "rot13", "hex", "idna"]
 STRINGS += ["undefined", "5", "0", "1m", "0m", "0.0001m", "9" * 400 + "m", "9" * 5000, "3s", "a\nb", "\x1b[31m"]
 STRINGS += ["\u202e", "\udcff", "é" * 300, "--help", "-", "--", "*", "x" * 100_000, "٣", "٣m", "1e3m"]
+NAMES = ["utf-8", "latin-1", "utf-16", "the cat"]
+NUMBERS = [*map(str, range(13)), "100", "1000", "1001", "1024", "100000", "100001", "0.001", "0.1", "0.5", "0.999"]
+NUMBERS += ["1.0", "1.5", "10.0", "1e-9", "1e30", "1e38", "5", "5m", "0.01m"]
 NUMBERS_ODD = ["", " ", "x", "nan", "-inf", "1e400", "1e-400", "1e308", "-1", "-0", "+1", "0x10", "1_0", "٣", "１２"]
 NUMBERS_ODD += ["½", "1.5", ".5", "1e0", " 3 ", "3\n", "9" * 5000, "9" * 30, "true", "2147483648"]
 NUMBERS_ODD += ["18446744073709551616"]
@@ -66,23 +69,23 @@ TOML += ["'''\nx'''", "0x10", "{a = 1}", "x", ""]
 FRUGAL = {"--model": "model", "--hidden": "4", "--epochs": "1", "--threads": "1", "--count": "2", "--directions": "1"}
 
 
-def value_for(parameter: click.Parameter, chance: random.Random) -> str:
-    """Return a value for an option: mostly one that it takes, else one of the odd ones."""
-    kind, odd = parameter.type, chance.random() < 0.25
-    if isinstance(kind, click.Choice):
-        return chance.choice(STRINGS) if odd else chance.choice(list(kind.choices))
-    if isinstance(kind, click.Path):
-        return chance.choice(PATHS_ODD if odd else PATHS)
-    low, high = getattr(kind, "min", None), getattr(kind, "max", None)
-    if isinstance(kind, click.types.IntParamType):
-        low = 0 if low is None else low
-        edges = [low - 1, low, low + 1, *([high - 1, high, high + 1] if high else [])]
-        return chance.choice(NUMBERS_ODD) if odd else str(chance.choice([*edges, *range(low, low + 12)]))
-    if isinstance(kind, click.types.FloatParamType):
-        low, high = low or 0.0, 10.0 if high is None else high
-        edges = [low, high, low - 0.1, high + 0.1, *(low + (high - low) * chance.random() for _ in range(6))]
-        return chance.choice(NUMBERS_ODD) if odd else repr(chance.choice(edges))
-    return chance.choice(STRINGS)
+def takes(parameter: click.Parameter, value: str) -> bool:
+    """Ask an option's own type whether it takes a value."""
+    try:
+        parameter.type.convert(value, parameter, click.Context(cli.commands))
+    except click.ClickException:
+        return False
+    return True
+
+
+def value_for(parameter: click.Parameter, chance: random.Random, share: float) -> str:
+    """Return a value for an option: one of the odd ones in this share of cases, else one of those that it takes."""
+    if chance.random() < share:
+        return chance.choice(STRINGS + NUMBERS_ODD + PATHS_ODD)
+    if takes(parameter, "two words"):  # a name or a path
+        return chance.choice(PATHS + NAMES)
+    values = getattr(parameter.type, "choices", None) or [value for value in NUMBERS if takes(parameter, value)]
+    return chance.choice([*values] or NUMBERS)
 
 
 def config(command: str, chance: random.Random) -> bytes:
@@ -105,7 +108,7 @@ def config(command: str, chance: random.Random) -> bytes:
         key = chance.choice(
             [name.lstrip("-")] * 5 + [name, name.lstrip("-").replace("-", "_"), '""', '"a\\nb"', "é", "x" * 5000]
         )
-        own = value_for(parameter, chance).encode("utf-8", "replace").decode()
+        own = value_for(parameter, chance, 0.2).encode("utf-8", "replace").decode()
         lines.append(f"{key} = {chance.choice([own, json.dumps(own), chance.choice(TOML)])}\n")
     return "".join(lines).encode()
 
@@ -114,19 +117,24 @@ def lines_case(case: Case) -> None:
     """Run a random command with random options, in a folder with a model, texts and things that are neither."""
     case.about = f"model {case.open_template()}"
     chance, folder = case.random, case.folder
-    command = chance.choice(cli.commands.list_commands(click.Context(cli.commands)))
+    commands = cli.commands.list_commands(click.Context(cli.commands))
+    [command] = chance.choices(commands, [len(options(name)) for name in commands])
     known = options(command)
     furnish(folder, config(command, chance))
-    arguments = [command, *flat(command, FRUGAL)]
+    arguments, share = [command, *flat(command, FRUGAL)], chance.choice([0, 0.3])
     for name, parameter in chance.sample(sorted(known.items()), chance.randint(0, min(5, len(known)))):
         if isinstance(parameter, click.Argument):
-            arguments += [value_for(parameter, chance) for _ in range(chance.randint(0, 3))]
+            arguments += [value_for(parameter, chance, share) for _ in range(chance.randint(0, 3))]
         elif parameter.is_flag:
             arguments.append(name)
         elif name == "--config":
             arguments += [name, chance.choice(["config.toml"] * 6 + PATHS_ODD)]
         else:
-            arguments += [name, value_for(parameter, chance)]
+            arguments += [name, value_for(parameter, chance, share)]
+    if "--overwrite" in known and chance.random() < 0.7:
+        arguments += ["--model", "new"]
+    if "--config" in known and chance.random() < 0.3:
+        arguments += ["--config", "config.toml"]
     if any(isinstance(parameter, click.Argument) for parameter in known.values()) and chance.random() < 0.8:
         arguments.append("corpus.txt")
     if chance.random() < 0.05:
@@ -175,7 +183,9 @@ def odd_text(chance: random.Random, encoding: str) -> bytes:
     if kind == 2:
         text = "".join(chr(chance.randrange(0x110000)) for _ in range(size))
     elif kind == 3:
-        text = " ".join(chance.choice("ab.é'") * chance.choice([1, 500, 70_000]) for _ in range(chance.randint(1, 6)))
+        text = " ".join(
+            chance.choice("ab.é'") * chance.choice([1, 9, 500, 500, 70_000]) for _ in range(chance.randint(1, 3))
+        )
     elif kind == 4:
         text = "".join(chance.choice("\"'.`“”‘’?!()[]…-\n ") for _ in range(size))
     elif kind == 5:
@@ -231,12 +241,14 @@ def chains_case(case: Case) -> None:
     corpus = case.folder / "corpus.txt"
     corpus.write_text(sentences(400, chance))
     chosen = {**SMALL, **KINDS[template], "--epochs": "3", "--seed": "5", "--eval-every": "17", "--save-every": "3"}
+    if overwrite := case.number % 2 == 0:
+        del chosen["--eval-every"]  # so that kills before the first evaluation are many
     arguments = ["train", "corpus.txt", *flat("train", chosen), "--model"]
     began = time.monotonic()
     case.call(*arguments, "reference")
     duration = time.monotonic() - began
     old = (model / "best.npz").read_bytes(), (model / "last.npz").read_bytes()
-    if overwrite := case.number % 2 == 0:
+    if overwrite:
         arguments.insert(1, "--overwrite")
     else:
         shutil.rmtree(model)

@@ -198,7 +198,9 @@ def values_case(case: Case) -> None:
     path.write_bytes(data)
     case.about = f"model {template}, {path.name}: {what}"
     changed = command == "info" or (plausible and where.startswith(LEGITIMATE[command]))
-    compare(case, template, command, f"model/{path.name}", path.name, changed, room)
+    outcome = compare(case, template, command, f"model/{path.name}", path.name, changed, room)
+    if change is _no_change and outcome.code != 0:  # then all changes would be refused, and nothing would be fuzzed
+        case.fault("is refused although nothing was changed", (command,), outcome)
 
 
 Change = tuple[str, str, bool, bytes]  # what was done, to which value, whether of the same kind, and the archive then
@@ -232,7 +234,7 @@ def _change_json(entries: dict[str, bytes], chance: random.Random, _heavy: bool)
     data = npy(np.frombuffer(json.dumps(about).encode(), np.uint8))
     free = where.startswith("tokenizer/punkt/")  # sets and tables of words, which may hold any
     plausible = free if how != "becomes" else same_kind(old, new)
-    return f"{where} {how} {str(new)[:40]}", where, plausible, pack({**entries, "rnnlm.npy": data}.items())
+    return f"{where} {how} {new!r:.40}", where, plausible, pack({**entries, "rnnlm.npy": data}.items())
 
 
 def same_kind(old: Any, new: Any) -> bool:

@@ -46,7 +46,7 @@ KINDS = {  # options that make every optimizer, every kind of memory, and every 
     "adam": {"--optimizer": "adam", "--weight-decay": "0.01", "--dropout": "0.2", "--pretokenized": None},
     "adagrad": {"--optimizer": "adagrad", "--carry-state": None, "--lowercase": None},
 }
-SMALL = {"--hidden": "4", "--epochs": "2", "--threads": "1", "--window": "5", "--min-count": "1", "--streams": "4"}
+SMALL = {"--hidden": "4", "--epochs": "2", "--threads": "1", "--min-count": "1", "--bptt": "5", "--batch-size": "4"}
 READERS = {  # commands that read a model, which takes the place of MODEL
     "info": "info --json --model MODEL",
     "generate": "generate --model MODEL --seed 1 --count 3 --threads 1 --prompt dog",
@@ -62,7 +62,7 @@ class Outcome(NamedTuple):
     code: int  # as of a shell: negative where a signal ended it
     out: str
     err: str
-    memory: int  # the most that was resident, in bytes
+    memory: int  # the most that was resident, in bytes, beside what this process shares with its forks (on Linux)
     late: bool  # it was told to end because its time was over
 
 
@@ -75,6 +75,7 @@ def run(
     number: int = signal.SIGTERM,
 ) -> Outcome:
     """Run `rnnlm` in a folder; after `limit` seconds it gets the signal `number`. `hook` is its audit hook."""
+    shared = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid, ended = begin(folder, arguments, (stdin, out.fileno(), err.fileno()), hook)
         late = not select.select([ended], [], [], limit)[0]
@@ -85,7 +86,7 @@ def run(
         os.close(ended)
         _, status, usage = os.wait4(pid, 0)
         told = [os.pread(file.fileno(), 2**24, 0).decode("utf-8", "surrogateescape") for file in (out, err)]
-    return Outcome(os.waitstatus_to_exitcode(status), told[0], told[1], usage.ru_maxrss * 1024, late)
+    return Outcome(os.waitstatus_to_exitcode(status), told[0], told[1], usage.ru_maxrss * 1024 - shared, late)
 
 
 def begin(folder: Path, arguments: list[str], files: tuple[str, int, int], hook: Any = None) -> tuple[int, int]:
@@ -106,7 +107,8 @@ def begin(folder: Path, arguments: list[str], files: tuple[str, int, int], hook:
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(*file, closefd=False) for file in ((0, "r"), (1, "w"), (2, "w")))
         resource.setrlimit(resource.RLIMIT_AS, (SPACE, SPACE))
         warnings.simplefilter("always")
-        warnings.simplefilter("ignore", ResourceWarning)  # what is never shown to a user
+        for hidden in (ResourceWarning, DeprecationWarning):  # what Python shows to no user
+            warnings.simplefilter("ignore", hidden)
         tempfile.tempdir = str(folder / "tmp")
         sys.argv = ["rnnlm", *arguments]
         if hook:
@@ -292,7 +294,7 @@ def reached(model: Path, *names: str) -> dict[str, Any]:
     return found
 
 
-def compare(case: Case, template: str, command: str, model: str, guilty: str, changed: bool, room: int) -> None:
+def compare(case: Case, template: str, command: str, model: str, guilty: str, changed: bool, room: int) -> Outcome:
     """Run a command on a model that was harmed: it is to refuse it, or to give what the unharmed one gives.
 
     Where a change is legitimate (`changed`), results may differ; `room` is memory that it may take beside the usual.
@@ -304,3 +306,4 @@ def compare(case: Case, template: str, command: str, model: str, guilty: str, ch
         case.fault(f"takes {(outcome.memory - memory) / 2**20:.0f} MB more", tuple(arguments), outcome)
     if outcome.code == 0 and not changed and result(command, outcome, case.folder) != expected:
         case.fault("is accepted and gives another result", tuple(arguments), outcome)
+    return outcome

@@ -14,12 +14,9 @@ FUZZ = Path(__file__).with_name("fuzz.py")
 REFUSAL = "Error: model/best.npz: is damaged; train again.\n"
 
 
-@pytest.mark.parametrize(
-    ("family", "rounds"), [("files", 0.08), ("values", 0.05), ("lines", 0.04), ("texts", 0.03), ("chains", 0.08)]
-)
-def test_a_short_round_finds_no_fault(family, rounds):
-    """Every family gives the same cases each time; `make fuzz` runs many more of them."""
-    command = [sys.executable, FUZZ, "--seed", "suite", "--family", family, "--rounds", str(rounds)]
+def test_a_short_round_finds_no_fault():
+    """The same cases each time; `make fuzz` runs many more of them."""
+    command = [sys.executable, FUZZ, "--seed", "suite", "--rounds", "0.03"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -365,6 +365,12 @@ def test_hostile_names(tmp_path):
     assert r"a\x1b[2J\nb\u202ec\udcff.txt: there is no such file" in str(caught.value)
     assert shown("naïve 文 \\.txt") == "naïve 文 \\.txt"
     assert len(shown("x" * 100_000)) < 510
+    path = tmp_path / "text"
+    path.write_bytes(b"\xff\xff\xff")
+    for encoding in ("utf\x1b8", "utf\n16"):  # Python takes either for an encoding's name
+        with pytest.raises(TextError, match=r"UTF(\\x1b8|\\n16)") as caught:
+            sentences(Tokenizer(TextSettings(pretokenized=True, encoding=encoding)), Source.of(path))
+        assert printable(str(caught.value)) == str(caught.value)
 
 
 def test_hidden_characters():

@@ -142,8 +142,8 @@ def test_empty_file(write, raw, content):
 def test_gigantic_line(write, raw):
     """A sentence of more than 65,536 characters is cut at blanks; a line of any length costs bounded memory."""
     words = [f"word{number}" for number in range(30_000)]
-    for tokenizer in (PLAIN, raw):
-        found = sentences(tokenizer, write(" ".join(words)))
+    for tokenizer in (PLAIN, LINES, raw):
+        found = sentences(tokenizer, write(" ".join(words) if tokenizer is PLAIN else "\u3000".join(words)))
         assert [word for sentence in found for word in sentence] == words
         assert len(found) == 5
         assert all(len(" ".join(sentence)) <= text.SENTENCE_LIMIT for sentence in found)

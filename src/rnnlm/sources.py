@@ -278,7 +278,7 @@ def _pieces(source: Source, encoding: str) -> Iterator[tuple[str, int]]:
                 raise _undecodable(source, encoding, error, lines, fed) from None
             except UnicodeError as error:
                 message = f"{error}; name the encoding of the text with --encoding"
-                raise TextError(f"{source.name} cannot be read as {encoding.upper()}: {message}") from None
+                raise TextError(f"{source.name} cannot be read as {shown(encoding.upper())}: {message}") from None
             if start and text:
                 text = text.removeprefix(_BYTE_ORDER_MARK)
                 start = False
@@ -302,7 +302,7 @@ def _undecodable(source: Source, encoding: str, error: UnicodeDecodeError, lines
         other = "utf-16"
     return TextError(
         f"{source.name}, line {line}: byte 0x{error.object[error.start]:02X} at offset {offset} is not valid "
-        f"{encoding.upper()}; name the encoding of the text, such as --encoding {other}"
+        f"{shown(encoding.upper())}; name the encoding of the text, such as --encoding {other}"
     )
 
 

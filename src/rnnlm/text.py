@@ -172,6 +172,8 @@ def _cutter(tokenizer: Tokenizer) -> Callable[[str], Iterator[list[str]]]:
 
     def cut(text: str) -> Iterator[list[str]]:
         for sentence in split_sentences(text):
+            if not settings.pretokenized:
+                sentence = " ".join(sentence.split())  # NLTK's rules for quotation marks know one kind of blank
             for part in _short(sentence):
                 words = _folded(split_words(part), settings)
                 if words:
@@ -217,8 +219,7 @@ def _sentence_splitter(parameters: PunktParameters) -> Callable[[str], Iterator[
 
     def split(text: str) -> Iterator[str]:
         for paragraph in _BLANK_LINES.split(text):
-            for sentence in splitter.tokenize(paragraph):
-                yield sentence.replace("\n", " ")
+            yield from splitter.tokenize(paragraph)
 
     return split
 
@@ -231,8 +232,7 @@ def _word_splitter(settings: TextSettings) -> Callable[[str], list[str]]:
     unknown = re.compile("<[uU][nN][kK]>" if settings.lowercase else UNKNOWN)
 
     def split(sentence: str) -> list[str]:
-        sentence = " ".join(sentence.split())  # NLTK's rules for quotation marks know one kind of blank
-        if not sentence:
+        if not sentence:  # many a line is blank
             return []
         if not unknown.search(sentence):
             return _apostrophes_kept(tokenize, sentence)
