@@ -599,7 +599,8 @@ def test_quiet_says_warnings_and_errors_only(run, corpus):
     code, out, err = run("train", corpus, *SMALL, "--quiet", "--log", "log.txt", "--epochs", 1)
     assert (code, out, err) == (0, "", "")
     first = Path("log.txt").read_text()
-    assert [line.split()[0] for line in first.splitlines()][:4] == ["Training", "Vocabulary", "Validation", "epoch"]
+    assert first.startswith(f"$ rnnlm train {corpus} --pretokenized")
+    assert [line.split()[0] for line in first.splitlines()][1:5] == ["Training", "Vocabulary", "Validation", "epoch"]
     _, _, err = run("train", "--resume", "--epochs", 2, "--quiet", "--log", "log.txt")
     assert err == ""
     assert Path("log.txt").read_text().startswith(first)
@@ -610,9 +611,14 @@ def test_quiet_says_warnings_and_errors_only(run, corpus):
 
 
 def test_a_log_that_nothing_is_written_to_is_not_left(run, corpus, model):
-    """A refused command leaves no empty file."""
+    """A refused command leaves no empty file; a file that is no log, such as a text or a model, is not added to."""
     assert run("train", corpus, *SMALL, "--log", "log.txt")[0] == 1
     assert not Path("log.txt").exists()
+    for path in (corpus, model / "best.npz"):
+        before = path.read_bytes()
+        code, _, err = run("train", corpus, *SMALL, "--model", "other", "--log", path)
+        assert (code, path.read_bytes()) == (1, before)
+        assert "is not a log, which begins with" in err
 
 
 def test_info_is_plain(run, model):

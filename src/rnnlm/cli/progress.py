@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -20,6 +21,7 @@ from rnnlm.errors import SettingsError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+LOG = b"$ rnnlm "  # how a log begins
 BAR = "{desc} {percentage:3.0f}% {bar} {rate_fmt}{postfix}, {remaining} left"
 
 
@@ -110,31 +112,41 @@ def wrapped(message: str) -> str:
 
 @contextmanager
 def said_to(quiet: bool, log: str | None) -> Iterator[None]:
-    """Say warnings only, and add every line to a file too; raises SettingsError where it cannot be written."""
-    from rnnlm.files import reason
-
+    """Say warnings only, and add every line to a log too; raises SettingsError where that cannot be."""
     made = log is not None and not os.path.lexists(log)
-    try:
-        file = _appending(log) if log is not None else None
-    except (OSError, ValueError) as error:
-        why = reason(error) if isinstance(error, OSError) else "there is no such path"
-        raise SettingsError(f"{log}: cannot be written ({why}); name another file with --log") from None
-    screen.quiet, screen.log = quiet, file
+    screen.quiet, screen.log = quiet, _log_file(log) if log is not None else None
     try:
         yield
     finally:
-        screen.quiet, screen.log = False, None
+        file, screen.quiet, screen.log = screen.log, False, None
         with suppress(OSError):
             if file is not None:
+                nothing_done = made and file.tell() == len(_title().encode())
                 file.close()
-                if made and not Path(str(log)).stat().st_size:  # nothing was done
+                if nothing_done:
                     Path(str(log)).unlink()
 
 
-def _appending(path: str) -> io.TextIOWrapper:
-    """Open a file to add lines to it; a pipe that nobody reads is an error, and not waited for."""
-    number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    return os.fdopen(number, "a", buffering=1, encoding="utf-8", errors="replace")
+def _log_file(path: str) -> io.TextIOWrapper:
+    """Open a log to add lines to it, the first with the command; raises SettingsError where it is no log or cannot."""
+    from rnnlm.files import reason
+
+    try:  # a pipe that nobody reads is an error, and not waited for
+        number = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        file = os.fdopen(number, "a", buffering=1, encoding="utf-8", errors="replace")
+        before = os.pread(number, len(LOG), 0)
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else "there is no such path"
+        raise SettingsError(f"{path}: cannot be written ({why}); name another file with --log") from None
+    if before and before != LOG:
+        file.close()
+        raise SettingsError(f"{path}: is not a log, which begins with {LOG.decode()!r}; name another file with --log")
+    file.write(_title())
+    return file
+
+
+def _title() -> str:
+    return f"$ {shlex.join(['rnnlm', *sys.argv[1:]])}\n"
 
 
 def _log(message: str) -> None:
