@@ -422,7 +422,7 @@ def draw(seed: int, directory: Path) -> None:
 @main.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
 def floor(files: tuple[str, ...]) -> None:
-    """Print the perplexity that no model can beat but by luck: the grammar's own, on FILES and in expectation."""
+    """Print the perplexity that no model can beat except by luck: the grammar's own, on FILES and in expectation."""
     grammar = load_grammar()
     click.echo(f"{'text':16}{'sentences':>10}{'words':>10}{'types':>7}{'predictions':>13}   nats   bits  perplexity")
     for file in files:
@@ -475,7 +475,7 @@ def report(perplexity: float | None, model: Path | None, floor_of: str, sentence
     grammar = load_grammar()
     lowest = measure(grammar, read_sentences(floor_of)).perplexity
     click.echo(f"perplexity reached on {Path(floor_of).name:14} {perplexity:8.3f}")
-    click.echo(f"perplexity of the grammar itself     {lowest:8.3f}  (no model can beat it, but by luck)")
+    click.echo(f"perplexity of the grammar itself     {lowest:8.3f}  (no model can beat it, except by luck)")
     click.echo(f"ratio                                {perplexity / lowest:8.3f}")
     click.echo(f"generated sentences it accepts       {share(judge(grammar, sentences))}")
 

@@ -302,11 +302,12 @@ class _Bars:
             self.evaluation = None
         if event.epoch_done:
             self.close()
-        known = f"  known {_known(record)}" if _known(record) else ""
+        known = _known(record)
         say(
-            f"epoch {record.epoch:>2}  train {_figure(record.train_perplexity)}  "
-            f"valid {_figure(record.valid_perplexity)}{' *' if event.improved else '  '}{known}  "
-            f"lr {record.learning_rate:.1e}  {_duration(record.seconds)}  {record.words_per_second:,} words/s"
+            f"epoch {record.epoch:>2}  train {_figure(record.train_perplexity):>5}  "
+            f"valid {_figure(record.valid_perplexity):>5} {'*' if event.improved else ' '}"
+            f"{f'  known {known}' if known else ''}  lr {record.learning_rate:.1e}  {_duration(record.seconds)}  "
+            f"{record.words_per_second:,}{'/s' if known else ' words/s'}"  # all of it in 80 columns
         )
 
 
