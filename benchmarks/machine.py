@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import threadpoolctl
 
+from rnnlm import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 INFLUENCES = ("OPENBLAS_", "OMP_", "GOMP_", "MKL_", "BLIS_", "VECLIB_")  # variables that begin so change the speed
 
@@ -79,7 +81,7 @@ def facts(threads: int) -> Table:
         "numpy's BLAS": "; ".join(blas) or "unknown",
         "PyTorch": importlib.metadata.version("torch") if has_torch() else "not installed",
         "set in the environment": ", ".join(influences) or "nothing that changes the speed",
-        "rnnlm": importlib.metadata.version("rnnlm"),
+        "rnnlm": __version__,
         "date": datetime.date.today().isoformat(),
     }
     return Table("Machine", "", ("what", "value"), list(known.items()))

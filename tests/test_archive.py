@@ -13,7 +13,7 @@ import pytest
 
 from rnnlm.checkpoint import ModelFolder, load_model, load_saved
 from rnnlm.errors import ModelError
-from rnnlm.run import begin, follow, resume, working
+from rnnlm.run import Listener, begin, follow, resume, working
 from rnnlm.settings import NetworkSettings, RunSettings, TextSettings, TrainingSettings
 
 
@@ -32,7 +32,9 @@ def trained(tmp_path_factory):
     model = ModelFolder(folder / "model")
     with working(1) as work, model.held():
         run = begin(model, settings)
-        list(follow(run, model, work, stopping=lambda: run.state.epoch == 2 and run.state.window == 3))
+        list(
+            follow(run, model, work, listener=Listener(stopping=lambda: run.state.epoch == 2 and run.state.window == 3))
+        )
     return folder
 
 

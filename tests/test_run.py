@@ -11,8 +11,8 @@ import threadpoolctl
 
 from rnnlm.checkpoint import ModelFolder, load_model, load_training
 from rnnlm.errors import DivergenceError, ModelError, SettingsError
-from rnnlm.run import NoPicture, SaveEvery, Stopped, begin, follow, resume, working
-from rnnlm.settings import NetworkSettings, RunSettings
+from rnnlm.run import Listener, NoPicture, Stopped, begin, follow, resume, working
+from rnnlm.settings import NetworkSettings, RunSettings, SaveEvery
 from rnnlm.text import TextSettings
 from rnnlm.training import Evaluation, Progress, TrainingSettings
 from rnnlm.vocabulary import VocabularySettings
@@ -56,7 +56,7 @@ def test_a_run_stops_when_it_is_told_and_goes_on_from_there(tmp_path, settings):
     for stop in (1, 4, windows - 1):
         folder = ModelFolder(tmp_path / f"part {stop}")
         count = itertools.count(1)
-        events = train(folder, settings, stopping=lambda count=count, stop=stop: next(count) == stop)
+        events = train(folder, settings, listener=Listener(stopping=lambda count=count, stop=stop: next(count) == stop))
         assert events[-1] == Stopped(None)
         with working(2) as work, folder.held():
             events = list(follow(resume(folder), folder, work, SaveEvery(windows=1)))
@@ -104,7 +104,7 @@ def test_a_stop_is_saved_at_once(tmp_path, settings):
     """A run that is told to stop after its fourth window has saved that window, though no saving was due."""
     folder = ModelFolder(tmp_path / "model")
     count = itertools.count(1)
-    assert train(folder, settings, stopping=lambda: next(count) == 4)[-1] == Stopped(None)
+    assert train(folder, settings, listener=Listener(stopping=lambda: next(count) == 4))[-1] == Stopped(None)
     assert load_training(folder)[0].window == 4
 
 
@@ -117,7 +117,7 @@ def test_a_resumed_run_keeps_its_results(tmp_path, settings):
     with working(1) as work, folder.held():
         run = resume(folder, given={"epochs": 3})
         assert folder.history.read_bytes() == history
-        list(follow(run, folder, work, stopping=lambda: True))
+        list(follow(run, folder, work, listener=Listener(stopping=lambda: True)))
         assert folder.best.read_bytes() == best
 
 
@@ -169,7 +169,11 @@ def test_an_older_model_stays_until_the_new_one_is_evaluated(tmp_path, settings)
     train(whole, new)
     with working(1) as work, folder.held():
         windows = itertools.count(1)
-        list(follow(begin(folder, new, overwrite=True), folder, work, stopping=lambda: next(windows) == 3))
+        list(
+            follow(
+                begin(folder, new, overwrite=True), folder, work, listener=Listener(stopping=lambda: next(windows) == 3)
+            )
+        )
         assert {name: data for name, data in contents(folder).items() if name != "new.npz"} == old
         assert load_training(folder)[0].window == 3
         for event in follow(resume(folder), folder, work):
@@ -262,7 +266,7 @@ def test_a_run_begins_with_another_model(tmp_path, settings):
         for name, values in before.model.parameters.items():
             assert np.array_equal(values, run.state.model.parameters[name])
         windows = itertools.count(1)
-        list(follow(run, new, work, stopping=lambda: next(windows) == 2))
+        list(follow(run, new, work, listener=Listener(stopping=lambda: next(windows) == 2)))
         for entry in new.path.glob("encoded-*"):
             shutil.rmtree(entry)
         assert list(follow(resume(new), new, work))[-1] == Stopped("2 epochs done")

@@ -4,15 +4,16 @@
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
-from rnnlm.errors import RnnlmError
+from rnnlm.errors import UNIX_ONLY, RnnlmError
 
 if TYPE_CHECKING:  # so that a program's type checker knows what `__getattr__` will give
-    from rnnlm.api import Evaluation, Model, NoPicture, Progress, SaveEvery, Started, Stopped, load, train
+    from rnnlm.api import Evaluation, Listener, Model, NoPicture, Progress, Started, Stopped, load, train
 
 __version__ = "0.1.0"
-__all__ = ["Evaluation", "Model", "NoPicture", "Progress", "RnnlmError", "SaveEvery", "Started", "Stopped"]
+__all__ = ["Evaluation", "Listener", "Model", "NoPicture", "Progress", "RnnlmError", "Started", "Stopped"]
 __all__ += ["load", "train"]
 
 
@@ -20,6 +21,8 @@ def __getattr__(name: str) -> Any:
     """Load what is offered when it is asked for: `rnnlm --help` shall not wait for numpy."""
     if name not in __all__:
         raise AttributeError(f"module 'rnnlm' has no attribute {name!r}")
+    if sys.platform == "win32":
+        raise RnnlmError(UNIX_ONLY)
     return getattr(importlib.import_module("rnnlm.api"), name)
 
 

@@ -14,8 +14,10 @@ for _number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.
 
 def main() -> NoReturn:
     """Run the command line, and exit as `rnnlm.cli.main` says."""
+    from rnnlm.errors import UNIX_ONLY
+
     if sys.platform == "win32":
-        sys.exit("Error: rnnlm runs on Linux, macOS and other Unix systems; on Windows, run it in WSL.")
+        sys.exit(f"Error: {UNIX_ONLY}.")
     from rnnlm.cli import main
 
     try:

@@ -10,6 +10,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,15 @@ from rnnlm.detokenize import detokenize
 from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.generation import generate, read
 from rnnlm.model import Array
-from rnnlm.run import Event, NoPicture, SaveEvery, Started, Stopped, begin, follow, working
+from rnnlm.run import Event, Listener, NoPicture, Run, Started, Stopped, begin, follow, working
 from rnnlm.run import resume as resume_run
 from rnnlm.scoring import Score, perplexity, word_losses
-from rnnlm.settings import GenerationSettings, RunSettings, cores
+from rnnlm.settings import GenerationSettings, RunSettings, SaveEvery, Threads, cores
 from rnnlm.sources import spooled
 from rnnlm.training import Evaluation, Progress
 from rnnlm.vocabulary import SENTENCE_END
 
-__all__ = ["Evaluation", "Event", "Model", "NoPicture", "Progress", "Prompt", "SaveEvery", "Started", "Stopped"]
+__all__ = ["Evaluation", "Event", "Listener", "Model", "NoPicture", "Progress", "Prompt", "Started", "Stopped"]
 __all__ += ["load", "train"]
 
 Path = str | os.PathLike[str]
@@ -205,11 +206,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    threads: int | None = None,
-    save_every: SaveEvery | None = None,
-    stopping: Callable[[], object] = lambda: False,
-    stage: Stage = silent,
-    evaluating: Callable[[int], object] | None = None,
+    listener: Listener | None = None,
     **options: Any,
 ) -> Iterator[Event]:
     """Train a model on texts, into a folder, as `rnnlm train` does; yields what happens, and trains while it is asked.
@@ -221,34 +218,45 @@ def train(
         model: the folder.
         resume: go on with the training in that folder.
         overwrite: replace the model in that folder.
-        threads: how many compute, and processes that tokenize; None: the cores that this process may use.
-        save_every: how often what `resume` needs is saved.
-        stopping: asked after each window whether to save and stop.
-        stage: called when a stage of reading the texts begins.
-        evaluating: told the number of predictions that an evaluation has made since its last call.
+        listener: who is told of what lies between events, and may stop the run.
         options: the other options of `rnnlm train` by their names, `hidden=200` for `--hidden 200`; `from_` for
             `--from`.
 
-    Raises an RnnlmError at once where an option is wrong, and while it is asked: TextError, VocabularyError,
-    ModelError, SettingsError, DivergenceError.
+    Raises an RnnlmError at once where an option is wrong, and when it is asked: TextError, VocabularyError, ModelError,
+    SettingsError, DivergenceError.
     """
+    return _events(*_start(corpus, ModelFolder(model), resume, overwrite, listener or Listener(), options))
+
+
+def _start(
+    corpus: object, folder: ModelFolder, resume: bool, overwrite: bool, listener: Listener, options: dict[str, Any]
+) -> tuple[ModelFolder, Callable[[], Run], bool, int, SaveEvery, Listener]:
+    """Check the options of a run, and return what `_events` takes."""
     if resume and overwrite:
         raise SettingsError("--resume goes on with a model and --overwrite replaces it; give one of them")
     given = {"initial" if name == "from_" else name: value for name, value in options.items()}
     if resume and "initial" in given:
         raise SettingsError("--resume goes on with a model and --from begins with one; give one of them")
+    save_every = SaveEvery.of(given.pop("save_every", "10m"))
+    threads = fit_option(Threads, given.pop("threads", cores()), "threads")
     texts: tuple[str, ...] = fit_option(tuple[str, ...], corpus, "corpus")
-    settings = None if resume else RunSettings.of(texts, given)
-    folder, threads = ModelFolder(model), threads or cores()
-    reading: dict[str, Any] = {"processes": threads, "stage": stage}
+    reading: dict[str, Any] = {"processes": threads, "stage": listener.stage}
+    if resume:
+        start = partial(resume_run, folder, texts, given, **reading)
+    else:
+        start = partial(begin, folder, RunSettings.of(texts, given), overwrite=overwrite, **reading)
+    return folder, start, resume, threads, save_every, listener
 
-    def events() -> Iterator[Event]:
-        with working(threads) as work, folder.held():
-            if settings is None:
-                run = resume_run(folder, texts, given, **reading)
-            else:
-                run = begin(folder, settings, overwrite=overwrite, **reading)
-            yield Started(run, resume)
-            yield from follow(run, folder, work, save_every or SaveEvery(), stopping=stopping, evaluating=evaluating)
 
-    return events()
+def _events(
+    folder: ModelFolder,
+    start: Callable[[], Run],
+    resumed: bool,
+    threads: int,
+    save_every: SaveEvery,
+    listener: Listener,
+) -> Iterator[Event]:
+    with working(threads) as work, folder.held():
+        run = start()
+        yield Started(run, resumed)
+        yield from follow(run, folder, work, save_every, listener)

@@ -65,6 +65,11 @@ def choose_cutoffs(
         least = through.min(axis=1)
     if clusters is not None:
         return found[-1][1]
+    return _fewest(found)
+
+
+def _fewest(found: list[tuple[float, tuple[int, ...]]]) -> tuple[int, ...]:
+    """Return the cutoffs of the fewest clusters that cost little more than the cheapest."""
     cheapest = min(cost for cost, _ in found)
     enough = WHOLE if found[0][0] <= WHOLE * cheapest else NEAR
     return next(cutoffs for cost, cutoffs in found if cost <= enough * cheapest)

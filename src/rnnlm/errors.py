@@ -10,6 +10,8 @@ The command line prints the sentence and exits; a program may catch the class th
     └── DivergenceError   training left the numbers that float32 can hold, or got far worse than at its start
 """
 
+UNIX_ONLY = "rnnlm runs on Linux, macOS and other Unix systems; on Windows, run it in WSL"
+
 
 class RnnlmError(Exception):
     """Anything that a user can cause and mend."""

@@ -31,7 +31,7 @@ from rnnlm.corpus import Corpus, Stage, TrainingText, encode, prepare, reopen, s
 from rnnlm.curve import draw_curve
 from rnnlm.errors import DivergenceError, ModelError, SettingsError
 from rnnlm.model import LanguageModel, ModelSettings, Workspace, initialize
-from rnnlm.settings import NetworkSettings, RunSettings, TrainingSettings, flag
+from rnnlm.settings import SAVE_EVERY, NetworkSettings, RunSettings, SaveEvery, TrainingSettings, flag
 from rnnlm.sources import STANDARD_INPUT, spooled
 from rnnlm.training import (
     Evaluation,
@@ -74,11 +74,12 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SaveEvery:
-    """How often a run is saved, beside each evaluation: after so many windows or, where that is 0, seconds."""
+class Listener:
+    """Who is told of a run beside its events, and asked."""
 
-    windows: int = 0
-    seconds: float = 600.0
+    stage: Stage = silent  # called when a stage of reading the texts begins
+    evaluating: Callable[[int], object] | None = None  # told the predictions that an evaluation has made since it was
+    stopping: Callable[[], object] = lambda: False  # asked after each window whether to save and stop
 
 
 @dataclass(frozen=True)
@@ -196,8 +197,7 @@ def resume(
         known = saved if settings.initial is not None else None
         text, valid = _read_texts(folder, again, origin.keys, known, processes, stage)
         corpora = text.train, valid
-    epoch = epoch_windows(state, training, corpora[0])
-    if state.window > len(epoch) or (state.states is not None and state.states.shape[2] != epoch.streams):
+    if state.window > len(epoch_windows(state, training, corpora[0])):
         raise ModelError(f"{folder.name}: is damaged: the training does not fit its text; train again with --overwrite")
     over = finished(state, training)
     if over:
@@ -235,29 +235,25 @@ def follow(
     run: Run,
     folder: ModelFolder,
     work: Workspace,
-    save_every: SaveEvery = SaveEvery(),
-    *,
-    stopping: Callable[[], object] = lambda: False,
-    evaluating: Callable[[int], object] | None = None,
+    save_every: SaveEvery = SAVE_EVERY,
+    listener: Listener = Listener(),
 ) -> Iterator[Event]:
     """Train, save the model as it goes, and yield what happens; the folder is to be held.
 
-    After each window `stopping` is asked whether to save and stop. `evaluating` is told the number of predictions that
-    an evaluation has made since its last call. Raises DivergenceError as `train` does, and ModelError where a file
-    cannot be written.
+    Raises DivergenceError as `train` does, and ModelError where a file cannot be written.
     """
-    state, saved, corpus, valid = run
+    state, unknown_id = run.state, run.saved.vocabulary.unknown_id
     _save(run, folder)
     saved_at = time.monotonic()
     try:
-        for event in train(state, run.settings, corpus, valid, work, evaluating, saved.vocabulary.unknown_id):
+        for event in train(state, run.settings, run.corpus, run.valid, work, listener.evaluating, unknown_id):
             notes: list[Event] = []
             if isinstance(event, Progress):
                 windows, seconds = save_every.windows, save_every.seconds
                 due = event.window % windows == 0 if windows else time.monotonic() - saved_at >= seconds
             else:
                 notes, due = _save_evaluation(event, run, folder), True
-            stop = bool(stopping())
+            stop = bool(listener.stopping())
             if due or stop:
                 _save(run, folder)
                 saved_at = time.monotonic()
@@ -270,12 +266,16 @@ def follow(
         _save(run, folder)
         raise
     except DivergenceError as error:
-        if state.history:
-            raise DivergenceError(f"{error}; the best model so far is kept in {folder.name / 'best.npz'}") from None
-        folder.new.unlink(missing_ok=True)  # it has learned nothing: an untrained model would only mislead
-        kept = f"the older model in {folder.name} is kept" if folder.holds_model() else "no model was kept"
-        raise DivergenceError(f"{error}; {kept}") from None
+        raise DivergenceError(f"{error}; {_what_is_kept(run, folder)}") from None
     yield Stopped(finished(state, run.settings))
+
+
+def _what_is_kept(run: Run, folder: ModelFolder) -> str:
+    """Say what is left of a run that has diverged; a model that has learned nothing would only mislead, and goes."""
+    if run.state.history:
+        return f"the best model so far is kept in {folder.name / 'best.npz'}"
+    folder.new.unlink(missing_ok=True)
+    return f"the older model in {folder.name} is kept" if folder.holds_model() else "no model was kept"
 
 
 def _save(run: Run, folder: ModelFolder) -> None:

@@ -88,36 +88,31 @@ def perplexity(
 
     Raises TextError when the text has no sentences.
     """
-    if corpus.sentences == 0:
+    if not corpus.sentences:
         raise TextError("there is nothing to score: the text has no sentences; name another file")
-    positions = min(POSITIONS, max(1, WINDOW_NUMBERS // model.settings.words))
+    positions = _positions(model)
     if streams is None:
         streams = 1 if model.settings.carry_state else min(STREAMS, positions, corpus.sentences)
-    if window is None:
-        window = max(1, positions // streams)
-    read = windows(corpus, streams, window)
-    states = model.start(read.streams)
-    total = known = 0.0
+    read = windows(corpus, streams, max(1, positions // streams) if window is None else window)
+    states, total, known = model.start(read.streams), 0.0, 0.0
     for inputs, targets in read:
         (losses, states), _ = model.losses(inputs, targets, states, work)
         total += float(losses.sum(dtype=np.float64))  # 0 where ignored
-        if unknown_id is not None:
-            known += float(losses.sum(dtype=np.float64, where=targets != unknown_id))
+        known += float(losses.sum(dtype=np.float64, where=targets != unknown_id)) if unknown_id is not None else 0.0
         if progress:
             progress(int(np.count_nonzero(targets != IGNORED)))
-    return Score(
-        sentences=corpus.sentences,
-        words=corpus.words,
-        unknown=corpus.unknown,
-        predictions=corpus.predictions,
-        log_likelihood=-total,
-        known_log_likelihood=math.nan if unknown_id is None else -known,
-    )
+    known = math.nan if unknown_id is None else known
+    return Score(corpus.sentences, corpus.words, corpus.unknown, corpus.predictions, -total, -known)
+
+
+def _positions(model: LanguageModel) -> int:
+    """Return how many positions are read at once."""
+    return min(POSITIONS, max(1, WINDOW_NUMBERS // model.settings.words))
 
 
 def word_losses(model: LanguageModel, ids: NDArray[np.int32], work: Workspace) -> NDArray[np.float32]:
     """Return -log p (N,), in nats, of each word of a text (N,) whose sentences end in `</s>`."""
-    positions = min(POSITIONS, max(1, WINDOW_NUMBERS // model.settings.words))
+    positions = _positions(model)
     states, losses = model.start(1), np.empty(len(ids), np.float32)
     read = np.concatenate(([SENTENCE_END], ids[:-1])).astype(np.int32)
     for start in range(0, len(ids), positions):

@@ -8,18 +8,20 @@ answers at once.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from rnnlm.checking import Checked, Range, fit_option
+from rnnlm.checking import Checked, Range, brief, fit_option
 from rnnlm.errors import SettingsError
 from rnnlm.sources import STANDARD_INPUT
 
 Natural = Annotated[int, Range(0)]
 Count = Annotated[int, Range(1)]
 Positive = Annotated[float, Range(0, above=True)]
+Threads = Annotated[int, Range(1, 1024)]
 Share = Annotated[float, Range(0, 1)]
 Probability = Annotated[float, Range(0, 1, below=True)]
 NotNegative = Annotated[float, Range(0, 1e30)]
@@ -212,3 +214,23 @@ class RunSettings(Checked):
         if unknown:
             raise SettingsError(f"there is no option {unknown[0]!r}; rnnlm train --help lists them")
         return cls(corpus, **rest, **parts)  # type: ignore[arg-type]  # the constructor checks
+
+
+@dataclass(frozen=True)
+class SaveEvery:
+    """How often a run is saved, beside each evaluation: after so many windows or, where that is 0, seconds."""
+
+    windows: int = 0
+    seconds: float = 600.0
+
+    @classmethod
+    def of(cls, value: object) -> SaveEvery:
+        """Read a number of windows, as in 500, or of minutes, as in 10m; raises SettingsError."""
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(m?)", str(value), re.ASCII)
+        if match is None or float(match[1]) == 0 or (not match[2] and "." in match[1]):
+            what = "a number of windows, as in 500, or of minutes, as in 10m"
+            raise SettingsError(f"--save-every is {brief(value)}; it takes {what}")
+        return cls(0, float(match[1]) * 60) if match[2] else cls(int(match[1]), 0.0)
+
+
+SAVE_EVERY = SaveEvery()

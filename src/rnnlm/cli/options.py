@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import MISSING, fields
@@ -12,8 +11,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
 
-from rnnlm.checking import Range, Unfit, brief, fit, kinds
-from rnnlm.settings import cores, flag
+from rnnlm.checking import Unfit, brief, fit, kinds
+from rnnlm.errors import SettingsError
+from rnnlm.settings import SaveEvery, Threads, cores, flag
 
 # What other programs call it, and what we do: named when it is asked for, never guessed.
 OTHER_NAMES = {
@@ -145,7 +145,7 @@ def threads_option(group: str = "Options") -> Callable[[Any], Any]:
     """Declare --threads."""
     return option(
         "--threads",
-        type=Value(Annotated[int, Range(1, 1024)]),
+        type=Value(Threads),
         default=cores,
         show_default="one for each core",
         group=group,
@@ -247,7 +247,7 @@ def _config_value(ctx: click.Context, path: str, key: str, parameter: click.Opti
 
 
 def save_every_option(group: str = "Options") -> Callable[[Any], Any]:
-    """Declare --save-every; the command gets windows and seconds, of which the one not asked for is 0."""
+    """Declare --save-every."""
     return option(
         "--save-every",
         metavar="N|Nm",
@@ -258,11 +258,12 @@ def save_every_option(group: str = "Options") -> Callable[[Any], Any]:
     )
 
 
-def _read_interval(_ctx: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, float]:
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(m?)", value, re.ASCII)
-    if match is None or float(match[1]) == 0 or (not match[2] and "." in match[1]):
-        raise click.BadParameter(f"{brief(value)} is not a number of windows, as in 500, or of minutes, as in 10m.")
-    return (0, float(match[1]) * 60) if match[2] else (int(match[1]), 0.0)
+def _read_interval(_ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
+    try:
+        SaveEvery.of(value)
+    except SettingsError as error:
+        raise click.BadParameter(f"{error}.") from None
+    return value
 
 
 def usage_sentence(error: click.ClickException) -> str:

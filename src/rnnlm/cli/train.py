@@ -125,7 +125,7 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
     Ctrl-C saves, and --resume goes on; only --epochs and --patience may then change.
     """
     from rnnlm.api import train
-    from rnnlm.run import SaveEvery
+    from rnnlm.run import Listener
 
     options, others = given(ctx), ctx.params
     if not corpus and not others["resume"]:
@@ -134,17 +134,9 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
         options.pop(name, None)
     bars = _Bars()
     with said_to(quiet, log), _stop_signals() as stop, contextlib.closing(bars):
-        how = {name: others[name] for name in ("resume", "overwrite", "threads")}
-        events = train(
-            corpus,
-            model,
-            **how,
-            save_every=SaveEvery(*others["save_every"]),
-            stopping=lambda: stop,
-            stage=stage_bar,
-            evaluating=bars.evaluating,
-            **options,
-        )
+        how = {name: others[name] for name in ("resume", "overwrite", "threads", "save_every")}
+        listener = Listener(stage_bar, bars.evaluating, lambda: stop)
+        events = train(corpus, model, listener=listener, **how, **options)
         _follow(events, bars, model, stop)
 
 
