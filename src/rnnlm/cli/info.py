@@ -143,7 +143,7 @@ def _source(saved: SavedModel) -> dict[str, str]:
     words = "separated by blanks" if settings.pretokenized else "found by the word tokenizer"
     return {
         "files": _files(run.corpus),
-        "validation": _files(run.valid) if run.valid else f"the last {run.valid_fraction:.2g} of it, held out",
+        "validation": _files(run.valid) if run.valid else f"the last {100 * run.valid_fraction:.2g}% of it, held out",
         "sentences": f"{text.sentences:,}, {sentences}",
         "words": f"{text.words:,}, {words}{', in lower case' if settings.lowercase else ''}",
         "different words": f"{text.types:,}",

@@ -21,6 +21,7 @@ from rnnlm.errors import SettingsError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+ERASE = "\x1b[K"  # to the end of the line, where Ctrl-C has left its mark
 LOG = b"$ rnnlm "  # how a log begins
 BAR = "{desc} {percentage:3.0f}% {bar} {rate_fmt}{postfix}, {remaining} left"
 
@@ -64,11 +65,21 @@ def bar(description: str, total: int | None = None, unit: str = "", delay: float
         file=screen,
         disable=True if screen.quiet else None,  # None: unless it is a terminal
         delay=delay,
-        dynamic_ncols=True,
+        ascii=not _has_blocks(),
+        ncols=shutil.get_terminal_size().columns - len("^C"),  # so that what Ctrl-C writes stays on the bar's line
         leave=False,
         bar_format=BAR if total else None,
         **keywords,
     )
+
+
+def _has_blocks() -> bool:
+    """Say whether standard error can show what bars are made of."""
+    try:
+        "█".encode(sys.stderr.encoding or "ascii")
+    except (LookupError, UnicodeEncodeError):
+        return False
+    return True
 
 
 @contextmanager
@@ -99,7 +110,7 @@ def _write(message: str) -> None:
     if screen.isatty():
         from tqdm import tqdm
 
-        tqdm.write(wrapped(message), file=screen)
+        tqdm.write(f"{ERASE}{wrapped(message)}", file=screen)
     else:
         screen.write(f"{message}\n")
 

@@ -167,7 +167,7 @@ def _tell_start(run: Run, resumed: bool) -> None:
     if resumed:
         say(f"Resuming in epoch {run.state.epoch} at window {run.state.window}.")
         return
-    share = "" if settings.valid else f" (the last {settings.valid_fraction:.2g} of the corpus)"
+    share = "" if settings.valid else f" (last {100 * settings.valid_fraction:.2g}% of the corpus)"
     known, unknown = counted(len(words), "word"), f"{text.unknown:,} training words are unknown ({1 - text.share:.2%})"
     rows = {
         "Training": ", ".join(counted(getattr(text, f"{name}s"), name) for name in ("sentence", "word", "type")),
@@ -224,7 +224,8 @@ def _tell_end(run: Run, reason: str | None, model: str) -> None:
     say(f"Finished: {reason}; {speed:,.0f} words/s.")
     known = f", {_known(best)} excluding unknown words" if _known(best) else ""
     say(f"Best validation perplexity {best.valid_perplexity:.2f} in epoch {best.epoch}{known}.")
-    say(f"Model: {Path(model) / 'best.npz'}. Next: {_program()} generate{name}")
+    say(f"Model: {Path(model) / 'best.npz'}")
+    say(f"Next: {_program()} generate{name}")
 
 
 def _known(record: Record) -> str:
