@@ -36,7 +36,7 @@ def draw_curve(history: Sequence[Record], path: Path) -> str | None:
     axes.plot(
         epochs[best], validation[best], "o", mfc="none", ms=10, color="black", label=f"best: {validation[best]:.2f}"
     )
-    axes.set(xlabel="epoch", ylabel="perplexity", yscale="log")
+    axes.set(xlabel="epoch", ylabel="perplexity", yscale="log", xlim=(0, 1.03 * max(1, epochs[-1])))
     _set_ticks(axes, min(training + validation), max(training + validation))
     axes.grid(alpha=0.3)
     axes.legend()
@@ -54,6 +54,8 @@ def _set_ticks(axes: Any, lowest: float, highest: float) -> None:
 
     wide = highest > 3 * lowest
     axes.yaxis.set_major_locator(LogLocator(subs=STEPS) if wide else MaxNLocator(6))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}" if lowest > 30 else "{x:,.4g}"))
+    axes.yaxis.set_major_formatter(
+        StrMethodFormatter("{x:,.0f}" if lowest > 30 and highest > lowest + 12 else "{x:,.4g}")
+    )
     axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
