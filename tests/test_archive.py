@@ -245,7 +245,7 @@ def test_only_plain_files_are_read(model):
         load_model(model.path)
     model.best.unlink()
     model.best.mkdir()
-    with pytest.raises(ModelError, match=r"best\.npz: cannot be read \(not a plain file\)"):
+    with pytest.raises(ModelError, match=r"best\.npz: cannot be read \(is a directory\)"):
         load_model(model.path)
 
 

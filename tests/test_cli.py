@@ -216,8 +216,8 @@ def test_config_fills_defaults_and_the_command_line_wins(run, corpus):
         ("vocab = 5", "vocab: 5 is not a path"),
         ("seed = " + "9" * 5000, "is not a TOML file"),
         ("a = " + "[" * 5000 + "]" * 5000, "is not a TOML file"),
-        ("save-every = '" + "9" * 5000 + "'", "is not a number of windows"),
-        ("save-every = '5x'", "is not a number of windows"),
+        ("save-every = '" + "9" * 5000 + "'", "it takes a number of windows"),
+        ("save-every = '5x'", "it takes a number of windows"),
         ("hidden = ", "is not a TOML file"),
         ("[train]\nhidden = 3", "no setting 'train'"),
     ],
@@ -811,9 +811,10 @@ def test_a_signal_while_modules_are_loading(tmp_path, number):
         time.sleep(wait)
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
-        assert "Traceback" not in err
+        if process.returncode != -number:  # or Python had not yet come to our first line
+            assert "Traceback" not in err
         codes.add(process.returncode)
-    assert codes <= {1, 130, -number}  # the last before Python has come to our first line
+    assert codes <= {1, 130, -number}
 
 
 def test_interrupted_while_it_reads_a_text(tmp_path):

@@ -242,8 +242,8 @@ def test_file_that_is_none(listing, tmp_path, monkeypatch):
     long = "x" * 300
     for path, message in [
         (tmp_path, "is a directory"),
-        (tmp_path / "pipe", "this is no plain file"),
-        (Path("/dev/zero"), "this is no plain file"),
+        (tmp_path / "pipe", "not a plain file"),
+        (Path("/dev/zero"), "not a plain file"),
         (words / "below", "not a directory"),
         (tmp_path / long, "file name too long"),
     ]:

@@ -192,8 +192,8 @@ def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
 
     Also where a file in the folder is of another run, which going on would overwrite.
     """
-    path = folder.new if folder.new.exists() else folder.last
-    if not path.exists():
+    path = folder.new if os.path.lexists(folder.new) else folder.last
+    if not os.path.lexists(path):
         remedy = "train without --resume, or with --overwrite in the place of another model"
         raise ModelError(f"{folder.name}: there is no training to resume here; {remedy}")
     state, saved = load_saved(path)

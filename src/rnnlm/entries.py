@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnlm.errors import SettingsError, VocabularyError
-from rnnlm.files import reason
+from rnnlm.files import open_plain, reason
 from rnnlm.vocabulary import Vocabulary
 
 BLOCK = 2**20  # ids or bytes handled at once
@@ -195,7 +195,7 @@ def find(place: Path, key: str, vocabulary: Vocabulary | None = None) -> Entry |
         if words is None or own not in (None, words):
             return None
         parts = [Part(**part) for part in facts["parts"]]
-        with _plain(place / "ids") as ids, _plain(place / "offsets") as offsets:
+        with open_plain(place / "ids", follow=False) as ids, open_plain(place / "offsets", follow=False) as offsets:
             counts = _read_sentences(ids, offsets, facts, len(words))
             for part, count in zip(parts, counts, strict=True):
                 _check_part(part, count, words)
@@ -207,7 +207,7 @@ def find(place: Path, key: str, vocabulary: Vocabulary | None = None) -> Entry |
 
 def opened(place: Path, cut: int, parts: list[Part], vocabulary: Vocabulary, tokenizer: Any = None) -> Entry:
     """Return an entry that has just been written."""
-    with _plain(place / "ids") as ids, _plain(place / "offsets") as offsets:
+    with open_plain(place / "ids", follow=False) as ids, open_plain(place / "offsets", follow=False) as offsets:
         return _mapped(ids, offsets, cut, parts, vocabulary, tokenizer)
 
 
@@ -220,19 +220,9 @@ def _must(condition: bool) -> None:
         raise ValueError("the entry is damaged")
 
 
-def _plain(path: Path) -> BinaryIO:
-    """Open a plain file: not one that a link leads to, nor a pipe, which would keep us waiting for a writer."""
-    extra = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | extra))  # noqa: SIM115 -- the caller's
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(f"{path} is no plain file")
-    return file
-
-
 def _read_facts(place: Path, key: str) -> dict[str, Any]:
     """Return the facts of an entry of this key, everything in them of its type but the tokenizer."""
-    with _plain(place / _FACTS) as file:
+    with open_plain(place / _FACTS, follow=False) as file:
         content = file.read(_FACTS_LIMIT + 1)
     _must(len(content) <= _FACTS_LIMIT)
     stored = json.loads(content)
@@ -252,7 +242,7 @@ def _read_facts(place: Path, key: str) -> dict[str, Any]:
 def _read_vocabulary(place: Path, checksums: dict[str, Any]) -> Vocabulary:
     arrays = {}
     for name, dtype in (("words", "u1"), ("counts", "<i8")):
-        with _plain(place / name) as file:
+        with open_plain(place / name, follow=False) as file:
             content = file.read(_VOCABULARY_LIMIT)
         _must(zlib.crc32(content) == checksums[name])
         arrays[name] = np.frombuffer(content, dtype)

@@ -16,15 +16,19 @@ def reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def open_plain(path: Path) -> BinaryIO:
-    """Open a plain file to read it. Raises OSError where it is none: a pipe, say, could be waited for without end."""
+def open_plain(path: Path, follow: bool = True) -> BinaryIO:
+    """Open a plain file to read it, through links unless `follow` is not set.
+
+    Raises OSError where it is no plain file: a pipe, say, could be waited for without end.
+    """
     try:
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
     except ValueError:  # a NUL, which is in no path
         raise FileNotFoundError(errno.ENOENT, "there is no such path", str(path)) from None
-    if not stat.S_ISREG(os.fstat(number).st_mode):
+    mode = os.fstat(number).st_mode
+    if not stat.S_ISREG(mode):
         os.close(number)
-        raise OSError(errno.EINVAL, "not a plain file", str(path))
+        raise OSError(errno.EINVAL, "is a directory" if stat.S_ISDIR(mode) else "not a plain file", str(path))
     return os.fdopen(number, "rb")
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnlm.errors import VocabularyError
+from rnnlm.files import open_plain, reason
 from rnnlm.settings import VocabularySettings
 
 UNKNOWN = "<unk>"  # the unknown word, also where a text has it literally
@@ -208,19 +208,13 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     """Open a vocabulary file, and turn what the system says of it into a sentence that names it."""
     remedy = "name another file with --vocab"
     try:
-        # A pipe would keep us waiting for somebody to write, and can be read only once.
-        wait = getattr(os, "O_NONBLOCK", 0)
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | wait)) as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise VocabularyError(f"{path}: this is no plain file; {remedy}")
-            if about.st_size > _FILE_LIMIT:
-                raise VocabularyError(f"{path}: a file of {about.st_size:,} bytes is no list of words; {remedy}")
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _FILE_LIMIT:
+                raise VocabularyError(f"{path}: a file of {size:,} bytes is no list of words; {remedy}")
             yield file
-    except ValueError:  # a NUL
-        raise VocabularyError(f"{str(path)!r}: no file has such a name; {remedy}") from None
     except OSError as error:
-        raise VocabularyError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}); {remedy}") from None
+        raise VocabularyError(f"{path}: cannot be read ({reason(error)}); {remedy}") from None
 
 
 def _entries(path: Path, file: BinaryIO) -> Iterator[list[str]]:

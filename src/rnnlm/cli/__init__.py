@@ -7,7 +7,6 @@ NLTK are loaded by the command that needs them.
 import importlib
 import io
 import os
-import re
 import signal
 import sys
 import threading
@@ -25,7 +24,6 @@ from rnnlm.errors import RnnlmError
 
 COMMANDS = ("train", "generate", "evaluate", "gradcheck", "info")
 FAILED, INTERRUPTED = 1, 130  # exit codes; click's own for wrong usage is 2
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -161,7 +159,9 @@ def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 def _say(message: str) -> None:
     """Write a message on standard error; a name of a file may hold what would move a terminal's cursor."""
-    message = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", message)
+    from rnnlm.sources import printable
+
+    message = printable(message)
     if sys.stderr.isatty():
         from rnnlm.cli.progress import wrapped
 
