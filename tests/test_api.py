@@ -5,10 +5,12 @@ import random
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 import rnnlm
 from rnnlm.model import SENTENCE_END, Workspace
@@ -253,6 +255,95 @@ def test_a_model_that_overflows_says_so(lm):
     for ask in (lambda: lm.log_prob("the cat"), lambda: lm.generate(1, seed=1)):
         with pytest.raises(rnnlm.RnnlmError, match="no longer numbers"):
             ask()
+
+
+def settings_of_process():
+    """Return what of NumPy and BLAS a program may have set."""
+    return np.geterr(), [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_a_program_keeps_its_settings(folder, lm, tmp_path):
+    """Between two events or sentences, and after generators that were left in any order, all is as it was."""
+    with np.errstate(divide="warn", over="raise"), threadpoolctl.threadpool_limits(2, user_api="blas"):
+        before = settings_of_process()
+        events = rnnlm.train(folder / "other.txt", tmp_path / "m", lines=True, hidden=3, epochs=1)
+        for _ in events:
+            assert settings_of_process() == before
+        first, second = lm.sentences(9, seed=1), lm.sentences(9, seed=2)
+        next(first)
+        next(second)
+        first.close()
+        second.close()
+        assert settings_of_process() == before
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda seed: lm.generate(20, seed=seed), range(16)))
+        assert settings_of_process() == before
+
+
+def test_a_generator_may_go_on_in_another_thread(folder, lm, tmp_path):
+    """What is begun in one thread can be finished in another."""
+    sentences = lm.sentences(5, seed=1)
+    found = [next(sentences)]
+    with ThreadPoolExecutor(1) as pool:
+        found += pool.submit(list, sentences).result()
+    assert found == lm.generate(5, seed=1)
+
+
+@pytest.mark.parametrize("way", ["pass", "raise SystemExit(3)", "raise KeyError"])
+def test_a_program_that_ends_saves_its_run(folder, tmp_path, way):
+    """A run that a program holds when it ends is saved where it was."""
+    code = f"""
+import rnnlm
+events = rnnlm.train({str(folder / "other.txt")!r}, "m", lines=True, hidden=3, epochs=3, threads=1)
+for event in events:
+    if isinstance(event, rnnlm.Progress) and (event.epoch, event.window) == (2, 2):
+        break
+{way}
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert "Exception ignored" not in done.stderr
+    event = next(iter(rnnlm.train(model=tmp_path / "m", resume=True, threads=1)))
+    assert (event.run.state.epoch, event.run.state.window) == (2, 2)
+
+
+def test_a_run_is_saved_before_it_is_told_of(folder, tmp_path):
+    """Who stops listening at once can resume."""
+    for event in rnnlm.train(folder / "other.txt", tmp_path / "m", lines=True, hidden=3, epochs=1):
+        assert isinstance(event, rnnlm.Started)
+        break
+    assert list(rnnlm.train(model=tmp_path / "m", resume=True))[-1].reason == "1 epoch done"
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda lm: lm.perplexity(),
+        lambda lm: lm.perplexity(5),
+        lambda lm: lm.perplexity(["a.txt"]),
+        lambda lm: lm.next_words("the", "x"),
+        lambda lm: lm.next_words("the", -1),
+        lambda lm: lm.next_words(5),
+        lambda lm: lm.surprisals(None),
+        lambda lm: lm.generate(2, prompt=5),
+        lambda lm: lm.generate(2, tokens="no"),
+        lambda lm: rnnlm.load("model", threads="2"),
+        lambda lm: rnnlm.load(lm_folder(lm), threads=0),
+        lambda lm: rnnlm.train("p.txt", None),
+        lambda lm: rnnlm.train("p.txt", b"m"),
+        lambda lm: rnnlm.train("p.txt", resume="no"),
+        lambda lm: rnnlm.train("p.txt", initial="m"),
+        lambda lm: rnnlm.train("p.txt", threads=np.zeros(3)),
+        lambda lm: rnnlm.train("p.txt", from_=np.zeros(3)),
+        lambda lm: rnnlm.train("p.txt", lines=np.zeros(3)),
+        lambda lm: rnnlm.train("p.txt", save_every="often"),
+        lambda lm: next(rnnlm.train(model=lm_folder(lm), resume=True, line_is_sentence=True)),
+        lambda lm: next(rnnlm.train(model=lm_folder(lm), resume=True, check=1)),
+    ],
+)
+def test_what_cannot_be_asked(lm, ask):
+    """Whatever is given, one sentence answers."""
+    with pytest.raises(rnnlm.RnnlmError):
+        ask(lm)
 
 
 def test_working_lets_no_warning_out():

@@ -183,7 +183,7 @@ def test_arrays_are_taken_as_they_must_be_or_not_at_all(model, entry, change):
         ("vocabulary/words", lambda a: np.where(a == ord("t"), np.uint8(27), a), "the stored vocabulary is damaged"),
         ("vocabulary/words", lambda a: np.where(a == ord("t"), np.uint8(7), a), "the stored vocabulary is damaged"),
         ("vocabulary/words", lambda a: a[:-1], "the stored vocabulary is damaged"),
-        ("extra", lambda _: np.zeros(3), "an entry 'extra' that does not belong"),
+        ("extra", lambda _: np.zeros(3), "its entry 'extra' does not belong"),
     ],
 )
 def test_numbers_must_be_possible(model, entry, change, message):
@@ -302,7 +302,10 @@ def test_history_is_read_as_it_was_written(model):
     state, saved = load_saved(model.last)
     assert model.read_history(saved.origin.run) == state.history
     assert model.read_history("another") == []
-    model.history.write_bytes(model.history.read_bytes() + b'{"run": "x"}\n')
+    whole = model.history.read_bytes()
+    model.history.write_bytes(whole + whole.replace(saved.origin.run.encode(), b"another"))
+    assert model.read_history(saved.origin.run) == []
+    model.history.write_bytes(whole + f'{{"run": "{saved.origin.run}"}}\n'.encode())
     with pytest.raises(ModelError, match=r"history\.jsonl: is damaged: line 2"):
         model.read_history(saved.origin.run)
     model.history.write_bytes(b"\xff\n")

@@ -201,7 +201,7 @@ def test_config_fills_defaults_and_the_command_line_wins(run, corpus):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("hiden = 3", "no setting 'hiden'; did you mean hidden"),
+        ("hiden = 3", "no setting 'hiden'; did you mean hidden?"),
         ("learning_rate = 3", "no setting 'learning_rate'; it is called lr here"),
         ("streams = 3", "no setting 'streams'; it is called batch-size here"),
         ("xyzzy = 3", "no setting 'xyzzy'; rnnlm train --help lists them"),
@@ -217,7 +217,8 @@ def test_config_fills_defaults_and_the_command_line_wins(run, corpus):
         ("seed = " + "9" * 5000, "is not a TOML file"),
         ("a = " + "[" * 5000 + "]" * 5000, "is not a TOML file"),
         ("save-every = '" + "9" * 5000 + "'", "it takes a number of windows"),
-        ("save-every = '5x'", "it takes a number of windows"),
+        ("save-every = '5x'", "save-every: --save-every is '5x'; it takes a number of windows"),
+        ("resume = true", "resume stands on the command line only"),
         ("hidden = ", "is not a TOML file"),
         ("[train]\nhidden = 3", "no setting 'train'"),
     ],
@@ -229,7 +230,7 @@ def test_a_wrong_config_is_named(run, corpus, line, message):
     assert code == 2
     assert "wrong.toml" in err
     assert message in err
-    assert err.endswith(".\n")
+    assert err.endswith((".\n", "?\n"))
     assert len(err) < 500
 
 
@@ -323,7 +324,7 @@ def test_evaluate_prints_its_figures_as_json(run, model, corpus):
     figures = json.loads(out)
     assert code == 0
     assert figures["predictions"] == figures["words"] + figures["sentences"] == 800 + 200 + sentences(200).count("it")
-    assert figures["perplexity"] == pytest.approx(2 ** figures["bits_per_word"])
+    assert figures["perplexity"] == pytest.approx(2 ** figures["bits_per_prediction"])
     assert set(figures) >= {"perplexity_excluding_unknown", "unknown"}
 
 
@@ -365,12 +366,13 @@ def test_help_tells_the_rates_that_optimizers_begin_with():
     assert parameter.show_default == told
 
 
-def test_the_page_of_the_command_line_is_true():
-    """docs/cli.md is what `make docs` writes."""
-    made = subprocess.run(
-        [sys.executable, ROOT / "docs/make_cli.py"], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert made.stdout == (ROOT / "docs/cli.md").read_text()
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_the_page_of_the_command_line_is_true(name):
+    """docs/cli.md has what each command prints, to the letter."""
+    command = [sys.executable, "-m", "rnnlm", *filter(None, [name]), "--help"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "80"})
+    title = f"rnnlm {name}".rstrip()
+    assert f"\n## `{title}`\n\n```\n{printed.stdout}```\n" in (ROOT / "docs/cli.md").read_text("utf-8")
 
 
 def test_help_loads_neither_numpy_nor_nltk():
@@ -475,7 +477,7 @@ def test_config_sets_several_texts(run, corpus):
 def test_momentum_goes_with_sgd(run, corpus):
     """An option that would have no effect is refused."""
     code, _, err = run("train", corpus, *SMALL, "--optimizer", "adam", "--momentum", 0.5)
-    assert (code, SENTENCE.fullmatch(err) is not None, "--momentum" in err) == (1, True, True)
+    assert (code, "Error: --momentum goes with --optimizer sgd" in err) == (2, True)
     assert not Path("model").exists()
 
 
@@ -494,7 +496,7 @@ def test_options_by_other_names_are_named(run, corpus):
         ("--streams", "it is called --batch-size here."),
         ("--window", "it is called --bptt here."),
         ("--truncate", "it is called --bptt-truncate here."),
-        ("--epoch", "did you mean --epochs."),
+        ("--epoch", "did you mean --epochs?"),
         ("--xyzzy", "There is no option --xyzzy; rnnlm train --help lists them."),
     ]:
         code, _, err = run("train", corpus, option, 3)
@@ -564,11 +566,12 @@ def test_warnings_say_what_is_wrong_with_the_text(run, corpus):
     small = ("--hidden", 4, "--epochs", 1, "--threads", 1, "--overwrite")
     Path("valid.txt").write_text("the zebra sleeps .\n" * 5)
     _, _, err = run("train", corpus, "--pretokenized", "--valid", "valid.txt", *small)
-    assert "Warning: 5 words of the validation text are unknown, and training has no unknown word to learn from" in err
+    assert "Warning: the validation text has 5 unknown words, and training has none to learn from" in err
+    assert "give a --vocab-size below 15." in err
     assert re.search(r"^epoch  1 .*  known [\d.]+  lr", err, re.M)
     _, _, err = run("train", corpus, "--pretokenized", "--valid", corpus, *small)
     assert "Warning: the validation text is the training text" in err
-    assert "unknown, and training" not in err
+    assert "none to learn from" not in err
     _, _, err = run("train", corpus, "--pretokenized", "--vocab-size", 3, *small)
     assert re.search(r"Warning: \d\d% of the training words are unknown; give a larger --vocab-size", err)
     _, _, err = run("train", corpus, "--pretokenized", "--clusters", 500, *small)
@@ -578,7 +581,7 @@ def test_warnings_say_what_is_wrong_with_the_text(run, corpus):
     assert "words on average; if the text has a sentence on each line, give --lines" in err
     Path("chinese.txt").write_text("今天天气很好我们去公园散步吧。\n\n" * 50, "utf-8")
     _, _, err = run("train", "chinese.txt", "--lines", *small)
-    assert "characters on average; text without blanks between words, such as Chinese, must be cut" in err
+    assert "characters on average; text without spaces between words, such as Chinese, must be cut" in err
     _, _, err = run("train", corpus, "--pretokenized", *small)
     assert "Warning" not in err
 
@@ -621,11 +624,11 @@ def test_a_log_that_nothing_is_written_to_is_not_left(run, corpus, model):
         assert "is not a log, which begins with" in err
 
 
-def test_info_is_plain(run, model):
+def test_info_is_plain(run, model, corpus):
     """80 columns, words for what has no number, and all epochs, also those after the best."""
     assert run("train", "--resume", "--epochs", 7)[0] == 0
     _, out, _ = run("info")
-    assert max(len(line) for line in out.splitlines() if not line.startswith("  files ")) <= 80
+    assert max(len(line) for line in out.splitlines() if str(corpus) not in line) <= 80
     assert "×" not in out
     assert "none" not in out
     assert "to the first step of a window" in out

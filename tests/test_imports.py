@@ -126,7 +126,7 @@ def test_model_stands_alone() -> None:
         ("entries.py", {"errors", "files", "vocabulary"}),
         ("settings.py", {"checking", "errors", "sources"}),
         ("sources.py", {"errors"}),
-        ("text.py", {"errors", "settings", "sources", "vocabulary", "workers"}),
+        ("text.py", {"checking", "errors", "settings", "sources", "vocabulary", "workers"}),
         ("vocabulary.py", {"errors", "files", "settings"}),
         ("workers.py", set()),
     ],

@@ -1,6 +1,7 @@
 """Trainings without the command line: what a Python user does."""
 
 import itertools
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -242,12 +243,53 @@ def test_who_stops_listening_loses_nothing(tmp_path, settings):
 
 
 def test_a_picture_that_cannot_be_drawn_stops_nothing(tmp_path, settings):
-    """A folder in the place of curve.svg is told once, and training goes on."""
+    """A folder in the place of curve.svg is refused at the start; made later, it is told once, and training goes on."""
     folder = ModelFolder(tmp_path / "model")
-    folder.curve.mkdir(parents=True)
-    events = train(folder, settings)
+    with working(1) as work, folder.held():
+        run = begin(folder, settings)
+        folder.curve.mkdir()
+        events = list(follow(run, folder, work))
     assert events[-1] == Stopped("3 epochs done")
     assert sum(isinstance(event, NoPicture) for event in events) == 1
+    with pytest.raises(ModelError, match=r"curve\.svg: is no plain file; move it away"):
+        begin(folder, settings, overwrite=True)
+
+
+def test_files_of_others_are_not_replaced(tmp_path, settings):
+    """A file of one of our names in a folder without a model is somebody's, and is not overwritten unasked."""
+    folder = ModelFolder(tmp_path / "model")
+    folder.path.mkdir()
+    folder.curve.write_text("mine")
+    with pytest.raises(ModelError, match="holds a model already"):
+        begin(folder, settings)
+    assert folder.curve.read_text() == "mine"
+
+
+def test_a_folder_that_is_moved_ends_its_training(tmp_path, settings):
+    """A run whose folder is moved away writes nothing into another of the same name."""
+    folder = ModelFolder(tmp_path / "model")
+    with working(1) as work, folder.held():
+        events = follow(begin(folder, settings), folder, work)
+        next(events)
+        folder.path.rename(tmp_path / "moved")
+        other = ModelFolder(tmp_path / "model")
+        train(other, settings)
+        before = contents(other)
+        with pytest.raises(ModelError, match="the folder was moved or removed during training"):
+            list(events)
+        assert contents(other) == before
+
+
+def test_a_folder_is_free_although_a_fork_has_it(tmp_path, settings):
+    """A process that was forked while a run went on does not keep the folder from the next one."""
+    folder = ModelFolder(tmp_path / "model")
+    with folder.held():
+        copy = os.dup(folder._handle)
+    try:
+        with ModelFolder(folder.path).held():
+            pass
+    finally:
+        os.close(copy)
 
 
 def test_a_run_begins_with_another_model(tmp_path, settings):

@@ -64,7 +64,7 @@ def test_perplexity_is_that_of_the_definition(carry_state):
     assert score.known_log_likelihood == pytest.approx(sum(known), rel=1e-12)
     assert score.perplexity == pytest.approx(math.exp(-np.mean(everything)), rel=1e-12)
     assert score.perplexity_excluding_unknown == pytest.approx(math.exp(-np.mean(known)), rel=1e-12)
-    assert score.bits_per_word == pytest.approx(-np.mean(everything) / math.log(2), rel=1e-12)
+    assert score.bits_per_prediction == pytest.approx(-np.mean(everything) / math.log(2), rel=1e-12)
     assert score.perplexity != pytest.approx(score.perplexity_excluding_unknown, rel=1e-3)
 
 
@@ -116,7 +116,7 @@ def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large():
     score = perplexity(model, corpus, Workspace(), unknown_id=VOCABULARY.unknown_id)
     assert score.perplexity == pytest.approx(6)
     assert score.perplexity_excluding_unknown == pytest.approx(6)
-    assert score.bits_per_word == pytest.approx(math.log2(6))
+    assert score.bits_per_prediction == pytest.approx(math.log2(6))
 
 
 def test_unknown_words_may_be_left_together():
@@ -147,12 +147,12 @@ def test_figures_beyond_floating_point_are_infinite():
     score = Score(1, 1, 0, 2, -2000.0, -2000.0)
     assert score.perplexity == math.inf
     assert score.to_json()["perplexity"] is None
-    assert score.to_json()["bits_per_word"] == pytest.approx(1000 / math.log(2))
+    assert score.to_json()["bits_per_prediction"] == pytest.approx(1000 / math.log(2))
 
 
 def test_json_has_the_figures_that_are_promised():
     """The keys are those of the documentation."""
-    keys = {"perplexity", "perplexity_excluding_unknown", "bits_per_word", "sentences", "words", "unknown"}
+    keys = {"perplexity", "perplexity_excluding_unknown", "bits_per_prediction", "sentences", "words", "unknown"}
     assert set(Score(1, 2, 0, 3, -1.0, -1.0).to_json()) == keys | {"predictions"}
 
 

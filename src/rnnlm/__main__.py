@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 INTERRUPTED = 130
@@ -23,9 +24,10 @@ def main() -> NoReturn:
     try:
         main()
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:  # Python may take its own way out, and exit with another code
-            os._exit(INTERRUPTED)
-        raise
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(stop.code if isinstance(stop.code, int) else 1)  # a signal in Python's own way out changes the code
 
 
 if __name__ == "__main__":

@@ -5,13 +5,16 @@ Every error is an RnnlmError, whose message is one sentence.
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -21,17 +24,13 @@ from rnnlm.corpus import Stage, encode_once, silent
 from rnnlm.detokenize import detokenize
 from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.generation import generate, read
-from rnnlm.model import Array
-from rnnlm.run import Event, Listener, NoPicture, Run, Started, Stopped, begin, follow, working
+from rnnlm.model import Array, Workspace
+from rnnlm.run import Event, Listener, Run, Started, begin, computing, follow, stepped, working
 from rnnlm.run import resume as resume_run
 from rnnlm.scoring import Score, perplexity, word_losses
-from rnnlm.settings import GenerationSettings, RunSettings, SaveEvery, Threads, cores
+from rnnlm.settings import GenerationSettings, Natural, RunSettings, SaveEvery, Threads, cores
 from rnnlm.sources import spooled
-from rnnlm.training import Evaluation, Progress
 from rnnlm.vocabulary import SENTENCE_END
-
-__all__ = ["Evaluation", "Event", "Listener", "Model", "NoPicture", "Progress", "Prompt", "Started", "Stopped"]
-__all__ += ["load", "train"]
 
 Path = str | os.PathLike[str]
 
@@ -67,7 +66,7 @@ class Model:
 
         Raises TextError where a word of it is a mark of the model's own.
         """
-        *before, words = self.saved.tokenizer.prompt(text) or [[]]
+        *before, words = self.saved.tokenizer.prompt(fit_option(str, text, "prompt")) or [[]]
         before = before if self.saved.model.settings.carry_state else []
         known = self.saved.vocabulary.ids
         unknown = [word for sentence in (*before, words) for word in sentence if word not in known]
@@ -95,15 +94,15 @@ class Model:
         vocabulary, start = self.saved.vocabulary, self.prompt(prompt)
         words, before = vocabulary.encode(start.words), self._ids(start.before)
         generator = np.random.default_rng(secrets.randbits(64) if seed is None else seed)
-        write = " ".join if tokens else detokenize
+        write = " ".join if fit_option(bool, tokens, "tokens") else detokenize
 
-        def drawn() -> Iterator[str]:
-            with working(self.threads) as work:
+        def drawn() -> Generator[str]:
+            with closing(Workspace(self.threads)) as work:
                 model, unknown = self.saved.model, vocabulary.unknown_id
                 for ids in generate(model, unknown, count, generator, work, words.tolist(), settings, before.tolist()):
                     yield write([*start.words, *vocabulary.decode(ids)])
 
-        return drawn()
+        return stepped(drawn())
 
     def next_words(self, text: str, count: int = 10) -> list[tuple[str, float]]:
         """Return the likeliest words after the beginning of a text, each with its probability, the likeliest first.
@@ -112,9 +111,12 @@ class Model:
         """
         start = self.prompt(text)
         ids = [*self._ids(start.before).tolist(), *self.saved.vocabulary.encode(start.words).tolist()]
+        count = fit_option(Natural, count, "count")
         with working(self.threads) as work:
             log_p = read(self.saved.model, ids, work)[0][0]
-        likeliest = np.argsort(-log_p, kind="stable")[: max(count, 0)]
+        if not np.isfinite(log_p).all():
+            raise _no_numbers()
+        likeliest = np.argsort(-log_p, kind="stable")[:count]
         return [(self.saved.vocabulary.words[word], math.exp(log_p[word])) for word in likeliest]
 
     def surprisals(self, text: str) -> list[tuple[str, float]]:
@@ -155,13 +157,16 @@ class Model:
 
         Raises TextError where a file cannot be read, and what the settings of a text raise.
         """
+        if not files:
+            raise SettingsError("there is no text to score; name one, or - for standard input")
+        names: tuple[str, ...] = fit_option(tuple[str, ...], files, "file")
         tokenizer = self.saved.tokenizer
-        settings = replace(tokenizer.settings, encoding=encoding or tokenizer.settings.encoding)
+        settings = replace(tokenizer.settings, encoding=tokenizer.settings.encoding if encoding is None else encoding)
         if pretokenized or lines:
             settings = replace(settings, pretokenized=pretokenized, lines=lines)
         tokenizer = replace(tokenizer, settings=settings, punkt=None if pretokenized or lines else tokenizer.punkt)
         vocabulary, threads = self.saved.vocabulary, self.threads
-        with spooled(files) as sources, working(threads) as work:
+        with spooled(names) as sources, working(threads) as work:
             corpus = encode_once(sources, tokenizer, vocabulary, processes=threads, stage=stage)
             progress = scoring(corpus.predictions) if scoring else None
             score = perplexity(self.saved.model, corpus, work, unknown_id=vocabulary.unknown_id, progress=progress)
@@ -170,7 +175,7 @@ class Model:
         return score
 
     def _sentences(self, text: str) -> list[list[str]]:
-        sentences = self.saved.tokenizer.prompt(text)
+        sentences = self.saved.tokenizer.prompt(fit_option(str, text, "prompt"))
         if not sentences:
             raise TextError("the text has no words; give one that has")
         return sentences
@@ -197,7 +202,7 @@ def load(path: Path = "model", *, threads: int = 1) -> Model:
     `threads` compute what it is asked; they change no result. Raises ModelError where there is no model, or its file is
     damaged.
     """
-    return Model(load_model(path), threads)
+    return Model(load_model(path), fit_option(Threads, threads, "threads"))
 
 
 def train(
@@ -225,15 +230,31 @@ def train(
     Raises an RnnlmError at once where an option is wrong, and when it is asked: TextError, VocabularyError, ModelError,
     SettingsError, DivergenceError.
     """
-    return _events(*_start(corpus, ModelFolder(model), resume, overwrite, listener or Listener(), options))
+    events = _events(*_start(corpus, ModelFolder(model), resume, overwrite, listener or Listener(), options))
+    _live.add(events)
+    return events
+
+
+_live: WeakSet[Generator[Event]] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Save what is trained of runs that nobody has finished, while there still is all that saving needs."""
+    for events in list(_live):
+        with suppress(ValueError):  # it is at work, in another thread
+            events.close()
 
 
 def _start(
     corpus: object, folder: ModelFolder, resume: bool, overwrite: bool, listener: Listener, options: dict[str, Any]
 ) -> tuple[ModelFolder, Callable[[], Run], bool, int, SaveEvery, Listener]:
     """Check the options of a run, and return what `_events` takes."""
+    resume, overwrite = fit_option(bool, resume, "resume"), fit_option(bool, overwrite, "overwrite")
     if resume and overwrite:
         raise SettingsError("--resume goes on with a model and --overwrite replaces it; give one of them")
+    if "initial" in options:
+        raise SettingsError("there is no option 'initial'; a model to begin with is given by from_")
     given = {"initial" if name == "from_" else name: value for name, value in options.items()}
     if resume and "initial" in given:
         raise SettingsError("--resume goes on with a model and --from begins with one; give one of them")
@@ -255,8 +276,9 @@ def _events(
     threads: int,
     save_every: SaveEvery,
     listener: Listener,
-) -> Iterator[Event]:
-    with working(threads) as work, folder.held():
-        run = start()
+) -> Generator[Event]:
+    with closing(Workspace(threads)) as work, folder.held():
+        with computing():
+            run = start()
         yield Started(run, resumed)
-        yield from follow(run, folder, work, save_every, listener)
+        yield from stepped(follow(run, folder, work, save_every, listener))

@@ -150,13 +150,20 @@ def sound(path: Path) -> Iterator[None]:
 
 def write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
     """Replace the file by an archive of this JSON and these arrays. Raises ModelError where it cannot be written."""
-    text = json.dumps(about, ensure_ascii=False, separators=(",", ":"), default=str).encode()
+    text = json.dumps(about, ensure_ascii=False, separators=(",", ":"), default=_plain_path).encode()
     if len(text) > ABOUT_LIMIT:
         raise ModelError(
             f"{path}: would say more than {ABOUT_LIMIT:,} bytes of itself; give --eval-every a higher number"
         )
     with replacing(path, ModelError, REMEDY) as file:
-        np.savez(file, allow_pickle=False, **{ABOUT: np.frombuffer(text, np.uint8)}, **arrays)
+        entries: dict[str, Any] = {ABOUT: np.frombuffer(text, np.uint8), **arrays}
+        np.savez(file, **entries)
+
+
+def _plain_path(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no place in JSON")
 
 
 def foreign(path: Path) -> ModelError:

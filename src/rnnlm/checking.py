@@ -1,7 +1,7 @@
 """Dataclasses that believe nothing: constructors compare every value with its field's annotation.
 
     @dataclass(frozen=True)
-    class Pair(Checked):
+    class Pair(Settings):
         hidden: Annotated[int, Range(1)] = 100
         names: tuple[str, ...] = ()
 
@@ -15,7 +15,6 @@ import math
 import operator
 import os
 import reprlib
-from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields, is_dataclass
 from numbers import Real
 from pathlib import Path
@@ -33,18 +32,19 @@ _brief.maxlevel, _brief.maxlist, _brief.maxtuple, _brief.maxdict, _brief.maxstri
 
 @dataclass(frozen=True)
 class Range:
-    """The finite numbers from `low` to `high`; `above` and `below` leave that end itself out."""
+    """The numbers from `low` to `high`; `above` and `below` leave that end itself out. Only if `infinite`, infinity."""
 
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
     below: bool = False
+    infinite: bool = False
 
     def holds(self, number: float) -> bool:
         """Say whether a number lies in the range."""
         over = number > self.low if self.above else number >= self.low
         under = number < self.high if self.below else number <= self.high
-        return over and under and abs(number) != math.inf
+        return over and under and (self.infinite or abs(number) != math.inf)
 
     def __str__(self) -> str:
         low = f"{'above' if self.above else 'from'} {_written(self.low)}"
@@ -75,18 +75,29 @@ def brief(value: object) -> str:
 class Checked:
     """A dataclass whose constructor checks types and ranges, and then what `check` says of the whole.
 
-    Raises SettingsError, which names the field as an option of the command line.
+    Raises Unfit, which names the field.
     """
 
     def __post_init__(self) -> None:
         """Put the value that each field takes in the place of the one that was given."""
         for item in _fields(type(self)):
-            value = fit_option(kinds(type(self))[item.name], getattr(self, item.name), item.name)
+            value = fit(kinds(type(self))[item.name], getattr(self, item.name), item.name)
             object.__setattr__(self, item.name, value)  # frozen ones too: it is not the user who changes it
         self.check()
 
     def check(self) -> None:
-        """Raise SettingsError where fields contradict each other."""
+        """Raise ValueError or an RnnlmError where fields contradict each other."""
+
+
+class Settings(Checked):
+    """Checked fields that are options of the command line too. Raises SettingsError, which names the option."""
+
+    def __post_init__(self) -> None:
+        """Do as `Checked` does."""
+        for item in _fields(type(self)):
+            value = fit_option(kinds(type(self))[item.name], getattr(self, item.name), item.name)
+            object.__setattr__(self, item.name, value)
+        self.check()
 
 
 def kinds(of: Any) -> dict[str, Any]:
@@ -98,7 +109,7 @@ def restore(of: type[Type], value: object, name: str, **given: Any) -> Type:
     """Make an object of the class `of` from a JSON object with exactly its fields, but for those that are given.
 
     `name` is where the object stands. Raises Unfit where a field is missing, unknown, or of another type or range, and
-    what the constructor raises.
+    what the constructor, or `check` of a class that has its fields checked, raises.
     """
     names = [item.name for item in _fields(of) if item.name not in given]
     if not isinstance(value, dict):
@@ -108,7 +119,14 @@ def restore(of: type[Type], value: object, name: str, **given: Any) -> Type:
             raise Unfit(f"{name}.{key}", None, "a value")
         if key not in names:
             raise Unfit(f"{name}.{brief(key)}", value[key], "nothing")
-    return of(**{key: fit(kinds(of)[key], value[key], f"{name}.{key}") for key in names}, **given)
+    found = {key: fit(kinds(of)[key], value[key], f"{name}.{key}") for key in names} | given
+    if not issubclass(of, Checked):
+        return of(**found)
+    made = of.__new__(of)  # its constructor would fit each value once more
+    for key, item in found.items():
+        object.__setattr__(made, key, item)
+    made.check()
+    return made
 
 
 def _fields(of: Any) -> tuple[Field[Any], ...]:
@@ -130,14 +148,20 @@ def fit(kind: Any, value: object, name: str) -> Any:
         return _items(choices, value, name)
     if get_origin(kind) is list:
         return list(_items((*choices, ...), value, name))
-    if get_origin(kind) in (dict, Mapping):
+    if get_origin(kind) is dict:
         return _mapping(choices, value, name)
     if is_dataclass(kind):
         return value if isinstance(value, kind) else restore(kind, value, name)  # type: ignore[arg-type]
+    if kind not in _PLAIN:  # an object that is no value of JSON, such as an array
+        return value if isinstance(value, get_origin(kind) or kind) else _refuse(name, value, kind)
     converted = _PLAIN[kind](value)
     if converted is None or (limits and not limits.holds(converted)):
         raise Unfit(name, value, f"{_NAMES[kind]} {limits or ''}".rstrip())
     return converted
+
+
+def _refuse(name: str, value: object, kind: Any) -> Any:
+    raise Unfit(name, value, f"a {getattr(kind, '__name__', kind)}")
 
 
 def fit_option(kind: Any, value: object, name: str) -> Any:
@@ -163,13 +187,21 @@ def _items(kinds: tuple[Any, ...], value: object, name: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple) or not (several or len(value) == len(kinds)):
         raise Unfit(name, value, "a list" if several else f"a list of {len(kinds)}")
     each = [kinds[0]] * len(value) if several else kinds
-    return tuple(fit(kind, item, f"{name}[{at}]") for at, (kind, item) in enumerate(zip(each, value, strict=True)))
+    return tuple(_fit_item(kind, item, name, at) for at, (kind, item) in enumerate(zip(each, value, strict=True)))
 
 
 def _mapping(kinds: tuple[Any, ...], value: object, name: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise Unfit(name, value, "an object")
-    return {key: fit(kinds[1], item, f"{name}.{brief(key)}") for key, item in value.items()}
+    return {key: _fit_item(kinds[1], item, name, key) for key, item in value.items()}
+
+
+def _fit_item(kind: Any, item: object, name: str, key: object) -> Any:
+    """Do as `fit`; that the item has a name costs time only where it is told."""
+    try:
+        return fit(kind, item, "")
+    except Unfit as error:
+        raise Unfit(f"{name}[{brief(key)}]{error.name}", error.value, error.wanted) from None
 
 
 def _whole(value: object) -> int | None:

@@ -24,12 +24,12 @@ from typing import Annotated, Any
 import numpy as np
 
 from rnnlm.archive import REMEDY, Archive, foreign, reading, sound, write
-from rnnlm.checking import Range, Unfit, fit, restore
+from rnnlm.checking import Checked, Range, Unfit, fit, restore
 from rnnlm.corpus import Coverage
 from rnnlm.errors import ModelError
 from rnnlm.files import open_plain, reason, replacing
 from rnnlm.model import CELLS, Array, LanguageModel, ModelSettings, Workspace, parameter_table
-from rnnlm.settings import Natural, NotNegative, RunSettings
+from rnnlm.settings import Natural, NotNegative, Positive, RunSettings
 from rnnlm.text import Tokenizer
 from rnnlm.training import Record, TrainingState, make_optimizer
 from rnnlm.vocabulary import Vocabulary
@@ -38,11 +38,12 @@ FORMAT = "rnnlm model"
 VERSION = 3
 WORD_BYTES = 256  # of words in a file, the average that a reader accepts; a text of longer words has few of them
 SPARE_BYTES = 2**26  # and so many more
+ORTHOGRAPHY_BYTES = 2**25  # of the words that Punkt has seen in the first four million characters of a text
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a model comes from: its run, its text, and how far it had come."""
+class Origin(Checked):
+    """Where a model comes from: its run, its text, and how far it had come. Raises Unfit as `Checked` does."""
 
     run: str  # a random name, which all files of a run share
     replaces: str | None  # the run whose files were here when this one began
@@ -52,7 +53,7 @@ class Origin:
     coverage: Coverage  # of the training text
     epoch: Natural = 0  # 0: not trained yet
     window: Natural = 0
-    valid_perplexity: float | None = None
+    valid_perplexity: Positive | None = None
     history: tuple[Record, ...] = ()  # of all evaluations so far
 
 
@@ -73,11 +74,15 @@ class ModelFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        name = os.fspath(path)
-        if not name or "\0" in name:
-            raise ModelError(f"{name!r} is no name of a folder; name one with --model")
+        name = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise ModelError(f"{path!r} is no name of a folder; name one with --model")
         self.name = Path(name)  # as messages call it
-        self.path = self.name.absolute()
+        try:
+            self.path = self.name.absolute()
+        except OSError as error:
+            raise ModelError(f"{name}: cannot be found from here ({reason(error)}); change to another folder") from None
+        self._handle: int | None = None  # of the folder, while it is held
         self.best = self.path / "best.npz"
         self.last = self.path / "last.npz"
         self.new = self.path / "new.npz"
@@ -86,7 +91,27 @@ class ModelFolder:
 
     def holds_model(self) -> bool:
         """Say whether training would overwrite anything here."""
-        return any(os.path.lexists(path) for path in (self.best, self.last, self.new, self.history))
+        return any(os.path.lexists(path) for path in self.files)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that a run writes here, but for encoded texts."""
+        return self.best, self.last, self.new, self.history, self.curve
+
+    def check_places(self) -> None:
+        """Raise ModelError where something stands in a file's place that is none, before any work is done in vain."""
+        for path in self.files:
+            if path.exists() and not path.is_file():
+                raise ModelError(f"{path}: is no plain file; move it away, or name another folder with --model")
+
+    def check_held(self) -> None:
+        """Raise ModelError where the folder that is held is no longer the one of its name."""
+        if self._handle is None:
+            return
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(self._handle), self.path.stat()):
+                return
+        raise ModelError(f"{self.name}: the folder was moved or removed during training; move it back, and resume")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -97,26 +122,34 @@ class ModelFolder:
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            message = f"cannot be a model's folder ({reason(error)}); name another with --model"
-            raise ModelError(f"{self.name}: {message}") from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._handle = os.open(self.path, os.O_RDONLY)
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(handle)
+            self._release([])
             message = "another rnnlm is training here; wait for it, or name another folder with --model"
+            raise ModelError(f"{self.name}: {message}") from None
+        except OSError as error:
+            self._release(made)
+            message = f"cannot be a model's folder ({reason(error)}); name another with --model"
             raise ModelError(f"{self.name}: {message}") from None
         try:
             yield
         finally:
-            if made and not self.holds_model():
-                for entry in self.path.glob("encoded-*"):
-                    shutil.rmtree(entry, ignore_errors=True)
-                with suppress(OSError):  # one that is not empty stays, with its parents
-                    for path in made:
-                        path.rmdir()
-            os.close(handle)
+            self._release(made)
+
+    def _release(self, made: list[Path]) -> None:
+        """Let the folder go, and remove it, and the parents that were made with it, where it holds no model."""
+        if made and not self.holds_model():
+            for entry in self.path.glob("encoded-*"):
+                shutil.rmtree(entry, ignore_errors=True)
+            with suppress(OSError):  # one that is not empty stays, with its parents
+                for path in made:
+                    path.rmdir()
+        if self._handle is not None:
+            with suppress(OSError):
+                fcntl.flock(self._handle, fcntl.LOCK_UN)  # a process that was forked meanwhile keeps its handle
+            os.close(self._handle)
+            self._handle = None
 
     def write_history(self, run: str, history: list[Record]) -> None:
         """Write all records, a line each, with the run's name."""
@@ -125,14 +158,12 @@ class ModelFolder:
 
     def read_history(self, run: str) -> list[Record]:
         """Read the records of a run; none where the file is missing or another run's. ModelError as elsewhere."""
-        records = []
-        for number, value in enumerate(self._history_lines(), 1):
-            if number == 1 and value.get("run") != run:
-                return []
-            del value["run"]
-            with sound(self.history):
-                records.append(restore(Record, value, f"line {number}"))
-        return records
+        lines = self._history_lines()
+        if {line["run"] for line in lines} != {run}:
+            return []
+        with sound(self.history):
+            parts = ({name: value for name, value in line.items() if name != "run"} for line in lines)
+            return [restore(Record, part, f"line {number}") for number, part in enumerate(parts, 1)]
 
     def _history_lines(self) -> list[dict[str, Any]]:
         if not os.path.lexists(self.history):
@@ -155,9 +186,9 @@ class ModelFolder:
         for path in (self.best, self.last):
             if os.path.lexists(path):
                 with reading(path) as archive:
-                    runs[path] = _about(path, archive)["origin"]["run"]
+                    runs[path] = restore(Origin, _about(path, archive)["origin"], "origin").run
         lines = self._history_lines()
-        return {**runs, **({self.history: lines[0]["run"]} if lines else {})}
+        return runs | ({self.history: lines[-1]["run"]} if lines else {})
 
 
 def save_model(path: Path, saved: SavedModel) -> None:
@@ -202,6 +233,8 @@ def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
         state, saved = load_saved(folder.last)
     if state is None:
         raise ModelError(f"{path}: is no training to resume; put the run's own last.npz back, or train again")
+    if bool(state.history) != (path == folder.last or runs.get(folder.last) == saved.origin.run):
+        raise ModelError(f"{path}: is damaged: its history does not go with its name; train again with --overwrite")
     origin = saved.origin
     for file, run in runs.items():
         if run != origin.run and (state.history or run != origin.replaces):
@@ -221,13 +254,15 @@ def load_saved(path: Path) -> tuple[TrainingState | None, SavedModel]:
         saved = _saved_model(path, about, archive)
         names = {"rnnlm", "vocabulary/words", "vocabulary/counts"}
         names |= {f"parameters/{name}" for name in saved.model.parameters}
+        if saved.tokenizer.punkt:
+            names |= {"tokenizer/words", "tokenizer/flags"}
         state = None
         if "state" in about:
             state = _training_state(about, archive, saved)
             names |= {f"optimizer/{slot}/{name}" for name, kept in state.optimizer.memory.items() for slot in kept}
             names |= {"states"} if state.states is not None else set()
-        if archive.names != names:
-            raise ValueError(f"it has an entry {min(archive.names - names)!r} that does not belong to it")
+        for name in sorted(archive.names ^ names):
+            raise ValueError(f"its entry {name!r} {'is missing' if name in names else 'does not belong to it'}")
     return state, saved
 
 
@@ -260,8 +295,18 @@ def _saved_model(path: Path, about: dict[str, Any], archive: Archive) -> SavedMo
     words = archive.array("vocabulary/words", np.uint8, None, most)
     counts = archive.array("vocabulary/counts", np.int64, (settings.words,))
     vocabulary = Vocabulary.from_arrays({"words": words, "counts": counts})
-    tokenizer = restore(Tokenizer, about["tokenizer"], "tokenizer")
+    tokenizer = restore(Tokenizer, _with_orthography(about["tokenizer"], archive), "tokenizer")
     return SavedModel(model, vocabulary, tokenizer, restore(Origin, about["origin"], "origin"))
+
+
+def _with_orthography(tokenizer: Any, archive: Archive) -> Any:
+    """Return a tokenizer's JSON with what Punkt has seen of each word, which would make it long, from its arrays."""
+    if "tokenizer/words" not in archive.names or not isinstance(tokenizer, dict):
+        return tokenizer
+    stored = archive.array("tokenizer/words", np.uint8, None, ORTHOGRAPHY_BYTES).tobytes()
+    words = stored.decode().split("\n") if stored else []
+    flags = archive.array("tokenizer/flags", np.int64, (len(words),)).tolist()
+    return {**tokenizer, "punkt": {**tokenizer["punkt"], "orthography": dict(zip(words, flags, strict=True))}}
 
 
 def _check_sizes(settings: ModelSettings) -> None:
@@ -315,11 +360,16 @@ def _training_state(about: dict[str, Any], archive: Archive, saved: SavedModel) 
 def _model_parts(saved: SavedModel) -> tuple[dict[str, Array], dict[str, Any]]:
     arrays = {f"parameters/{name}": array for name, array in saved.model.parameters.items()}
     arrays |= {f"vocabulary/{name}": array for name, array in saved.vocabulary.to_arrays().items()}
+    tokenizer = asdict(saved.tokenizer)
+    if saved.tokenizer.punkt:
+        seen: dict[str, int] = tokenizer["punkt"].pop("orthography")
+        arrays["tokenizer/words"] = np.frombuffer("\n".join(seen).encode(), np.uint8)
+        arrays["tokenizer/flags"] = np.array(list(seen.values()), np.int64)
     about = {
         "format": FORMAT,
         "version": VERSION,
         "model": asdict(saved.model.settings),
-        "tokenizer": asdict(saved.tokenizer),
+        "tokenizer": tokenizer,
         "origin": asdict(saved.origin),
     }
     return arrays, about

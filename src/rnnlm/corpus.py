@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnlm import entries
-from rnnlm.checking import Unfit, restore
+from rnnlm.checking import Checked, Unfit, restore
 from rnnlm.entries import BLOCK, Entry, Part
 from rnnlm.errors import RnnlmError, SettingsError
-from rnnlm.settings import Natural, TextSettings, VocabularySettings
+from rnnlm.settings import Count, Natural, TextSettings, VocabularySettings
 from rnnlm.sources import Progress, Source
 from rnnlm.text import LEARNING_LIMIT, Tokenizer, nltk_version
 from rnnlm.vocabulary import SENTENCE_END, Vocabulary, make_vocabulary, words_to_know
@@ -48,7 +48,7 @@ def silent(_title: str, _size: int) -> Iterator[Progress]:
 
 
 @dataclass(frozen=True)
-class Coverage:
+class Coverage(Checked):
     """How a text and a vocabulary fit.
 
     Arguments:
@@ -60,8 +60,8 @@ class Coverage:
         characters: of the words, all in all.
     """
 
-    sentences: Natural
-    words: Natural
+    sentences: Count
+    words: Count
     types: Natural
     vocabulary: Natural
     unknown: Natural
@@ -167,8 +167,6 @@ def prepare(
 
     Raises TextError, VocabularyError or SettingsError; then nothing is kept.
     """
-    if not 0.0 <= valid_fraction < 1.0:
-        raise SettingsError(f"--valid-fraction is {valid_fraction:g}; it must be at least 0 and less than 1")
     entries.check_places(folder)
     job = _Job(sources, folder / _TRAIN, valid_fraction, processes, stage)
     if known:
@@ -326,7 +324,7 @@ def _cut(job: _Job, sentences: int) -> int:
     if not job.held_out:
         return sentences
     if sentences < 2:
-        message = "there is a single sentence, so none can be held out; give another text with --valid"
+        message = "there is a single sentence, so none can be held out; give --lines if each line is one, or --valid"
         raise SettingsError(f"{job.names}: {message}")
     return sentences - min(max(round(sentences * job.held_out), 1), sentences - 1)
 

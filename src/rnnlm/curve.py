@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ def draw_curve(history: Sequence[Record], path: Path) -> str | None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        path.unlink(missing_ok=True)  # that of an older model would mislead
+        with suppress(OSError):
+            path.unlink(missing_ok=True)  # that of an older model would mislead
         return "matplotlib is not installed (pip install matplotlib)"
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import secrets
 import shlex
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -43,20 +44,68 @@ from rnnlm.training import (
     train,
 )
 
+T = TypeVar("T")
+
 CHANGEABLE = ("epochs", "patience")  # by which a resumed run may differ: they decide no step of an epoch
 
 
 @contextmanager
 def working(threads: int) -> Iterator[Workspace]:
-    """Yield a workspace whose threads share the work instead of BLAS's own, so that their number changes no result.
+    """Yield a workspace for what is `computing` until the context ends."""
+    with computing(), closing(Workspace(threads)) as work:
+        yield work
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """Let a workspace's threads share the work instead of BLAS's own, so that their number changes no result.
 
     Numbers that overflow warn of nothing: whoever uses them looks, and says so in a sentence.
     """
-    import threadpoolctl
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"), _BLAS.held():
+        yield
 
-    quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore")
-    with quiet, threadpoolctl.threadpool_limits(1, user_api="blas"), closing(Workspace(threads)) as work:
-        yield work
+
+class _Blas:
+    """The threads of BLAS, which are the whole process's: one as long as anybody holds them."""
+
+    def __init__(self) -> None:
+        self._lock, self._holders = threading.Lock(), 0
+        self._controller: Any = None
+        self._limit: Any = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with self._lock:
+            if self._controller is None:
+                import threadpoolctl
+
+                self._controller = threadpoolctl.ThreadpoolController()
+            if not self._holders:
+                self._limit = self._controller.limit(limits=1, user_api="blas")
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if not self._holders:
+                    self._limit.restore_original_limits()
+
+
+_BLAS = _Blas()
+
+
+def stepped(steps: Generator[T]) -> Generator[T]:
+    """Yield what a generator yields, which is `computing` as it makes a step and not as its caller uses it."""
+    with closing(steps):
+        while True:
+            with computing():
+                try:
+                    step = next(steps)
+                except StopIteration:
+                    return
+            yield step
 
 
 class Run(NamedTuple):
@@ -86,7 +135,7 @@ class Listener:
 class Started:
     """A run has begun or is resumed; its texts are read."""
 
-    run: Run
+    run: Run = field(repr=False)  # it has all the weights
     resumed: bool
 
 
@@ -115,7 +164,7 @@ def begin(
     processes: int = 1,
     stage: Stage = silent,
 ) -> Run:
-    """Read the texts, and make a new model; the folder is to be held.
+    """Read the texts, make a new model, and save it; the folder is to be held.
 
     `processes` tokenize at the same time, `stage` is called when a stage of that begins. Raises ModelError where the
     folder holds a model and `overwrite` is not set, and what `prepare` raises.
@@ -125,6 +174,7 @@ def begin(
             f"{folder.name}: holds a model already; go on training it with --resume, replace it with --overwrite, "
             "or name another folder with --model"
         )
+    folder.check_places()
     known = load_model(settings.initial) if settings.initial is not None else None
     if known is not None:
         settings = _of_known(settings, known)
@@ -140,7 +190,9 @@ def begin(
     )
     model = known.model if known is not None else _new_model(settings.network, training, text)
     saved = SavedModel(model, text.vocabulary, text.tokenizer, origin)
-    return Run(TrainingState.begin(model, training, counts), saved, text.train, valid)
+    run = Run(TrainingState.begin(model, training, counts), saved, text.train, valid)
+    _save(run, folder)
+    return run
 
 
 def _of_known(settings: RunSettings, known: SavedModel) -> RunSettings:
@@ -180,6 +232,7 @@ def resume(
     does, and SettingsError where another option is not what it was, the texts are gone or others, or where training is
     finished.
     """
+    folder.check_places()
     state, saved = load_training(folder)
     settings, origin = saved.origin.settings, saved.origin
     moved: tuple[str, ...] = fit_option(tuple[str, ...], given.get("valid", ()), "valid")
@@ -217,16 +270,15 @@ def _changes(origin: Origin, given: Mapping[str, Any]) -> dict[str, Any]:
         if name == "valid" and origin.settings.valid:
             continue  # where the text is now
         groups = (origin.settings, *(getattr(origin.settings, group) for group in RunSettings.groups()))
-        owner = next((group for group in groups if hasattr(group, name)), None)
+        owner = next((group for group in groups if name in {item.name for item in fields(group)}), None)
         if owner is None:
             raise SettingsError(f"there is no option {name!r}; rnnlm train --help lists them")
         before, now = getattr(owner, name), getattr(replace(owner, **{name: value}), name)
-        if isinstance(now, Path):
-            now = now.absolute()
-        if now != before:
-            was = "was not given" if before is None else f"was {before}"
-            was = f"was not given ({before})" if name in origin.chosen else was
-            message = f"{flag(name)} is {now} here and {was} when this training began"
+        now = now.absolute() if isinstance(now, Path) else now
+        if now != before and value is not None:
+            was = f"not given ({before})" if name in origin.chosen else "not given" if before in (None, ()) else before
+            now = " ".join(now) if isinstance(now, tuple) else now
+            message = f"{flag(name)} is {now} here and was {was} when this training began"
             raise SettingsError(f"{message}; leave it out to resume, or train anew with --overwrite")
     return changes
 
@@ -237,13 +289,12 @@ def follow(
     work: Workspace,
     save_every: SaveEvery = SAVE_EVERY,
     listener: Listener = Listener(),
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """Train, save the model as it goes, and yield what happens; the folder is to be held.
 
     Raises DivergenceError as `train` does, and ModelError where a file cannot be written.
     """
     state, unknown_id = run.state, run.saved.vocabulary.unknown_id
-    _save(run, folder)
     saved_at = time.monotonic()
     try:
         for event in train(state, run.settings, run.corpus, run.valid, work, listener.evaluating, unknown_id):
@@ -283,6 +334,7 @@ def _save(run: Run, folder: ModelFolder) -> None:
 
     The time that it takes goes on the training clock.
     """
+    folder.check_held()
     began = time.perf_counter()
     save_training(folder.last if run.state.history else folder.new, run.state, run.saved)
     if run.state.history:
@@ -292,6 +344,7 @@ def _save(run: Run, folder: ModelFolder) -> None:
 
 def _save_evaluation(event: Evaluation, run: Run, folder: ModelFolder) -> list[Event]:
     """Save what an evaluation has shown: the model if it is the best so far, the history, the picture."""
+    folder.check_held()
     state, began = run.state, time.perf_counter()
     history = tuple(state.history)
     if event.improved:

@@ -47,14 +47,14 @@ class Score:
         return _perplexity(self.known_log_likelihood, self.predictions - self.unknown)
 
     @property
-    def bits_per_word(self) -> float:
+    def bits_per_prediction(self) -> float:
         """The mean of -log2 p over all predictions, those of `</s>` included: the logarithm of `perplexity`."""
         return -self.log_likelihood / self.predictions / math.log(2)
 
     def to_json(self) -> dict[str, float | int | None]:
         """Return what `rnnlm evaluate --json` prints; None for a figure that is no finite number."""
         figures = {
-            name: getattr(self, name) for name in ("perplexity", "perplexity_excluding_unknown", "bits_per_word")
+            name: getattr(self, name) for name in ("perplexity", "perplexity_excluding_unknown", "bits_per_prediction")
         }
         finite = {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}
         counts = {name: getattr(self, name) for name in ("sentences", "words", "unknown", "predictions")}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from rnnlm.checking import Checked, Range, brief, fit_option
+from rnnlm.checking import Checked, Range, Settings, brief, fit_option
 from rnnlm.errors import SettingsError
 from rnnlm.sources import STANDARD_INPUT
 
@@ -22,6 +22,7 @@ Natural = Annotated[int, Range(0)]
 Count = Annotated[int, Range(1)]
 Positive = Annotated[float, Range(0, above=True)]
 Threads = Annotated[int, Range(1, 1024)]
+Perplexity = Annotated[float, Range(0, infinite=True)]
 Share = Annotated[float, Range(0, 1)]
 Probability = Annotated[float, Range(0, 1, below=True)]
 NotNegative = Annotated[float, Range(0, 1e30)]
@@ -38,7 +39,7 @@ def flag(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class TextSettings(Checked):
+class TextSettings(Settings):
     """How a text becomes words."""
 
     pretokenized: bool = False  # one sentence a line, words separated by blanks; nothing is left to find
@@ -58,7 +59,7 @@ class TextSettings(Checked):
 
 
 @dataclass(frozen=True)
-class VocabularySettings(Checked):
+class VocabularySettings(Settings):
     """How the vocabulary is made: from the training text, or from a file, which then takes the place of the rest."""
 
     vocab_size: Annotated[int, Range(3)] | None = 8000  # the most words, `</s>` and `<unk>` included; None: all
@@ -67,7 +68,7 @@ class VocabularySettings(Checked):
 
 
 @dataclass(frozen=True)
-class NetworkSettings(Checked):
+class NetworkSettings(Settings):
     """What is asked of the network; the vocabulary decides the rest of the model's settings."""
 
     hidden: Annotated[int, Range(1, 100_000)] = 100  # H
@@ -77,7 +78,7 @@ class NetworkSettings(Checked):
 
 
 @dataclass(frozen=True)
-class TrainingSettings(Checked):
+class TrainingSettings(Settings):
     """How a model is trained."""
 
     bptt: Annotated[int, Range(0, 100_000)] = 35  # T, steps in a window; 0: a window is a sentence of each stream
@@ -112,7 +113,7 @@ def no_choice(name: str) -> SettingsError:
 
 
 @dataclass(frozen=True)
-class GenerationSettings(Checked):
+class GenerationSettings(Settings):
     """How the next word is drawn, and how long a sentence may be.
 
     The distribution is made in this order, and sums to one again after each step:
@@ -160,7 +161,7 @@ class GenerationSettings(Checked):
 
 
 @dataclass(frozen=True)
-class RunSettings(Checked):
+class RunSettings(Settings):
     """All that decides what a training computes: its texts, how they become words, the network, the training."""
 
     corpus: tuple[str, ...]  # paths, or - for standard input
@@ -200,20 +201,21 @@ class RunSettings(Checked):
         Raises SettingsError where there is no such option, a value is not in its range, or one has no effect beside
         another that is given too.
         """
-        for name, other in (("valid_fraction", "valid"), ("vocab_size", "vocab"), ("min_count", "vocab")):
-            if name in given and given.get(other):
-                raise SettingsError(f"{flag(name)} has no effect beside {flag(other)}; leave one of them out")
         rest, parts = dict(given), {}
         for name, group in cls.groups().items():
             own = [item.name for item in fields(group) if item.name in rest]  # type: ignore[arg-type]  # a dataclass
             parts[name] = group(**{key: rest.pop(key) for key in own})
-            if given.get("initial") and name != "training" and set(own) - {"encoding"}:
+            if given.get("initial") is not None and name != "training" and set(own) - {"encoding"}:
                 message = f"{flag(own[0])} has no effect beside --from, whose model decides it"
                 raise SettingsError(f"{message}; leave one of them out")
         unknown = [name for name in rest if name not in ("valid", "valid_fraction", "initial")]
         if unknown:
             raise SettingsError(f"there is no option {unknown[0]!r}; rnnlm train --help lists them")
-        return cls(corpus, **rest, **parts)  # type: ignore[arg-type]  # the constructor checks
+        settings = cls(corpus, **rest, **parts)  # type: ignore[arg-type]  # the constructor checks
+        for name, other in (("valid_fraction", "valid"), ("vocab_size", "vocab"), ("min_count", "vocab")):
+            if name in given and (settings.valid if other == "valid" else settings.vocabulary.vocab):
+                raise SettingsError(f"{flag(name)} has no effect beside {flag(other)}; leave one of them out")
+        return settings
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,9 @@ _BLANKED = re.compile(f"[\x01-\x09\x0b-\x1f\x7f-\x9f{_NONCHARACTERS}]")
 CONTROL_CHARACTERS = re.compile(f"[\0-\x1f\x7f-\x9f{_NONCHARACTERS}]")
 """Finds what no word has: control characters, the line feed among them, and noncharacters."""
 
-HIDDEN_CHARACTERS = re.compile(f"[\0-\x1f\x7f-\x9f\ud800-\udfff{_DIRECTIONS}{_NONCHARACTERS}]")
-"""Finds what must not reach a terminal: the same, halves of surrogate pairs, and controls of writing direction."""
+HIDDEN_CHARACTERS = re.compile(f"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff{_DIRECTIONS}{_NONCHARACTERS}]")
+"""Finds what must not reach a terminal: the same, halves of surrogate pairs, ends of lines, and
+controls of writing direction."""
 
 _NO_ENCODINGS = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}  # Python's notations
 _REMEDIES = {

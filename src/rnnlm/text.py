@@ -1,7 +1,7 @@
 """Texts to sentences of words: Punkt and word tokenizing; the only file that knows NLTK.
 
 Each chunk of a text is tokenized by itself, here or in another process, into its *plain form*: one sentence a line,
-words separated by single blanks. Sentence ends are found by Punkt, whose parameters are learned on the training corpus
+words separated by single spaces. Sentence ends are found by Punkt, whose parameters are learned on the training corpus
 and stored with the model, or are the ends of lines; words are found by NLTK's word tokenizer. A pretokenized text needs
 neither, and then NLTK is not loaded.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from rnnlm import workers
+from rnnlm.checking import Checked
 from rnnlm.errors import ModelError, TextError
 from rnnlm.settings import TextSettings
 from rnnlm.sources import SURROGATE, Chunk, Progress, Source, check_encoding, half_pair, plain_characters
@@ -37,7 +38,7 @@ def nltk_version() -> str:
 
 
 @dataclass(frozen=True)
-class PunktParameters:
+class PunktParameters(Checked):
     """What Punkt has learned of a corpus, in plain values.
 
     Arguments:
@@ -54,7 +55,7 @@ class PunktParameters:
 
 
 @dataclass(frozen=True)
-class Tokenizer:
+class Tokenizer(Checked):
     """Text settings, and the sentence parameters learned under them (None where a line is a sentence).
 
     Equal tokenizers cut any text alike, also after they were stored as JSON. Raises ModelError when the settings need
@@ -64,7 +65,8 @@ class Tokenizer:
     settings: TextSettings = field(default_factory=lambda: TextSettings(pretokenized=True))
     punkt: PunktParameters | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse parameters that do not go with the settings."""
         if (self.punkt is None) != self.settings.line_is_sentence:
             raise ModelError("the settings of the text and the parameters of Punkt do not go together")
 
@@ -83,7 +85,7 @@ class Tokenizer:
     def blocks(self, sources: Sequence[Source], processes: int = 1, progress: Progress | None = None) -> Generator[str]:
         r"""Yield a corpus in its plain form, about a million characters at a time.
 
-        Each block holds whole sentences, each a line that ends in "\n", its words separated by single blanks. The
+        Each block holds whole sentences, each a line that ends in "\n", its words separated by single spaces. The
         blocks are the same for any number of processes; a small or pretokenized corpus starts none.
 
         Arguments:

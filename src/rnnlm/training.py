@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from rnnlm.batches import Windows, windows
-from rnnlm.checking import Checked
+from rnnlm.checking import Checked, Unfit
 from rnnlm.corpus import Corpus
 from rnnlm.errors import DivergenceError, counted
 from rnnlm.model import RULES, Array, Dropout, LanguageModel, Optimizer, Workspace, joint_norm, mean_weights
 from rnnlm.scoring import Score, perplexity
-from rnnlm.settings import Count, Natural, NotNegative, Positive, TrainingSettings
+from rnnlm.settings import Count, Natural, NotNegative, Perplexity, Positive, TrainingSettings
 
 RATE_POWER = 0.5  # of rules whose rates follow word frequencies: measured, see docs/benchmarks.md
 RECENT = 50  # windows over which the loss is averaged before it is called divergent
@@ -76,8 +76,8 @@ class Record(Checked):
 
 
 @dataclass
-class TrainingState:
-    """Where a run stands: everything that decides what it does next."""
+class TrainingState(Checked):
+    """Where a run stands: everything that decides what it does next. The constructor raises Unfit as `Checked` does."""
 
     model: LanguageModel
     optimizer: Optimizer
@@ -90,16 +90,26 @@ class TrainingState:
     epoch_done: bool = False  # whether that was the last of this epoch
     decaying: bool = False  # whether the learning rate has begun to fall
     poor_epochs: Natural = 0  # in a row, without a sufficient improvement on the best
-    best_perplexity: float = math.inf  # of all evaluations
-    best_epoch_perplexity: float = math.inf  # of those at the end of an epoch
-    last_epoch_perplexity: float = math.inf
+    best_perplexity: Perplexity = math.inf  # of all evaluations
+    best_epoch_perplexity: Perplexity = math.inf  # of those at the end of an epoch
+    last_epoch_perplexity: Perplexity = math.inf
     loss_sum: NotNegative = 0.0  # over this epoch
     predictions: Natural = 0  # in this epoch
-    first_loss: float = math.nan  # of the very first window
-    recent_loss: float = math.nan  # running mean over about RECENT windows
+    first_loss: NotNegative | None = None  # of the very first window
+    recent_loss: NotNegative = 0.0  # running mean over about RECENT windows
     seconds: NotNegative = 0.0  # on the training clock: windows, evaluations and, added by who saves, savings
     epoch_seconds: NotNegative = 0.0  # in this epoch's windows alone
     history: list[Record] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise Unfit where numbers contradict each other."""
+        if (self.window > 0) != (self.predictions > 0):
+            raise Unfit("predictions", self.predictions, "what the windows of this epoch had")
+        best = min((record.valid_perplexity for record in self.history), default=math.inf)
+        if self.best_perplexity != best:
+            raise Unfit("best_perplexity", self.best_perplexity, "the lowest of the history")
+        if (self.first_loss is None) != (self.steps == 0):
+            raise Unfit("first_loss", self.first_loss, "a loss after the first step, and none before it")
 
     @classmethod
     def begin(cls, model: LanguageModel, settings: TrainingSettings, counts: Array) -> TrainingState:
@@ -193,7 +203,7 @@ def finished(state: TrainingState, settings: TrainingSettings) -> str | None:
 def _train_window(
     state: TrainingState, settings: TrainingSettings, inputs: Array, targets: Array, work: Workspace
 ) -> int:
-    """Take one step of SGD. Returns the number of predictions in the window."""
+    """Take one step. Returns the number of predictions in the window."""
     began = time.perf_counter()
     model = state.model
     assert state.states is not None  # `train` has seen to it
@@ -208,7 +218,7 @@ def _train_window(
         loss = float(np.sum(losses, dtype=np.float64)) / predictions
         gradients = backward(weights)
         norm = joint_norm(gradients, work)
-    _check_convergence(state, loss, norm)
+    _check_convergence(state, settings, loss, norm)
     shrink = settings.clip / norm if 0 < settings.clip < norm else 1.0
     rate = state.optimizer.rate(state.learning_rate, predictions)
     state.steps += 1
@@ -222,24 +232,27 @@ def _train_window(
     return predictions
 
 
-def _check_convergence(state: TrainingState, loss: float, norm: float) -> None:
-    if math.isnan(state.first_loss):
-        state.first_loss = state.recent_loss = loss
+def _check_convergence(state: TrainingState, settings: TrainingSettings, loss: float, norm: float) -> None:
+    if state.first_loss is None:
+        state.first_loss = state.recent_loss = loss if math.isfinite(loss) else 0.0
     recent = state.recent_loss + (loss - state.recent_loss) / RECENT
     if not math.isfinite(loss + norm):
         what = "the loss or its gradient is no longer a number"
     elif recent > state.first_loss + math.log(10):
-        what = f"perplexity has risen from {math.exp(state.first_loss):.0f} to over ten times that"
+        what = f"perplexity has risen from {math.exp(min(state.first_loss, 700)):.0f} to over ten times that"
     else:
         state.recent_loss = recent
         return
-    raise _divergence(state, what)
+    raise _divergence(state, settings, what)
 
 
-def _divergence(state: TrainingState, what: str) -> DivergenceError:
+def _divergence(state: TrainingState, settings: TrainingSettings, what: str) -> DivergenceError:
+    remedies = [f"lower --lr (now {state.learning_rate:g})"]
+    remedies.append(f"--clip (now {settings.clip:g})" if settings.clip else "give --clip 5")
+    remedies += ["lower --dropout"] if settings.dropout else []
     return DivergenceError(
-        f"Training has diverged in epoch {state.epoch} at window {state.window}: {what}; "
-        f"lower --lr (now {state.learning_rate:g}), --dropout or --clip and train again with --overwrite"
+        f"training has diverged in epoch {state.epoch} at window {state.window}, as {what}: "
+        f"{' or '.join(remedies)}, and train again"
     )
 
 
@@ -247,7 +260,7 @@ def _evaluated(state: TrainingState, settings: TrainingSettings, score: Score, s
     """Record a perplexity, and let the learning rate follow at an epoch's end. Says whether it is the best."""
     value, known = score.perplexity, score.perplexity_excluding_unknown
     if not math.isfinite(value) or not all(np.isfinite(array).all() for array in state.model.parameters.values()):
-        raise _divergence(state, "the model, or its validation perplexity, is no longer a number")
+        raise _divergence(state, settings, "the model, or its validation perplexity, is no longer a number")
     improved = value < state.best_perplexity
     sufficient = 1 - settings.min_improvement
     state.seconds += seconds

@@ -4,6 +4,7 @@ Modules here import click and the standard library alone at their top, so that `
 NLTK are loaded by the command that needs them.
 """
 
+import difflib
 import importlib
 import io
 import os
@@ -34,6 +35,17 @@ class LazyGroup(click.Group):
         """Name the commands in the order in which a newcomer wants them."""
         return list(COMMANDS)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that a line names, or name one that is like it."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}."
+            raise click.UsageError(f"There is no command {name[:40]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command's module."""
         if cmd_name not in COMMANDS:
@@ -60,20 +72,22 @@ def main() -> NoReturn:
     """Run the command line, and exit: 0 done, 1 a failed check or run, 2 wrong usage, 130 interrupted."""
     sys.unraisablehook = _raise_again
     try:
-        _handle_signals(_interrupt)
+        handle_signals(_interrupt)
         _prepare_streams()
         code = _run()
     except KeyboardInterrupt:
         with suppress(OSError):  # the terminal may be gone
             _say("Interrupted.")
         code = INTERRUPTED
-    _handle_signals(_leave)
+    handle_signals(leave)
     sys.exit(code)
 
 
 def _run() -> int:
     if instruction := os.environ.get("_RNNLM_COMPLETE"):  # a shell asks what may come next
-        return shell_complete(commands, {}, "rnnlm", "_RNNLM_COMPLETE", instruction)
+        with suppress(KeyError, ValueError):  # it says nothing of what was typed
+            return shell_complete(commands, {}, "rnnlm", "_RNNLM_COMPLETE", instruction)
+        return FAILED
     try:  # commands.main() would turn a closed pipe into a failure
         with commands.make_context("rnnlm", sys.argv[1:]) as context:
             commands.invoke(context)
@@ -98,7 +112,10 @@ def _failure(error: Exception) -> int:
         case RnnlmError():
             _say(f"Error: {error}.")
         case MemoryError():
-            _say("Error: there is not enough memory; make --hidden, --vocab-size, --batch-size or --bptt smaller.")
+            _say("Error: there is not enough memory; make --threads, --hidden, --batch-size or --vocab-size smaller.")
+        case ImportError():
+            name = error.name or "a package"
+            _say(f"Error: {name} cannot be loaded; see to memory, or install again: pip install rnnlm-numpy.")
         case RuntimeError() if "can't start new thread" in str(error):
             _say("Error: the system gives us no further thread; give a smaller --threads.")
         case OSError():
@@ -141,7 +158,8 @@ def _raise_again(unraisable: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _handle_signals(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
+def handle_signals(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
+    """Have all signals to stop call this."""
     for number in STOP_SIGNALS:
         if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup has us ignore SIGHUP
             signal.signal(number, handler)
@@ -149,11 +167,12 @@ def _handle_signals(handler: Callable[[int, FrameType | None], NoReturn]) -> Non
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
     """Do as Ctrl-C does, whatever the signal: temporary files are removed. A second one ends us at once."""
-    _handle_signals(_leave)
+    handle_signals(leave)
     raise KeyboardInterrupt
 
 
-def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
+def leave(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """End the process at once."""
     os._exit(INTERRUPTED)
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rnnlm.cli.options import Command, Value, json_option, model_option, option, threads_option
+from rnnlm.cli.options import Command, Value, json_option, model_option, option, setting, threads_option
 from rnnlm.cli.progress import bar, stage_bar, warn
+from rnnlm.settings import TextSettings
 
 if TYPE_CHECKING:
     from rnnlm.scoring import Score
@@ -26,10 +27,8 @@ if TYPE_CHECKING:
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(allow_dash=True))
 @model_option()
-@option(
-    "--pretokenized", is_flag=True, show_default=False, help="Read one sentence per line, words separated by blanks."
-)
-@option("--lines", is_flag=True, show_default=False, help="Read one sentence per line, and tokenize it into words.")
+@setting(TextSettings, "pretokenized", "Read one sentence per line, words separated by spaces.", "Options")
+@setting(TextSettings, "lines", "Read one sentence per line, and tokenize it into words.", "Options")
 @option("--encoding", type=Value(str), show_default="that of the training text", help="Encoding of the files.")
 @threads_option()
 @json_option()
@@ -49,6 +48,10 @@ def evaluate(
     """
     import rnnlm
 
+    try:
+        TextSettings(pretokenized, lines)
+    except rnnlm.RnnlmError as error:
+        raise click.UsageError(f"{error}.") from None
     lm = rnnlm.load(model, threads=threads)
     with ExitStack() as stack:
 
@@ -77,8 +80,8 @@ def _table(score: Score) -> str:
         "unknown words": f"{score.unknown:,}",
         "predictions": f"{score.predictions:,}",
         "perplexity": f"{score.perplexity:,.2f}",
-        "  without unknown words": f"{score.perplexity_excluding_unknown:,.2f}",
-        "bits per word": f"{score.bits_per_word:,.3f}",
+        "  excluding unknown words": f"{score.perplexity_excluding_unknown:,.2f}",
+        "bits per prediction": f"{score.bits_per_prediction:,.3f}",
     }
     width = max(map(len, rows.values()))
-    return "\n".join(f"{name:<24}{value:>{width}}" for name, value in rows.items())
+    return "\n".join(f"{name:<26}{value:>{width}}" for name, value in rows.items())

@@ -30,7 +30,7 @@ SENTENCES, WORDS = "Sentences", "Choice of words"
 @option("--prompt", default="", group=SENTENCES, show_default=False, help="Begin every sentence with these words.")
 @setting(GenerationSettings, "min_words", "Fewest words, those of the prompt included.", SENTENCES)
 @setting(GenerationSettings, "max_words", "Break a sentence off after this many words.", SENTENCES)
-@option("--tokens", is_flag=True, show_default=False, group=SENTENCES, help="Print tokens, separated by blanks.")
+@option("--tokens", is_flag=True, show_default=False, group=SENTENCES, help="Print tokens, separated by spaces.")
 @setting(GenerationSettings, "temperature", "Sampling temperature; 0: always the likeliest word.", WORDS)
 @setting(GenerationSettings, "top_k", "Draw from the N likeliest words.", WORDS, "all words")
 @setting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from typing import TYPE_CHECKING
@@ -56,13 +57,17 @@ def gradcheck(
 ) -> None:
     """Check that gradients are those of the losses, by central differences in float64.
 
-    Without --model, every coordinate of every parameter of a small model of every kind that `rnnlm train` can build.
+    Without --model, every coordinate of every parameter of a small model of every kind.
     Exits with code 1 if any relative error is above the tolerance or cannot be computed.
     """
     if path is None and directions is not None:
         raise click.UsageError("--directions needs --model: of small models every coordinate is checked.")
     rows = _check_small(seed, tolerance) if path is None else _check_saved(path, directions, seed, tolerance)
-    click.echo(_as_json(rows, tolerance) if as_json else _as_table(rows, tolerance))
+    click.echo(
+        _as_json(rows, tolerance)
+        if as_json
+        else _as_table(rows, tolerance, "coordinates" if path is None else "directions")
+    )
     ctx.exit(0 if all(row.passed for row in rows) else 1)
 
 
@@ -105,25 +110,25 @@ def _as_json(rows: list[Row], tolerance: float) -> str:
     return json.dumps(report, indent=2, allow_nan=False)
 
 
-def _as_table(rows: list[Row], tolerance: float) -> str:
-    """Line the rows up under their headings, and end with the verdict."""
-    cells = [("kind", "parameter", "shape", "coordinates", "worst error", "where", "analytic", "numeric", "")]
+def _as_table(rows: list[Row], tolerance: float, checked: str) -> str:
+    """Line the rows up below their kinds, with both numbers where one fails, and end with the verdict."""
+    cells = [("parameter", "shape", checked, "worst error", "")]
     cells += [
         (
-            row.kind,
             row.parameter,
             " × ".join(map(str, row.shape)),
             str(row.coordinates),
             f"{row.worst_error:.1e}",
-            str(row.where),
-            f"{row.analytic:+.6e}",
-            f"{row.numeric:+.6e}",
-            "ok" if row.passed else "FAIL",
+            "ok" if row.passed else f"FAIL at {row.where}: {row.analytic:+.6e}, by differences {row.numeric:+.6e}",
         )
         for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    passed = sum(row.passed for row in rows)
-    worst = max(row.worst_error for row in rows)
-    return "\n".join((*lines, f"{passed} of {len(rows)} ok; worst relative error {worst:.1e}, tolerance {tolerance:g}"))
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+    lines = [f"  {line}".rstrip() for line in lines]
+    text = [lines[0]]
+    for kind, group in itertools.groupby(zip(rows, lines[1:], strict=True), key=lambda pair: pair[0].kind):
+        text += [kind, *(line for _, line in group)]
+    passed, worst = sum(row.passed for row in rows), max(row.worst_error for row in rows)
+    text.append(f"{passed} of {len(rows)} ok; worst relative error {worst:.1e}, tolerance {tolerance:g}")
+    return "\n".join(text)

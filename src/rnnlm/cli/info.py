@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,13 +91,18 @@ def _text(saved: SavedModel, history: list[Record]) -> str:
     lines = []
     for subject, rows in blocks.items():
         lines.append(subject)
-        lines += [f"  {name:<18}{value}" for name, value in rows.items()]
+        lines += [_wrapped(f"  {name:<18}{value}") for name, value in rows.items()]
     if history:
         lines.append("Evaluations, * the best")
-        lines.append("  epoch  window  training  validation  excluding <unk>    rate  seconds  words/s")
+        lines.append("  epoch  window  training  validation  excl. unknown    rate  seconds  words/s")
         best = min(history, key=lambda record: record.valid_perplexity)
         lines += [_evaluation(record, record is best) for record in history]
     return "\n".join(lines)
+
+
+def _wrapped(row: str) -> str:
+    """Break a row between words where it has more than 80 columns, under its value."""
+    return textwrap.fill(row, 80, subsequent_indent=" " * 20, break_long_words=False, break_on_hyphens=False)
 
 
 def _network(saved: SavedModel) -> dict[str, str]:
@@ -140,7 +146,7 @@ def _often(min_count: int | None) -> str:
 def _source(saved: SavedModel) -> dict[str, str]:
     settings, text, run = saved.tokenizer.settings, saved.origin.coverage, saved.origin.settings
     sentences = "one a line" if settings.line_is_sentence else "found by Punkt"
-    words = "separated by blanks" if settings.pretokenized else "found by the word tokenizer"
+    words = "separated by spaces" if settings.pretokenized else "found by the word tokenizer"
     return {
         "files": _files(run.corpus),
         "validation": _files(run.valid) if run.valid else f"the last {100 * run.valid_fraction:.2g}% of it, held out",
@@ -172,7 +178,7 @@ def _evaluation(record: Record, best: bool) -> str:
     known = record.valid_perplexity_excluding_unknown
     return (
         f"{'*' if best else ' '} {record.epoch:>5}{record.window:>8,}{record.train_perplexity:>10.2f}"
-        f"{record.valid_perplexity:>12.2f}{'none' if known is None else f'{known:.2f}':>17}"
+        f"{record.valid_perplexity:>12.2f}{'none' if known is None else f'{known:.2f}':>15}"
         f"{record.learning_rate:>9.1e}{record.seconds:>8,.0f}{record.words_per_second:>9,}"
     )
 

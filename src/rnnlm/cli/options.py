@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
 
 from rnnlm.checking import Unfit, brief, fit, kinds
 from rnnlm.errors import SettingsError
@@ -45,7 +46,6 @@ OTHER_NAMES = {
     "lower": "lowercase",
     "random-seed": "seed",
     "rand-seed": "seed",
-    "independent": "carry-state",
     "classes": "clusters",
     "class": "clusters",
     "cutoffs": "clusters",
@@ -88,6 +88,12 @@ class Value(click.ParamType):  # type: ignore[type-arg]  # generic in some versi
     def __init__(self, kind: Any) -> None:
         self.kind = kind
         self.plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Offer paths where a path is wanted."""
+        return (
+            [CompletionItem(incomplete, type="file")] if (param.metavar or self.plain) in ("PATH", "FILE", Path) else []
+        )
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         """Return what stands for the value in the help."""
@@ -135,6 +141,7 @@ def setting(owner: Any, name: str, help: str, group: str, default: str | None = 
         type=kind_of_value,
         default=chosen,
         multiple=several,
+        metavar="FILE" if several else None,
         show_default=default if default else chosen is not None,
         group=group,
         help=help,
@@ -200,9 +207,13 @@ def _read_config(ctx: click.Context, _parameter: click.Parameter, path: str | No
     defaults: dict[str, Any] = {}
     for key, value in _toml(path).items():
         name = key.replace("_", "-")
+        if name in ("config", "resume", "overwrite"):
+            raise click.UsageError(f"{path}: {name} stands on the command line only.")
         if name not in names:
-            raise click.UsageError(f"{path}: there is no setting {brief(key)}{_nearest(name, list(names))}.")
+            hint = _nearest(name, list(names), ctx.command_path)
+            raise click.UsageError(f"{path}: there is no setting {brief(key)}{hint}")
         defaults[str(names[name].name)] = _config_value(ctx, path, key, names[name], value)
+    ctx.meta["rnnlm.config"] = path
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
 
@@ -221,12 +232,14 @@ def _toml(path: str) -> dict[str, Any]:
         raise click.UsageError(f"{path}: is not a TOML file ({detail}); each line is like hidden = 200.") from None
 
 
-def _nearest(name: str, names: list[str]) -> str:
+def _nearest(name: str, names: list[str], command: str) -> str:
     """Return what to say of a name that there is not: its name here, or one that is like it."""
-    if OTHER_NAMES.get(name) in names:
-        return f"; it is called {OTHER_NAMES[name]} here"
+    dashes = "--" * name.startswith("--")
+    here = dashes + OTHER_NAMES.get(name.removeprefix("--"), "")
+    if here != dashes and here in names:
+        return f"; it is called {here} here"
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-    return f"; did you mean {near[0]}?".removesuffix("?") if near else "; rnnlm train --help lists them"
+    return f"; did you mean {near[0]}?" if near else f"; {command} --help lists them"
 
 
 def _config_value(ctx: click.Context, path: str, key: str, parameter: click.Option, value: Any) -> Any:
@@ -241,7 +254,7 @@ def _config_value(ctx: click.Context, path: str, key: str, parameter: click.Opti
         converted = parameter.type_cast_value(ctx, value)
         if parameter.callback is not None:
             parameter.callback(ctx, parameter, converted)
-    except click.BadParameter as error:
+    except click.UsageError as error:
         raise click.UsageError(f"{path}: {key}: {error.message}") from None
     return value
 
@@ -262,22 +275,15 @@ def _read_interval(_ctx: click.Context, _parameter: click.Parameter, value: str)
     try:
         SaveEvery.of(value)
     except SettingsError as error:
-        raise click.BadParameter(f"{error}.") from None
+        raise click.UsageError(f"{error}.") from None
     return value
 
 
 def usage_sentence(error: click.ClickException) -> str:
     """Return what is wrong with a command line, as a sentence that ends."""
     message = error.format_message()
-    if isinstance(error, click.NoSuchOption):
-        names = [name.removeprefix("--") for item in _options(error.ctx) for name in item.opts]
-        hint = (
-            _nearest(error.option_name.lstrip("-"), names).replace("called ", "called --").replace("mean ", "mean --")
-        )
-        hint = hint.replace("rnnlm train", error.ctx.command_path if error.ctx else "rnnlm")
+    if isinstance(error, click.NoSuchOption) and error.ctx:
+        names = [name for item in error.ctx.command.params if isinstance(item, click.Option) for name in item.opts]
+        hint = _nearest(error.option_name, names, error.ctx.command_path)
         message = f"There is no option {brief(error.option_name)[1:-1]}{hint}"
-    return message if message.endswith(".") else f"{message}."
-
-
-def _options(ctx: click.Context | None) -> list[click.Option]:
-    return [item for item in ctx.command.params if isinstance(item, click.Option)] if ctx else []
+    return message if message.endswith((".", "?")) else f"{message}."

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ERASE = "\x1b[K"  # to the end of the line, where Ctrl-C has left its mark
 LOG = b"$ rnnlm "  # how a log begins
-BAR = "{desc} {percentage:3.0f}% {bar} {rate_fmt}{postfix}, {remaining} left"
+BAR = "{desc} {percentage:3.0f}% {bar} {rate_noinv_fmt}{postfix}, {remaining} left"
 
 
 class Screen(io.TextIOBase):
@@ -124,7 +124,7 @@ def wrapped(message: str) -> str:
 @contextmanager
 def said_to(quiet: bool, log: str | None) -> Iterator[None]:
     """Say warnings only, and add every line to a log too; raises SettingsError where that cannot be."""
-    made = log is not None and not os.path.lexists(log)
+    made = log is not None and not Path(log).exists()
     screen.quiet, screen.log = quiet, _log_file(log) if log is not None else None
     try:
         yield
@@ -135,7 +135,7 @@ def said_to(quiet: bool, log: str | None) -> Iterator[None]:
                 nothing_done = made and file.tell() == len(_title().encode())
                 file.close()
                 if nothing_done:
-                    Path(str(log)).unlink()
+                    Path(str(log)).resolve().unlink()
 
 
 def _log_file(path: str) -> io.TextIOWrapper:

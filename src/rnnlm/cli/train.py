@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rnnlm.cli import INTERRUPTED, STOP_SIGNALS
+from rnnlm.cli import INTERRUPTED, STOP_SIGNALS, handle_signals, leave
 from rnnlm.cli.options import (
     Command,
     Value,
@@ -27,7 +27,7 @@ from rnnlm.cli.options import (
     threads_option,
 )
 from rnnlm.cli.progress import bar, said_to, say, stage_bar, warn
-from rnnlm.errors import counted
+from rnnlm.errors import SettingsError, counted
 from rnnlm.settings import NetworkSettings, RunSettings, TextSettings, TrainingSettings, VocabularySettings
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 TEXT, SHAPE, TRAINING, RUN = "Text", "Model", "Training", "Running"
 LONG_SENTENCE, LONG_WORD = 100, 12  # words, characters, on average: no language that is written with blanks has more
+FEW = 30  # predictions, of which a perplexity is no figure
 MUCH = 1.03  # a perplexity that differs much from another: by this factor
 
 
@@ -55,7 +56,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 @click.argument("corpus", nargs=-1, type=click.Path(allow_dash=True))
 @setting(RunSettings, "valid", "Validate on this text; give it again for several.", TEXT, "the end of the corpus")
 @setting(RunSettings, "valid_fraction", "Hold out this share of the corpus, from its end, for validation.", TEXT)
-@setting(TextSettings, "pretokenized", "Read one sentence per line, words separated by blanks.", TEXT)
+@setting(TextSettings, "pretokenized", "Read one sentence per line, words separated by spaces.", TEXT)
 @setting(TextSettings, "lines", "Read one sentence per line, and tokenize it into words.", TEXT)
 @setting(TextSettings, "lowercase", "Convert words to lower case.", TEXT)
 @setting(TextSettings, "encoding", "Encoding of the texts.", TEXT)
@@ -76,12 +77,17 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     SHAPE,
     "as many as are fastest",
 )
-@setting(
-    NetworkSettings, "bptt_truncate", "Truncate backpropagation after this many steps.", SHAPE, "the start of --bptt"
-)
+@setting(NetworkSettings, "bptt_truncate", "Truncate backpropagation after this many steps.", SHAPE, "the whole window")
 @setting(NetworkSettings, "carry_state", "Carry the hidden state from sentence to sentence, in text order.", SHAPE)
-@option("--from", "initial", type=Value(str), metavar="PATH", group=SHAPE, help="Begin with this model's weights.")
-@setting(TrainingSettings, "bptt", "Steps between updates; 0: a whole sentence of each sequence.", TRAINING)
+@option(
+    "--from",
+    "initial",
+    type=Value(str),
+    metavar="PATH",
+    group=SHAPE,
+    help="Begin with this model's weights, vocabulary and network.",
+)
+@setting(TrainingSettings, "bptt", "Steps between updates; 0: one sentence per sequence.", TRAINING)
 @setting(TrainingSettings, "batch_size", "Sequences trained side by side.", TRAINING, "8 to 64, by the text's size")
 @setting(TrainingSettings, "optimizer", "Optimizer.", TRAINING)
 @setting(
@@ -104,7 +110,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 @setting(TrainingSettings, "clip", "Clip the global norm of the gradient; 0: never.", TRAINING)
 @setting(TrainingSettings, "epochs", "Passes over the training text, at most.", TRAINING)
 @setting(TrainingSettings, "eval_every", "Validate every N windows too; 0: after each epoch only.", TRAINING)
-@setting(TrainingSettings, "min_improvement", "An improvement lowers validation perplexity by this share.", TRAINING)
+@setting(TrainingSettings, "min_improvement", "Relative improvement in perplexity that counts.", TRAINING)
 @setting(
     TrainingSettings, "lr_decay", "Divide the learning rate by this after each epoch, once improvement ends.", TRAINING
 )
@@ -116,18 +122,23 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 @save_every_option(RUN)
 @threads_option(RUN)
 @option("--quiet", is_flag=True, show_default=False, group=RUN, help="Print warnings and errors only.")
-@option("--log", type=Value(str), metavar="FILE", group=RUN, help="Add the lines that are printed to this file.")
+@option("--log", type=Value(str), metavar="FILE", group=RUN, help="Add a line for each event to this file.")
 @config_option(RUN)
 @click.pass_context
 def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: bool, log: str | None, **_: Any) -> None:
     """Train a model on CORPUS: one or more texts, plain or gzip, or - for standard input.
 
-    Ctrl-C saves, and --resume goes on; only --epochs and --patience may then change.
+    Each epoch's line has the perplexity in training and in validation (* the best so far; known: excluding unknown
+    words), the learning rate, the seconds of training and words per second. Ctrl-C saves, and --resume goes on; only
+    --epochs and --patience may then change.
     """
     from rnnlm.api import train
+    from rnnlm.checkpoint import ModelFolder
     from rnnlm.run import Listener
 
     options, others = given(ctx), ctx.params
+    if log is not None and Path(log).absolute() in ModelFolder(model).files:
+        raise click.UsageError(f"{log}: is a file of the model's own; name another with --log.")
     if not corpus and not others["resume"]:
         raise click.UsageError("Name a text to train on, or - for standard input; only --resume needs none.")
     for name in ("corpus", "model", "quiet", "log", "resume", "overwrite", "save_every", "threads"):
@@ -135,8 +146,12 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
     bars = _Bars()
     with said_to(quiet, log), _stop_signals() as stop, contextlib.closing(bars):
         how = {name: others[name] for name in ("resume", "overwrite", "threads", "save_every")}
-        listener = Listener(stage_bar, bars.evaluating, lambda: stop)
-        events = train(corpus, model, listener=listener, **how, **options)
+        listener = Listener(stage_bar, bars.evaluating, lambda: stop.come)
+        try:
+            events = train(corpus, model, listener=listener, **how, **options)
+        except SettingsError as error:
+            also = f" ({ctx.meta['rnnlm.config']} gives options too)" if "rnnlm.config" in ctx.meta else ""
+            raise click.UsageError(f"{error}{also}.") from None
         _follow(events, bars, model, stop)
 
 
@@ -165,7 +180,8 @@ def _tell_start(run: Run, resumed: bool) -> None:
     """Say what is trained on, and warn of what makes it worth little."""
     settings, text, valid, words = run.saved.origin.settings, run.saved.origin.coverage, run.valid, run.saved.vocabulary
     if resumed:
-        say(f"Resuming in epoch {run.state.epoch} at window {run.state.window}.")
+        place = f"in epoch {run.state.epoch} after window {run.state.window}"
+        say(f"Resuming {f'after epoch {run.state.epoch}' if run.state.epoch_done else place}.")
         return
     share = "" if settings.valid else f" (last {100 * settings.valid_fraction:.2g}% of the corpus)"
     known, unknown = counted(len(words), "word"), f"{text.unknown:,} training words are unknown ({1 - text.share:.2%})"
@@ -192,17 +208,21 @@ def _warnings(run: Run) -> Iterator[str]:
         )
     if text.characters > LONG_WORD * text.words:
         yield (
-            f"words have {text.characters // text.words:,} characters on average; text without blanks between words, "
+            f"words have {text.characters // text.words:,} characters on average; text without spaces between words, "
             "such as Chinese, must be cut into words first, and be given with --pretokenized."
         )
+    chosen, given = settings.vocabulary, settings.initial is not None or settings.vocabulary.vocab is not None
     if text.unknown > text.words / 2:
-        share = f"{1 - text.share:.0%} of the training words are unknown"
-        yield f"{share}; give a larger --vocab-size or a smaller --min-count."
-    if valid.unknown and not text.unknown:
+        remedy = "the vocabulary is of other texts" if given else "give a larger --vocab-size or a smaller --min-count"
+        yield f"{1 - text.share:.0%} of the training words are unknown; {remedy}."
+    if valid.unknown and not text.unknown and not given:
+        rarer = "--min-count 2" if chosen.min_count == 1 else f"a --vocab-size below {text.vocabulary:,}"
         yield (
-            f"{counted(valid.unknown, 'word')} of the validation text are unknown, and training has no unknown word to "
-            "learn from: each costs much perplexity; give --min-count 2 or a smaller --vocab-size."
+            f"the validation text has {counted(valid.unknown, 'unknown word')}, and training has none to learn from: "
+            f"each costs much perplexity; give {rarer}."
         )
+    if valid.predictions < FEW:
+        yield f"the validation text has {valid.predictions:,} predictions only; name a longer one with --valid."
     if same_text(run.corpus, valid):
         yield "the validation text is the training text, so its perplexity says nothing of other texts."
     asked, made = settings.network.clusters or 0, len(run.saved.model.settings.cutoffs) + 1
@@ -263,7 +283,7 @@ class _Bars:
     run: Run
 
     def __init__(self) -> None:
-        self.epoch = 0
+        self.epoch, self.windows = 0, 1
         self.bar: tqdm[Any] | None = None
         self.evaluation: tqdm[Any] | None = None
 
@@ -285,6 +305,7 @@ class _Bars:
             self.epoch = event.epoch
             name = f"epoch {event.epoch}/{self.run.settings.epochs}"
             self.bar = bar(name, self.run.corpus.predictions, " words", delay=0, initial=done)
+        self.windows = event.windows
         self.bar.set_postfix_str(f"perplexity {event.perplexity:.1f}", refresh=False)
         self.bar.update(event.predictions)
 
@@ -296,18 +317,20 @@ class _Bars:
         if event.epoch_done:
             self.close()
         known = _known(record)
+        done = record.epoch - 1 + record.window / self.windows
         say(
-            f"epoch {record.epoch:>2}  train {_figure(record.train_perplexity):>5}  "
-            f"valid {_figure(record.valid_perplexity):>5} {'*' if event.improved else ' '}"
-            f"{f'  known {known}' if known else ''}  lr {record.learning_rate:.1e}  {_duration(record.seconds)}  "
-            f"{record.words_per_second:,}{'/s' if known else ' words/s'}"  # all of it in 80 columns
+            f"epoch {f'{record.epoch:>2}' if event.epoch_done else f'{done:.2f}'}"
+            f"  train {_figure(record.train_perplexity):>5}  valid {_figure(record.valid_perplexity):>5} "
+            f"{'*' if event.improved else ' '}{f'  known {known}' if known else ''}  lr {record.learning_rate:.1e}"
+            f"  {_duration(record.seconds)}  {record.words_per_second:,}{'/s' if known else ' words/s'}"
         )
 
 
-class _Stop(list[int]):
-    """The signals to stop that have come."""
+class _Stop:
+    """Whether a signal to stop has come."""
 
-    armed = False  # whether training ends between two steps; if not, what goes on ends at once
+    come = False
+    armed = False  # whether training then ends between two steps; if not, what goes on ends at once
 
 
 @contextmanager
@@ -316,9 +339,10 @@ def _stop_signals() -> Iterator[_Stop]:
     received = _Stop()
 
     def note(number: int, _frame: FrameType | None) -> None:
-        if received or not received.armed:
+        if received.come or not received.armed:
+            handle_signals(leave)  # one more ends us at once
             raise KeyboardInterrupt
-        received.append(number)
+        received.come = True
 
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, handler in before.items():
