@@ -112,7 +112,7 @@ def test_one_sentence_at_a_time():
 
 
 def test_short_corpus():
-    """A corpus shorter than one window gives one short window; fewer sentences than --batch-size are read side by side, all of them."""
+    """A corpus shorter than one window gives one short window, with as many sequences as there are sentences."""
     (piece,) = windows(corpus_of([2, 1]), 20, 35)
     assert piece.targets.tolist() == [[1, 4], [2, 0], [0, IGNORED]]
     assert piece.inputs.tolist() == [[0, 0], [1, 4], [2, 0]]

@@ -175,6 +175,13 @@ def test_every_encoding(write, content):
             sentences(Tokenizer(TextSettings(pretokenized=True, encoding=name)), source)
 
 
+@pytest.mark.parametrize("name", ["utf-8", "latin-1", "cp1252", "ascii", "utf_8_sig", "big5", "koi8-r", "utf-7", "hz"])
+def test_plain_text_is_the_same_in_many_encodings(write, name):
+    """What ASCII has is read alike wherever an encoding keeps it."""
+    tokenizer = Tokenizer(TextSettings(pretokenized=True, encoding=name))
+    assert sentences(tokenizer, write(b"the cat\nsat\n")) == [["the", "cat"], ["sat"]]
+
+
 def test_utf16_without_mark(write):
     """Text that an encoding cannot even begin to read is an error too."""
     tokenizer = Tokenizer(TextSettings(pretokenized=True, encoding="utf-16"))

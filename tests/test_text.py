@@ -272,6 +272,36 @@ def test_lines(write, raw, monkeypatch):
         TextSettings(pretokenized=True, lines=True)
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            "Er kam heim. „Gehst du heute?“, fragt der Koch. „Nein.“ Sie lacht. „Ich bleibe hier.“ Er geht.",
+            [
+                "Er kam heim.",
+                "„Gehst du heute?“, fragt der Koch.",
+                "„Nein.“",
+                "Sie lacht.",
+                "„Ich bleibe hier.“",
+                "Er geht.",
+            ],
+        ),
+        (
+            "Nous allons la voir. « As-tu bien dormi ? » demande Paul. « Non. » Elle rit.",
+            ["Nous allons la voir.", "« As-tu bien dormi ? »", "demande Paul.", "« Non. »", "Elle rit."],
+        ),
+        (
+            "He left. “I am here,” he said. “Go.” She ran. (She did.) It is.",
+            ["He left.", "“I am here,” he said.", "“Go.”", "She ran.", "(She did.)", "It is."],
+        ),
+    ],
+)
+def test_quotation_marks_of_other_languages(write, raw, content, expected):
+    """Closing quotation marks of German, French and English stay with their sentences."""
+    found = [detokenize(words) for words in sentences(raw, write(content))]
+    assert [line.replace(" ", "") for line in found] == [line.replace(" ", "") for line in expected]
+
+
 def stored(tokenizer):
     """Return what a file gives back of a tokenizer."""
     return restore(Tokenizer, json.loads(json.dumps(asdict(tokenizer))), "tokenizer")

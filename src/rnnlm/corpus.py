@@ -31,7 +31,7 @@ from rnnlm.text import LEARNING_LIMIT, Tokenizer, nltk_version
 from rnnlm.vocabulary import SENTENCE_END, Vocabulary, make_vocabulary, words_to_know
 from rnnlm.workers import NotStartedError
 
-_FORMAT = 1  # of the cache; raised whenever the same text and settings would give other ids
+_FORMAT = 2  # of the cache; raised whenever the same text and settings would give other ids
 _TRAIN, _VALID = entries.NAMES
 
 # Called when a stage of the work begins, with its name and size in bytes; gives what is told of the progress.

@@ -26,6 +26,8 @@ PROCESSES_PAY = 2_000_000  # bytes of text below which starting processes costs 
 
 _STAND_IN = "\ufdd0"  # <unk> while NLTK, which would cut it into three, looks at the sentence; no source has it
 _APOSTROPHE = re.compile(r"(?<!')’(?=\w)")  # before a word or part of one; elsewhere NLTK makes it a word of its own
+_CLOSING = re.compile("[\"')\\]}”“’»›]+?(?:\\s+|(?=--)|$)", re.MULTILINE)  # what belongs to the sentence before it
+_GOES_ON = re.compile("[“”’»›],")  # as in „Kommst du?“, fragte er
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
@@ -217,11 +219,21 @@ def _sentence_splitter(parameters: PunktParameters) -> Callable[[str], Iterator[
     learned.collocations = set(parameters.collocations)
     learned.sent_starters = set(parameters.sentence_starters)
     learned.ortho_context.update(parameters.orthography)
-    splitter = punkt.PunktSentenceTokenizer(learned)
+
+    class Signs(punkt.PunktLanguageVars):  # type: ignore[misc]  # NLTK has no types
+        re_boundary_realignment = _CLOSING  # NLTK's own takes the « that opens a sentence from it
+
+    splitter = punkt.PunktSentenceTokenizer(learned, lang_vars=Signs())
 
     def split(text: str) -> Iterator[str]:
         for paragraph in _BLANK_LINES.split(text):
-            yield from splitter.tokenize(paragraph)
+            sentence = ""
+            for part in splitter.tokenize(paragraph):
+                if sentence and not _GOES_ON.match(part):
+                    yield sentence
+                    sentence = ""
+                sentence += part
+            yield sentence
 
     return split
 
