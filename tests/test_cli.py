@@ -261,6 +261,24 @@ def test_default_batch_sizes_leave_steps_enough():
     assert 219_600 / (35 * streams) == pytest.approx(200, rel=0.05)
 
 
+def test_a_run_begins_with_another_model(run, corpus, model):
+    """--from gives weights and vocabulary; what they decide cannot be given too, and --resume needs no --from."""
+    other = Path("other.txt")
+    other.write_text(sentences(50, seed=2) + "the zebra sleeps .\n")
+    code, _, err = run("train", other, "--from", model, "--model", "tuned", "--epochs", 1, "--threads", 1)
+    assert code == 0, err
+    words = [
+        json.loads(run("info", "--json", "--model", folder)[1])["vocabulary"]["words"] for folder in (model, "tuned")
+    ]
+    assert words[0] == words[1]
+    assert "began with" in run("info", "--model", "tuned")[1]
+    code, _, err = run("train", other, "--from", model, "--model", "t2", "--hidden", 9)
+    assert (code, "--hidden has no effect beside --from, whose model decides it" in err) == (2, True)
+    assert run("train", "--resume", "--model", "tuned", "--epochs", 2, "--threads", 1)[0] == 0
+    code, _, err = run("train", "--resume", "--model", "tuned", "--from", model)
+    assert (code, "--from begins with one" in err) == (2, True)
+
+
 def test_resume_asks_for_something_to_resume(run, corpus):
     """--resume where nothing was trained says so."""
     code, _, err = run("train", corpus, *SMALL, "--resume")

@@ -81,7 +81,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 @setting(NetworkSettings, "carry_state", "Carry the hidden state from sentence to sentence, in text order.", SHAPE)
 @option(
     "--from",
-    "initial",
+    "from_",
     type=Value(str),
     metavar="PATH",
     group=SHAPE,
