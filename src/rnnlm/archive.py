@@ -28,7 +28,7 @@ from rnnlm.files import open_plain, reason, replacing
 from rnnlm.model import Array
 
 ABOUT = "rnnlm"  # the entry of JSON
-ABOUT_LIMIT = 12 * 2**20  # bytes of it; parsed, they may be twenty times as many
+ABOUT_LIMIT = 2**23  # bytes of it; parsed, they may be twenty times as many
 BLOCK = 2**20  # bytes read at once; zipfile reads its list of entries at once
 REMEDY = "make room or name another --model"  # where a file of a model cannot be written
 

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from rnnlm.archive import REMEDY, Archive, foreign, reading, sound, write
+from rnnlm.archive import ABOUT_LIMIT, REMEDY, Archive, foreign, reading, sound, write
 from rnnlm.checking import Checked, Range, Unfit, fit, restore
 from rnnlm.corpus import Coverage
 from rnnlm.errors import ModelError
@@ -106,12 +106,14 @@ class ModelFolder:
 
     def check_held(self) -> None:
         """Raise ModelError where the folder that is held is no longer the one of its name."""
-        if self._handle is None:
-            return
+        if self._handle is not None and not self._in_place():
+            raise ModelError(f"{self.name}: the folder was moved or removed during training; move it back, and resume")
+
+    def _in_place(self) -> bool:
+        """Say whether the folder that is held is the one of its name."""
         with suppress(OSError):
-            if os.path.samestat(os.fstat(self._handle), self.path.stat()):
-                return
-        raise ModelError(f"{self.name}: the folder was moved or removed during training; move it back, and resume")
+            return self._handle is not None and os.path.samestat(os.fstat(self._handle), self.path.stat())
+        return False
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -139,9 +141,10 @@ class ModelFolder:
 
     def _release(self, made: list[Path]) -> None:
         """Let the folder go, and remove it, and the parents that were made with it, where it holds no model."""
-        if made and not self.holds_model():
+        if made and self._in_place() and not self.holds_model():
             for entry in self.path.glob("encoded-*"):
                 shutil.rmtree(entry, ignore_errors=True)
+        if made and (self._handle is None or self._in_place()):
             with suppress(OSError):  # one that is not empty stays, with its parents
                 for path in made:
                     path.rmdir()
@@ -169,7 +172,7 @@ class ModelFolder:
         if not os.path.lexists(self.history):
             return []
         with sound(self.history), open_plain(self.history) as file:
-            lines = [json.loads(line) for line in file.read(2**26).splitlines()]
+            lines = [json.loads(line) for line in file.read(ABOUT_LIMIT).splitlines()]
             if not all(isinstance(line, dict) and isinstance(line.get("run"), str) for line in lines):
                 raise ValueError("a line is not an object with the name of its run")
             return lines
