@@ -141,10 +141,9 @@ class ModelFolder:
 
     def _release(self, made: list[Path]) -> None:
         """Let the folder go, and remove it, and the parents that were made with it, where it holds no model."""
-        if made and self._in_place() and not self.holds_model():
+        if made and (self._handle is None or self._in_place()) and not self.holds_model():
             for entry in self.path.glob("encoded-*"):
                 shutil.rmtree(entry, ignore_errors=True)
-        if made and (self._handle is None or self._in_place()):
             with suppress(OSError):  # one that is not empty stays, with its parents
                 for path in made:
                     path.rmdir()

@@ -239,17 +239,7 @@ def resume(
     training = replace(settings.training, **_changes(origin, given))
     saved = replace(saved, origin=replace(origin, settings=replace(settings, training=training)))
     corpora = None if corpus or moved else reopen(folder.path, *origin.keys, saved.vocabulary)
-    if corpora is None:
-        for texts in (corpus or settings.corpus, moved or settings.valid):
-            if texts not in (corpus, moved) and not all(Path(path).is_file() for path in texts):
-                raise SettingsError(
-                    f"{', '.join(texts)}: the text is not there any more, nor encoded in {folder.name}; give it "
-                    f"again, as in rnnlm train TEXT --resume --model {shlex.quote(str(folder.name))}"
-                )
-        again = replace(settings, corpus=corpus or settings.corpus, valid=moved or settings.valid)
-        known = saved if settings.initial is not None else None
-        text, valid = _read_texts(folder, again, origin.keys, known, processes, stage)
-        corpora = text.train, valid
+    corpora = corpora or _read_again(folder, saved, corpus, moved, processes, stage)
     if state.window > len(epoch_windows(state, training, corpora[0])):
         raise ModelError(f"{folder.name}: is damaged: the training does not fit its text; train again with --overwrite")
     over = finished(state, training)
@@ -258,6 +248,31 @@ def resume(
     if state.history:
         folder.write_history(origin.run, state.history)  # a kill may have come between a line of it and the state
     return Run(state, saved, *corpora)
+
+
+def _read_again(
+    folder: ModelFolder,
+    saved: SavedModel,
+    corpus: tuple[str, ...],
+    valid: tuple[str, ...],
+    processes: int,
+    stage: Stage,
+) -> tuple[Corpus, Corpus]:
+    """Read the texts of a run where they were, or where they are said to be now, and encode them as they were."""
+    settings, origin = saved.origin.settings, saved.origin
+    for texts in (corpus or settings.corpus, valid or settings.valid):
+        if texts not in (corpus, valid) and not all(Path(path).is_file() for path in texts):
+            raise SettingsError(
+                f"{', '.join(texts)}: the text is not there any more, nor encoded in {folder.name}; give it "
+                f"again, as in rnnlm train TEXT --resume --model {shlex.quote(str(folder.name))}"
+            )
+    again = replace(settings, corpus=corpus or settings.corpus, valid=valid or settings.valid)
+    known = saved if settings.initial is not None else None
+    text, validation = _read_texts(folder, again, origin.keys, known, processes, stage)
+    if text.vocabulary != saved.vocabulary:
+        message = "is damaged: its words are not those of its text; train again with --overwrite"
+        raise ModelError(f"{folder.name}: {message}")
+    return text.train, validation
 
 
 def _changes(origin: Origin, given: Mapping[str, Any]) -> dict[str, Any]:
