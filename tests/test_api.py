@@ -194,7 +194,7 @@ def test_perplexity_is_that_of_the_words(folder, lm):
         ({"model": "a\0b"}, "is no name of a folder"),
         ({"corpus": ()}, "there is no text to train on"),
         ({"corpus": ["-", "-"]}, "standard input is one text"),
-        ({"corpus": 5}, "--corpus is 5; it takes a list"),
+        ({"corpus": 5}, "the corpus is 5; it takes a list"),
     ],
     ids=str,
 )

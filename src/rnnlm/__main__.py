@@ -2,15 +2,16 @@
 
 import os
 import signal
-import sys
-from contextlib import suppress
-from typing import NoReturn
 
 INTERRUPTED = 130
 
 for _number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
     if signal.getsignal(_number) != signal.SIG_IGN or _number == signal.SIGINT:  # nohup has us ignore SIGHUP
         signal.signal(_number, lambda *_: os._exit(INTERRUPTED))  # nothing is begun while modules are loading
+
+import sys  # noqa: E402 -- after the signals
+from contextlib import suppress  # noqa: E402
+from typing import NoReturn  # noqa: E402
 
 
 def main() -> NoReturn:

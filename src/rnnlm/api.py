@@ -18,7 +18,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from rnnlm.checking import fit_option
+from rnnlm.checking import brief, fit_option
 from rnnlm.checkpoint import ModelFolder, SavedModel, load_model
 from rnnlm.corpus import Stage, encode_once, silent
 from rnnlm.detokenize import detokenize
@@ -230,7 +230,9 @@ def train(
     Raises an RnnlmError at once where an option is wrong, and when it is asked: TextError, VocabularyError, ModelError,
     SettingsError, DivergenceError.
     """
-    events = _events(*_start(corpus, ModelFolder(model), resume, overwrite, listener or Listener(), options))
+    events = _events(
+        *_start(corpus, ModelFolder(model), resume, overwrite, Listener() if listener is None else listener, options)
+    )
     _live.add(events)
     return events
 
@@ -258,6 +260,8 @@ def _start(
     given = {"initial" if name == "from_" else name: value for name, value in options.items()}
     if resume and "initial" in given:
         raise SettingsError("--resume goes on with a model and --from begins with one; give one of them")
+    if not isinstance(listener, Listener):
+        raise SettingsError(f"the listener is {brief(listener)}; it takes an rnnlm.Listener")
     save_every = SaveEvery.of(given.pop("save_every", "10m"))
     threads = fit_option(Threads, given.pop("threads", cores()), "threads")
     texts: tuple[str, ...] = fit_option(tuple[str, ...], corpus, "corpus")

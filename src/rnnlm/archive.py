@@ -150,7 +150,9 @@ def sound(path: Path) -> Iterator[None]:
 
 def write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
     """Replace the file by an archive of this JSON and these arrays. Raises ModelError where it cannot be written."""
-    text = json.dumps(about, ensure_ascii=False, separators=(",", ":"), default=_plain_path).encode()
+    text = json.dumps(about, ensure_ascii=False, separators=(",", ":"), default=_plain_path).encode(
+        "utf-8", "surrogatepass"
+    )
     if len(text) > ABOUT_LIMIT:
         raise ModelError(
             f"{path}: would say more than {ABOUT_LIMIT:,} bytes of itself; give --eval-every a higher number"

@@ -26,6 +26,8 @@ from rnnlm.errors import SettingsError
 Type = TypeVar("Type")
 
 _KINDS: dict[Any, dict[str, Any]] = {}
+# what is no option of the command line, or is called otherwise there
+ARGUMENTS = {"initial": "--from", "corpus": "the corpus", "file": "a file", "prompt": "the text"}
 _brief = reprlib.Repr()
 _brief.maxlevel, _brief.maxlist, _brief.maxtuple, _brief.maxdict, _brief.maxstring = 2, 3, 3, 2, 40
 
@@ -171,7 +173,7 @@ def fit_option(kind: Any, value: object, name: str) -> Any:
     try:
         return fit(kind, value, name)
     except Unfit as error:
-        option = "--" + error.name.replace("_", "-")
+        option = ARGUMENTS.get(error.name.partition("[")[0], "--" + error.name.replace("_", "-"))
         raise SettingsError(f"{option} is {brief(error.value)}; it takes {error.wanted}") from None
 
 

@@ -83,6 +83,7 @@ class ModelFolder:
         except OSError as error:
             raise ModelError(f"{name}: cannot be found from here ({reason(error)}); change to another folder") from None
         self._handle: int | None = None  # of the folder, while it is held
+        self._holder = 0  # the process that holds it
         self.best = self.path / "best.npz"
         self.last = self.path / "last.npz"
         self.new = self.path / "new.npz"
@@ -109,6 +110,10 @@ class ModelFolder:
         if self._handle is not None and not self._in_place():
             raise ModelError(f"{self.name}: the folder was moved or removed during training; move it back, and resume")
 
+    def is_forked(self) -> bool:
+        """Say whether this process is a copy of the one that holds the folder, and has no part in it."""
+        return self._holder not in (0, os.getpid())
+
     def _in_place(self) -> bool:
         """Say whether the folder that is held is the one of its name."""
         with suppress(OSError):
@@ -126,6 +131,7 @@ class ModelFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._handle = os.open(self.path, os.O_RDONLY)
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._holder = os.getpid()
         except BlockingIOError:
             self._release([])
             message = "another rnnlm is training here; wait for it, or name another folder with --model"
@@ -141,6 +147,8 @@ class ModelFolder:
 
     def _release(self, made: list[Path]) -> None:
         """Let the folder go, and remove it, and the parents that were made with it, where it holds no model."""
+        if self.is_forked():
+            return
         if made and (self._handle is None or self._in_place()) and not self.holds_model():
             for entry in self.path.glob("encoded-*"):
                 shutil.rmtree(entry, ignore_errors=True)

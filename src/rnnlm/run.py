@@ -329,7 +329,8 @@ def follow(
                 yield Stopped(None)
                 return
     except GeneratorExit:  # nobody listens any more; the state is one between two windows
-        _save(run, folder)
+        if not folder.is_forked():
+            _save(run, folder)
         raise
     except DivergenceError as error:
         raise DivergenceError(f"{error}; {_what_is_kept(run, folder)}") from None

@@ -12,9 +12,10 @@ import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Annotated
 
 from rnnlm import workers
-from rnnlm.checking import Checked
+from rnnlm.checking import Checked, Range
 from rnnlm.errors import ModelError, TextError
 from rnnlm.settings import TextSettings
 from rnnlm.sources import SURROGATE, Chunk, Progress, Source, check_encoding, half_pair, plain_characters
@@ -28,6 +29,7 @@ _STAND_IN = "\ufdd0"  # <unk> while NLTK, which would cut it into three, looks a
 _APOSTROPHE = re.compile(r"(?<!')’(?=\w)")  # before a word or part of one; elsewhere NLTK makes it a word of its own
 _CLOSING = re.compile("[\"')\\]}”“’»›]+?(?:\\s+|(?=--)|$)", re.MULTILINE)  # what belongs to the sentence before it
 _GOES_ON = re.compile("[“”’»›],")  # as in „Kommst du?“, fragte er
+_LAST_STOP = re.compile(r"(?<=[^.\s])\.(?=[“‘«‹]+\s*$)")  # NLTK cuts it off its word before ” ’ and » alone
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
 
@@ -53,7 +55,7 @@ class PunktParameters(Checked):
     abbreviations: tuple[str, ...]
     collocations: tuple[tuple[str, str], ...]
     sentence_starters: tuple[str, ...]
-    orthography: dict[str, int]
+    orthography: dict[str, Annotated[int, Range(0, 127)]]
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,7 @@ def _word_splitter(settings: TextSettings) -> Callable[[str], list[str]]:
     def split(sentence: str) -> list[str]:
         if not sentence:  # many a line is blank
             return []
+        sentence = _LAST_STOP.sub(" .", sentence)
         if not unknown.search(sentence):
             return _apostrophes_kept(tokenize, sentence)
         words = _apostrophes_kept(tokenize, unknown.sub(_STAND_IN, sentence))

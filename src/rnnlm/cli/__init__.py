@@ -89,7 +89,7 @@ def _run() -> int:
             return shell_complete(commands, {}, "rnnlm", "_RNNLM_COMPLETE", instruction)
         return FAILED
     try:  # commands.main() would turn a closed pipe into a failure
-        with commands.make_context("rnnlm", sys.argv[1:]) as context:
+        with commands.make_context("rnnlm", sys.argv[1:] or ["--help"]) as context:
             commands.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:

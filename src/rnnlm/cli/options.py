@@ -212,6 +212,8 @@ def _read_config(ctx: click.Context, _parameter: click.Parameter, path: str | No
         if name not in names:
             hint = _nearest(name, list(names), ctx.command_path)
             raise click.UsageError(f"{path}: there is no setting {brief(key)}{hint}")
+        if str(names[name].name) in defaults:
+            raise click.UsageError(f"{path}: {name} stands there twice; remove one.")
         defaults[str(names[name].name)] = _config_value(ctx, path, key, names[name], value)
     ctx.meta["rnnlm.config"] = path
     ctx.default_map = {**(ctx.default_map or {}), **defaults}

@@ -5,10 +5,12 @@ A terminal or a reader that goes away ends no command: what would be said is dro
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shlex
 import shutil
+import stat
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -144,11 +146,13 @@ def _log_file(path: str) -> io.TextIOWrapper:
 
     try:  # a pipe that nobody reads is an error, and not waited for
         number = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-        file = os.fdopen(number, "a", buffering=1, encoding="utf-8", errors="replace")
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "not a plain file")
         before = os.pread(number, len(LOG), 0)
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else "there is no such path"
         raise SettingsError(f"{path}: cannot be written ({why}); name another file with --log") from None
+    file = os.fdopen(number, "a", buffering=1, encoding="utf-8", errors="replace")
     if before and before != LOG:
         file.close()
         raise SettingsError(f"{path}: is not a log, which begins with {LOG.decode()!r}; name another file with --log")

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 TEXT, SHAPE, TRAINING, RUN = "Text", "Model", "Training", "Running"
 LONG_SENTENCE, LONG_WORD = 100, 12  # words, characters, on average: no language that is written with blanks has more
 FEW = 30  # predictions, of which a perplexity is no figure
+WIDTH = 80  # columns of a line
 MUCH = 1.03  # a perplexity that differs much from another: by this factor
 
 
@@ -137,7 +138,9 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
     from rnnlm.run import Listener
 
     options, others = given(ctx), ctx.params
-    if log is not None and Path(log).absolute() in ModelFolder(model).files:
+    own = {path.name for path in ModelFolder(model).files}
+    place = Path(log or "").resolve()
+    if log is not None and place.parent == Path(model).resolve() and (place.name in own or place.name[0] == "."):
         raise click.UsageError(f"{log}: is a file of the model's own; name another with --log.")
     if not corpus and not others["resume"]:
         raise click.UsageError("Name a text to train on, or - for standard input; only --resume needs none.")
@@ -318,12 +321,15 @@ class _Bars:
             self.close()
         known = _known(record)
         done = record.epoch - 1 + record.window / self.windows
-        say(
+        line = (
             f"epoch {f'{record.epoch:>2}' if event.epoch_done else f'{done:.2f}'}"
             f"  train {_figure(record.train_perplexity):>5}  valid {_figure(record.valid_perplexity):>5} "
             f"{'*' if event.improved else ' '}{f'  known {known}' if known else ''}  lr {record.learning_rate:.1e}"
-            f"  {_duration(record.seconds)}  {record.words_per_second:,}{'/s' if known else ' words/s'}"
+            f"  {_duration(record.seconds)}"
         )
+        speed = record.words_per_second
+        speeds = (f"{speed:,} words/s", f"{speed:,}/s", f"{speed / 1000:.0f}k/s")
+        say(f"{line}  {next((text for text in speeds if len(line) + 2 + len(text) <= WIDTH), speeds[-1])}")
 
 
 class _Stop:
