@@ -848,3 +848,26 @@ def test_interrupted_while_it_reads_a_text(tmp_path):
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, "Interrupted.\n")
     assert not (tmp_path / "model").exists()
+
+
+def test_without_arguments_the_help_is_printed():
+    """`rnnlm` alone prints what `rnnlm --help` prints."""
+    command = [sys.executable, "-m", "rnnlm"]
+    alone = subprocess.run(command, capture_output=True, text=True, check=True)
+    asked = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert (alone.stdout, alone.stderr) == (asked.stdout, "")
+
+
+@pytest.mark.parametrize("name", ["new.npz", ".best.npz.tmp"])
+def test_a_log_is_no_file_of_the_model(run, corpus, model, name):
+    """Whatever way leads to it."""
+    for path in (f"model/{name}", f"model/../model/{name}"):
+        code, _, err = run("train", corpus, *SMALL, "--overwrite", "--log", path)
+        assert (code, "is a file of the model's own; name another with --log." in err) == (2, True)
+
+
+def test_a_config_says_each_thing_once(run, corpus):
+    """One name with a dash and with an underscore is one option."""
+    Path("c.toml").write_text("batch-size = 3\nbatch_size = 4\n")
+    code, _, err = run("train", corpus, "--config", "c.toml")
+    assert (code, "c.toml: batch-size stands there twice; remove one." in err) == (2, True)

@@ -316,3 +316,22 @@ def test_a_run_begins_with_another_model(tmp_path, settings):
     for name in ("hidden", "vocab_size", "lines"):
         with pytest.raises(SettingsError, match="has no effect beside --from"):
             RunSettings.of(str(text), {"initial": str(old.path), name: 4 if name != "lines" else True})
+
+
+def test_a_fork_has_no_part_in_a_run(tmp_path, settings):
+    """A forked process that ends neither saves the run that its parent goes on with, nor lets the folder go."""
+    folder = ModelFolder(tmp_path / "model")
+    with working(1) as work, folder.held():
+        events = follow(begin(folder, settings), folder, work, SaveEvery(seconds=1e6))
+        next(events)
+        before = contents(folder)
+        child = os.fork()
+        if child == 0:
+            events.close()
+            folder._release([folder.path])
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert contents(folder) == before
+        with pytest.raises(ModelError, match="another rnnlm is training here"), ModelFolder(folder.path).held():
+            pass
+        events.close()

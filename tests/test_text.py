@@ -302,6 +302,12 @@ def test_quotation_marks_of_other_languages(write, raw, content, expected):
     assert [line.replace(" ", "") for line in found] == [line.replace(" ", "") for line in expected]
 
 
+def test_a_german_quotation_ends_with_a_word_and_a_full_stop():
+    """The full stop before a closing quotation mark is a word of its own, whichever language writes the mark."""
+    for content in ("„Ich komme.“", "»Ich komme.«", "‚Ich komme.‘", "“Ich komme.”"):
+        assert LINES.prompt(content)[0][-3:-1] == ["komme", "."]
+
+
 def stored(tokenizer):
     """Return what a file gives back of a tokenizer."""
     return restore(Tokenizer, json.loads(json.dumps(asdict(tokenizer))), "tokenizer")
