@@ -18,7 +18,7 @@ from conftest import PROSE
 from rnnlm import sources, text, workers
 from rnnlm.checking import Unfit, restore
 from rnnlm.detokenize import detokenize
-from rnnlm.errors import ModelError, SettingsError, TextError
+from rnnlm.errors import SettingsError, TextError
 from rnnlm.sources import Source
 from rnnlm.text import TextSettings, Tokenizer
 
@@ -361,7 +361,7 @@ def test_damaged_json(value):
 def test_settings_and_parameters_go_together(raw):
     """Raw text needs Punkt's parameters, and text with a sentence on each line has none."""
     for settings, punkt in ((TextSettings(), None), (TextSettings(lines=True), raw.punkt)):
-        with pytest.raises(ModelError, match="do not go together"):
+        with pytest.raises(Unfit, match="^punkt is .*, where parameters if"):
             Tokenizer(settings, punkt)
 
 

@@ -15,8 +15,8 @@ from functools import partial
 from typing import Annotated
 
 from rnnlm import workers
-from rnnlm.checking import Checked, Range
-from rnnlm.errors import ModelError, TextError
+from rnnlm.checking import Checked, Range, Unfit
+from rnnlm.errors import TextError
 from rnnlm.settings import TextSettings
 from rnnlm.sources import SURROGATE, Chunk, Progress, Source, check_encoding, half_pair, plain_characters
 from rnnlm.vocabulary import UNKNOWN
@@ -62,7 +62,7 @@ class PunktParameters(Checked):
 class Tokenizer(Checked):
     """Text settings, and the sentence parameters learned under them (None where a line is a sentence).
 
-    Equal tokenizers cut any text alike, also after they were stored as JSON. Raises ModelError when the settings need
+    Equal tokenizers cut any text alike, also after they were stored as JSON. Raises Unfit when the settings need
     parameters and there are none, or the other way round.
     """
 
@@ -72,7 +72,7 @@ class Tokenizer(Checked):
     def check(self) -> None:
         """Refuse parameters that do not go with the settings."""
         if (self.punkt is None) != self.settings.line_is_sentence:
-            raise ModelError("the settings of the text and the parameters of Punkt do not go together")
+            raise Unfit("punkt", self.punkt, "parameters if the text's settings need them, and else none")
 
     @classmethod
     def learn(cls, sources: Sequence[Source], settings: TextSettings, progress: Progress | None = None) -> "Tokenizer":
