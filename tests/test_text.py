@@ -361,7 +361,7 @@ def test_damaged_json(value):
 def test_settings_and_parameters_go_together(raw):
     """Raw text needs Punkt's parameters, and text with a sentence on each line has none."""
     for settings, punkt in ((TextSettings(), None), (TextSettings(lines=True), raw.punkt)):
-        with pytest.raises(Unfit, match="^punkt is .*, where parameters if"):
+        with pytest.raises(Unfit, match=r"^punkt is .*, where parameters if"):
             Tokenizer(settings, punkt)
 
 
