@@ -67,6 +67,11 @@ class Unfit(ValueError):  # noqa: N818 -- it says what the value is
         super().__init__(f"{name} is {brief(value)}, where {wanted} must stand")
 
 
+def flag(name: str) -> str:
+    """Return a setting's name as the command line writes it."""
+    return "--" + name.replace("_", "-")
+
+
 def brief(value: object) -> str:
     """Return a value as a sentence can hold it."""
     if isinstance(value, int) and abs(value) >= 10**20:
@@ -83,9 +88,14 @@ class Checked:
     def __post_init__(self) -> None:
         """Put the value that each field takes in the place of the one that was given."""
         for item in _fields(type(self)):
-            value = fit(kinds(type(self))[item.name], getattr(self, item.name), item.name)
+            value = self.take(kinds(type(self))[item.name], getattr(self, item.name), item.name)
             object.__setattr__(self, item.name, value)  # frozen ones too: it is not the user who changes it
         self.check()
+
+    @staticmethod
+    def take(kind: Any, value: object, name: str) -> Any:
+        """Return a value as a field of the type `kind` holds it."""
+        return fit(kind, value, name)
 
     def check(self) -> None:
         """Raise ValueError or an RnnlmError where fields contradict each other."""
@@ -94,12 +104,10 @@ class Checked:
 class Settings(Checked):
     """Checked fields that are options of the command line too. Raises SettingsError, which names the option."""
 
-    def __post_init__(self) -> None:
-        """Do as `Checked` does."""
-        for item in _fields(type(self)):
-            value = fit_option(kinds(type(self))[item.name], getattr(self, item.name), item.name)
-            object.__setattr__(self, item.name, value)
-        self.check()
+    @staticmethod
+    def take(kind: Any, value: object, name: str) -> Any:
+        """Do as `Checked` does, and take a single text where a list of them is wanted."""
+        return fit_option(kind, value, name)
 
 
 def kinds(of: Any) -> dict[str, Any]:
@@ -173,7 +181,7 @@ def fit_option(kind: Any, value: object, name: str) -> Any:
     try:
         return fit(kind, value, name)
     except Unfit as error:
-        option = ARGUMENTS.get(error.name.partition("[")[0], "--" + error.name.replace("_", "-"))
+        option = ARGUMENTS.get(error.name.partition("[")[0], flag(error.name))
         raise SettingsError(f"{option} is {brief(error.value)}; it takes {error.wanted}") from None
 
 

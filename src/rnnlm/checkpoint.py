@@ -240,10 +240,11 @@ def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
     state, saved = load_saved(path)
     runs = folder.runs()
     if path == folder.new and runs.get(folder.last) == saved.origin.run:  # it has been evaluated, and then was killed
-        state, saved = load_saved(folder.last)
+        path = folder.last
+        state, saved = load_saved(path)
     if state is None:
         raise ModelError(f"{path}: is no training to resume; put the run's own last.npz back, or train again")
-    if bool(state.history) != (path == folder.last or runs.get(folder.last) == saved.origin.run):
+    if bool(state.history) != (path == folder.last):
         raise ModelError(f"{path}: is damaged: its history does not go with its name; train again with --overwrite")
     origin = saved.origin
     for file, run in runs.items():

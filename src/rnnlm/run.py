@@ -25,14 +25,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from rnnlm.checking import fit_option
+from rnnlm.checking import fit_option, flag
 from rnnlm.checkpoint import ModelFolder, Origin, SavedModel, load_model, load_training, save_model, save_training
 from rnnlm.clusters import choose_cutoffs
 from rnnlm.corpus import Corpus, Stage, TrainingText, encode, prepare, reopen, silent
 from rnnlm.curve import draw_curve
 from rnnlm.errors import DivergenceError, ModelError, SettingsError
 from rnnlm.model import LanguageModel, ModelSettings, Workspace, initialize
-from rnnlm.settings import SAVE_EVERY, NetworkSettings, RunSettings, SaveEvery, TrainingSettings, flag
+from rnnlm.settings import SAVE_EVERY, NetworkSettings, RunSettings, SaveEvery, TrainingSettings
 from rnnlm.sources import STANDARD_INPUT, spooled
 from rnnlm.training import (
     Evaluation,
@@ -240,7 +240,7 @@ def resume(
     saved = replace(saved, origin=replace(origin, settings=replace(settings, training=training)))
     corpora = None if corpus or moved else reopen(folder.path, *origin.keys, saved.vocabulary)
     corpora = corpora or _read_again(folder, saved, corpus, moved, processes, stage)
-    if state.window > len(epoch_windows(state, training, corpora[0])):
+    if state.window and state.window > len(epoch_windows(state, training, corpora[0])):
         raise ModelError(f"{folder.name}: is damaged: the training does not fit its text; train again with --overwrite")
     over = finished(state, training)
     if over:
@@ -404,7 +404,7 @@ def _read_texts(
     Where keys are expected, a text of another key is refused before anything is done. Where a model is known, its
     tokenizer and its vocabulary are used.
     """
-    tokenizer = known and replace(known.tokenizer, settings=settings.text)
+    words = (replace(known.tokenizer, settings=settings.text), known.vocabulary) if known else None
     how: dict[str, Any] = {"processes": processes, "stage": stage}
     with spooled(settings.corpus) as sources, spooled(settings.valid) as valid_sources:
         text = prepare(
@@ -412,7 +412,7 @@ def _read_texts(
             folder.path,
             settings.text,
             settings.vocabulary,
-            known=(tokenizer, known.vocabulary) if known and tokenizer else None,
+            known=words,
             valid_fraction=0.0 if settings.valid else settings.valid_fraction,
             expected=expected[0],
             **how,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from rnnlm.checking import Checked, Range, Settings, brief, fit_option
+from rnnlm.checking import Checked, Range, Settings, brief, fit_option, flag
 from rnnlm.errors import SettingsError
 from rnnlm.sources import STANDARD_INPUT
 
@@ -31,11 +31,6 @@ NotNegative = Annotated[float, Range(0, 1e30)]
 def cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def flag(name: str) -> str:
-    """Return a setting's name as the command line writes it."""
-    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -145,7 +140,7 @@ class GenerationSettings(Settings):
             raise SettingsError(f"there is no option {unknown[0]!r}; rnnlm generate --help lists them")
         settings = cls(**given)
         for name, value in (("count", count), ("seed", 0 if seed is None else seed)):
-            fit_option(Annotated[int, Range(0)], value, name)
+            fit_option(Natural, value, name)
         if settings.temperature == 0 and seed is not None:
             raise no_choice("seed")
         return settings

@@ -119,9 +119,10 @@ def _failure(error: Exception) -> int:
         case RuntimeError() if "can't start new thread" in str(error):
             _say("Error: the system gives us no further thread; give a smaller --threads.")
         case OSError():
-            reason = (error.strerror or str(error)).lower()
+            from rnnlm.files import reason
+
             remedy = "make room on the disk, or see to its permissions"
-            _say(f"Error: {error.filename or 'standard output'}: {reason}; {remedy}.")
+            _say(f"Error: {error.filename or 'standard output'}: {reason(error)}; {remedy}.")
         case _ if os.environ.get("RNNLM_TRACEBACK"):
             raise error
         case _:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from rnnlm.checking import Unfit, brief, fit, kinds
+from rnnlm.checking import Unfit, brief, fit, flag, kinds
 from rnnlm.errors import SettingsError
-from rnnlm.settings import SaveEvery, Threads, cores, flag
+from rnnlm.settings import SaveEvery, Threads, cores
 
 # What other programs call it, and what we do: named when it is asked for, never guessed.
 OTHER_NAMES = {
@@ -91,9 +92,8 @@ class Value(click.ParamType):  # type: ignore[type-arg]  # generic in some versi
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Offer paths where a path is wanted."""
-        return (
-            [CompletionItem(incomplete, type="file")] if (param.metavar or self.plain) in ("PATH", "FILE", Path) else []
-        )
+        is_path = self.plain is Path or param.metavar in ("PATH", "FILE")
+        return [CompletionItem(incomplete, type="file")] if is_path else []
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         """Return what stands for the value in the help."""
@@ -172,12 +172,8 @@ def json_option(group: str = "Options") -> Callable[[Any], Any]:
 
 def given(ctx: click.Context) -> dict[str, Any]:
     """Return the options that the command line or a file of settings gives, by name."""
-    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
-    return {
-        name: value
-        for name, value in ctx.params.items()
-        if (source := sources[name]) is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP")
-    }
+    said = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
+    return {name: value for name, value in ctx.params.items() if ctx.get_parameter_source(name) in said}
 
 
 def config_option(group: str = "Options") -> Callable[[Any], Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +146,7 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
     for name in ("corpus", "model", "quiet", "log", "resume", "overwrite", "save_every", "threads"):
         options.pop(name, None)
     bars = _Bars()
-    with said_to(quiet, log), _stop_signals() as stop, contextlib.closing(bars):
+    with said_to(quiet, log), _stop_signals() as stop, closing(bars):
         how = {name: others[name] for name in ("resume", "overwrite", "threads", "save_every")}
         listener = Listener(stage_bar, bars.evaluating, lambda: stop.come)
         try:
