@@ -1,6 +1,6 @@
 """What holds for every test."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,3 +43,15 @@ def raw(tmp_path: Path) -> Tokenizer:
     path = tmp_path / "prose.txt"
     path.write_text(PROSE * 4, "utf-8")
     return Tokenizer.learn([Source.of(path)], TextSettings())
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Source]:
+    """Return a function that writes a file and gives it as a source."""
+
+    def write(content: str | bytes, name: str = "corpus.txt") -> Source:
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return Source.of(path)
+
+    return write

@@ -11,24 +11,11 @@ from rnnlm import entries
 from rnnlm.batches import IGNORED, windows
 from rnnlm.corpus import Coverage, encode, encode_once, prepare, reopen, same_text
 from rnnlm.errors import SettingsError, TextError, VocabularyError
-from rnnlm.sources import Source
 from rnnlm.text import TextSettings, Tokenizer
 from rnnlm.vocabulary import SENTENCE_END, Vocabulary, VocabularySettings
 
 PLAIN = TextSettings(pretokenized=True)
 WORDS = VocabularySettings(min_count=1)
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Return a function that writes a text file and gives it as a source."""
-
-    def write(content, name="corpus.txt"):
-        path = tmp_path / name
-        path.write_text(content, "utf-8")
-        return Source.of(path)
-
-    return write
 
 
 @pytest.fixture

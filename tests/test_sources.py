@@ -24,18 +24,6 @@ from rnnlm.text import TextSettings, Tokenizer
 PLAIN = Tokenizer(TextSettings(pretokenized=True))
 
 
-@pytest.fixture
-def write(tmp_path):
-    """Return a function that writes a file and gives it as a source."""
-
-    def write(content, name="corpus.txt"):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return Source.of(path)
-
-    return write
-
-
 def sentences(tokenizer, *texts):
     """Return all sentences of some sources."""
     return list(tokenizer.sentences(texts))

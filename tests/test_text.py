@@ -27,18 +27,6 @@ LINES = Tokenizer(TextSettings(lines=True))
 PLAIN_LOWER = Tokenizer(TextSettings(pretokenized=True, lowercase=True))
 
 
-@pytest.fixture
-def write(tmp_path):
-    """Return a function that writes a file and gives it as a source."""
-
-    def write(content, name="corpus.txt"):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return Source.of(path)
-
-    return write
-
-
 def sentences(tokenizer, *texts, **options):
     """Return all sentences of some sources."""
     return list(tokenizer.sentences(texts, **options))
