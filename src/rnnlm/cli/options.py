@@ -156,7 +156,7 @@ def threads_option(group: str = "Options") -> Callable[[Any], Any]:
         default=cores,
         show_default="one for each core",
         group=group,
-        help="Compute, and tokenize, on this many cores; the results are the same.",
+        help="Number of threads; the results do not depend on it.",
     )
 
 

@@ -55,7 +55,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 )
 @click.argument("corpus", nargs=-1, type=click.Path(allow_dash=True))
 @setting(RunSettings, "valid", "Validate on this text; give it again for several.", TEXT, "the end of the corpus")
-@setting(RunSettings, "valid_fraction", "Hold out this share of the corpus, from its end, for validation.", TEXT)
+@setting(RunSettings, "valid_fraction", "Hold out this fraction of the corpus, from its end, for validation.", TEXT)
 @setting(TextSettings, "pretokenized", "Read one sentence per line, words separated by spaces.", TEXT)
 @setting(TextSettings, "lines", "Read one sentence per line, and tokenize it into words.", TEXT)
 @setting(TextSettings, "lowercase", "Convert words to lower case.", TEXT)
@@ -73,7 +73,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 @setting(
     NetworkSettings,
     "clusters",
-    "Clusters of words, by frequency, in the softmax; 1: none.",
+    "Clusters of the adaptive softmax, by word frequency; 1: full softmax.",
     SHAPE,
     "as many as are fastest",
 )
@@ -100,7 +100,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 @setting(
     TrainingSettings,
     "rate_power",
-    "Raise the rates of rare words: multiply by p(word) to minus this power.",
+    "Scale the learning rates of words by p(word) to minus this power.",
     TRAINING,
     "0.5 with sgd",
 )
@@ -109,15 +109,20 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 @setting(TrainingSettings, "weight_decay", "L2 penalty on input and output embeddings.", TRAINING)
 @setting(TrainingSettings, "clip", "Clip the global norm of the gradient; 0: never.", TRAINING)
 @setting(TrainingSettings, "epochs", "Passes over the training text, at most.", TRAINING)
-@setting(TrainingSettings, "eval_every", "Validate every N windows too; 0: after each epoch only.", TRAINING)
-@setting(TrainingSettings, "min_improvement", "Relative improvement in perplexity that counts.", TRAINING)
+@setting(TrainingSettings, "eval_every", "Also validate every N updates; 0: after each epoch only.", TRAINING)
 @setting(
-    TrainingSettings, "lr_decay", "Divide the learning rate by this after each epoch, once improvement ends.", TRAINING
+    TrainingSettings, "min_improvement", "Smallest relative improvement in validation perplexity that counts.", TRAINING
+)
+@setting(
+    TrainingSettings,
+    "lr_decay",
+    "Divide the learning rate by this after each epoch, once one has not improved.",
+    TRAINING,
 )
 @setting(TrainingSettings, "patience", "Stop after this many epochs without improvement.", TRAINING)
 @setting(TrainingSettings, "seed", "Random seed.", TRAINING)
 @model_option(RUN, "Folder of the model.")
-@option("--resume", is_flag=True, show_default=False, group=RUN, help="Go on with the training in that folder.")
+@option("--resume", is_flag=True, show_default=False, group=RUN, help="Resume the training in that folder.")
 @option("--overwrite", is_flag=True, show_default=False, group=RUN, help="Replace the model in that folder.")
 @save_every_option(RUN)
 @threads_option(RUN)
