@@ -305,6 +305,53 @@ def test_pinned_curve_of_ten_steps() -> None:
     assert all(later < earlier for earlier, later in itertools.pairwise(curve))
 
 
+def logistic(value: float) -> float:
+    """Compute the sigmoid as it is usually written."""
+    return 1 / (1 + math.exp(-value))
+
+
+def plain_cell(cell: str, theta: Parameters, row: Vector, states: list[Vector]) -> list[Vector]:
+    """Read a word's row in the states before, one unit after another, by the formulas as they were published."""
+    H, before = len(states[0]), states[0]
+    X, W, b = (theta.get(name) for name in ("X1", "W1", "b1"))
+
+    def read(part: int, unit: int) -> float:
+        return row[unit] if X is None else sum(x * number for x, number in zip(X[part * H + unit], row, strict=True))
+
+    def recall(part: int, unit: int) -> float:
+        return sum(w * number for w, number in zip(W[part * H + unit], before, strict=True))
+
+    after: list[Vector] = []
+    for unit in range(H):
+        b_1, b_2, b_3, b_4 = (b[part * H + unit] if part * H < len(b) else 0.0 for part in range(4))
+        if cell == "elman":
+            after.append([math.tanh(read(0, unit) + recall(0, unit) + b_1)])
+        elif cell == "relu":
+            after.append([max(0.0, read(0, unit) + recall(0, unit) + b_1)])
+        elif cell == "gru":  # X in the order n, r, u; W in the order r, u, q; b in the order n, r, u, q
+            r = logistic(read(1, unit) + recall(0, unit) + b_2)
+            u = logistic(read(2, unit) + recall(1, unit) + b_3)
+            n = math.tanh(read(0, unit) + b_1 + r * (recall(2, unit) + b_4))
+            after.append([(1 - u) * n + u * before[unit]])
+        else:
+            o, i, f = (logistic(read(k, unit) + recall(k, unit) + b_k) for k, b_k in enumerate((b_1, b_2, b_3)))
+            c = f * states[1][unit] + i * math.tanh(read(3, unit) + recall(3, unit) + b_4)
+            after.append([o * math.tanh(c), c])
+    return [list(state) for state in zip(*after, strict=True)]
+
+
+@EVERY_CELL
+def test_cells_equal_their_formulas(cell: str) -> None:
+    """Six words through each cell, with states from before, are what the published formulas say, unit by unit."""
+    model = small_model(cell, carry_state=True)
+    words, start = [3, 7, 1, 3, 9, 10], some_state(1, model)
+    states, found = [state[0].tolist() for state in start[0]], start
+    for word in words:
+        states = plain_cell(cell, model.parameters, model.parameters["U"][word].tolist(), states)
+        _, found = model.step(np.array([word]), found, Workspace())
+        np.testing.assert_allclose(found[0, :, 0], states, rtol=1e-12, atol=1e-15)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What must not make a difference
 
