@@ -29,6 +29,7 @@ differences are zero too, for then nothing was compared.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -63,7 +64,7 @@ SMALL_EMBEDDING = 2
 SMALL_STEPS = 6
 SMALL_TRUNCATION = 2  # one of 3 must differ
 SMALL_STREAMS = 3
-KINK = 0.005  # far more than a coordinate step: a bias that moves so far opens and closes no relu of a small model
+KINK = 0.02  # no sum that enters a relu of a small model is nearer to zero: steps move it by a tenth of that or so
 LARGE_STEPS = 12
 LARGEST_STEPS = 64
 LARGE_STREAMS = 4
@@ -186,8 +187,7 @@ def small_case(kind: Kind, seed: int = 0) -> tuple[LanguageModel, Window]:
     """Make a small model of a kind, with a window in which everything happens that can happen in training.
 
     No parameter is zero, as biases are at first, and none is so large that tanh is flat. Relus are drawn again until
-    each is open at times and closed at times, and none changes when the bias of any layer is moved by up to twice KINK:
-    so none is near its kink. See random_window.
+    each is open at times and closed at times, and none near its kink, where there is no derivative. See random_window.
     """
     generator = np.random.default_rng(seed)
     while True:
@@ -201,10 +201,23 @@ def small_case(kind: Kind, seed: int = 0) -> tuple[LanguageModel, Window]:
 
 def _relus_are_fit(model: LanguageModel, window: Window) -> bool:
     share = _open_units(model, window).mean(axis=(0, 3))  # (L, M, H), of steps and streams
-    moves = [{name: np.ones_like(value)} for name, value in model.parameters.items() if name[0] == "b"]
-    return bool(np.all((share > 0) & (share < 1))) and all(
-        _smooth_step(model, window, move, KINK) == KINK for move in moves
-    )
+    return bool(np.all((share > 0) & (share < 1))) and _off_the_kink(model, window)
+
+
+def _off_the_kink(model: LanguageModel, window: Window) -> bool:
+    """Say whether no relu would open or close if its z alone, by way of its bias, were moved by up to KINK."""
+    states, work = window.states, Workspace()
+    for t in range(len(window.inputs)):
+        step = window.part(slice(t, t + 1), states, slice(0))
+        (_, after), _ = step.losses(model, work)
+        for layer, distance in itertools.product(range(model.settings.layers), (KINK, -KINK)):
+            bias = f"b{layer + 1}"
+            moved = _moved(model, {bias: np.ones_like(model.parameters[bias])}, distance)
+            (_, there), _ = step.losses(moved, work)
+            if np.any((there[layer] > 0) != (after[layer] > 0)):
+                return False
+        states = after
+    return True
 
 
 def random_window(
