@@ -29,16 +29,16 @@ differences are zero too, for then nothing was compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from rnnlm.model import (
     CELLS,
     IGNORED,
+    NO_MASKS,
     SENTENCE_END,
     Array,
     Dropout,
@@ -48,6 +48,7 @@ from rnnlm.model import (
     ModelSettings,
     Parameters,
     Workspace,
+    draw_masks,
     initialize,
 )
 
@@ -60,17 +61,20 @@ SMALL_WORDS = 9
 SMALL_HIDDEN = 4
 SMALL_STEPS = 8  # a truncation at 4 and one at 5 must differ
 SMALL_STREAMS = 3
-DRAWS = 8  # random numbers at a position for each hidden unit: more than any kind of dropout takes
+KINK = 0.02  # no sum that enters a relu is nearer to zero, where it has no derivative
 LARGE_STEPS = 12
 LARGEST_STEPS = 64
 LARGE_STREAMS = 4
+
+
+NO_DROPOUT = Dropout()
 
 
 class Kind(NamedTuple):
     """One kind of model, as trained."""
 
     settings: ModelSettings
-    dropout: float = 0.0
+    dropout: Dropout = NO_DROPOUT
 
 
 class Window(NamedTuple):
@@ -80,34 +84,17 @@ class Window(NamedTuple):
     targets: Array  # (T, B), some perhaps IGNORED
     weights: Array  # (T, B), of the losses in L
     states: Array  # (L, M, B, H), before the window
-    draws: Array  # (T, B, n), numbers that dropout takes for random ones, so that a step's zeros are its own
-    dropout: float = 0.0
+    masks: Mapping[str, Array] = NO_MASKS  # of dropout
 
     def losses(self, model: LanguageModel, work: Workspace) -> tuple[tuple[Array, Array], Callable[[Array], Gradients]]:
         """Return `model.losses` of this window, always with the same zeros."""
-        draws = cast("np.random.Generator", _Draws(self.draws))  # all that dropout asks of one is `random`
-        dropout = Dropout(self.dropout, draws) if self.dropout else None
-        return model.losses(self.inputs, self.targets, self.states, work, dropout)
+        return model.losses(self.inputs, self.targets, self.states, work, self.masks)
 
     def part(self, span: slice, states: Array, outputs: slice = slice(None)) -> Window:
         """Return some steps of this window, from given states, in which only the targets of some outputs count."""
         targets = np.full_like(self.targets[span], IGNORED)
         targets[outputs] = self.targets[span][outputs]
-        return Window(self.inputs[span], targets, self.weights[span], states, self.draws[span], self.dropout)
-
-
-class _Draws:
-    """Stands in for a generator of random numbers, and hands prepared ones out."""
-
-    def __init__(self, prepared: Array) -> None:
-        self._left = prepared
-
-    def random(self, dtype: DTypeLike, out: Array) -> None:
-        """Put the next columns of the prepared numbers into `out`."""
-        drawn, self._left = np.split(self._left, [out.shape[-1]], axis=-1)
-        if drawn.shape != out.shape:
-            raise ValueError(f"dropout draws {out.shape}, of which {drawn.shape} were prepared")
-        out[...] = drawn
+        return Window(self.inputs[span], targets, self.weights[span], states, self.masks)
 
 
 @dataclass(frozen=True)
@@ -141,7 +128,7 @@ def model_gradients(model: LanguageModel, window: Window) -> Gradients:
 def small_kinds() -> list[Kind]:
     """List small models of every kind that can be trained; a new kind of model is a row here."""
 
-    def kinds(*truncations: int | None, dropout: float = 0, **settings: Any) -> list[Kind]:
+    def kinds(*truncations: int | None, dropout: Dropout = NO_DROPOUT, **settings: Any) -> list[Kind]:
         return [
             Kind(ModelSettings(SMALL_WORDS, SMALL_HIDDEN, cell, truncate, carry_state, **settings), dropout)
             for cell in CELLS
@@ -150,8 +137,15 @@ def small_kinds() -> list[Kind]:
         ]
 
     clustered = kinds(None, cutoffs=(4,)) + kinds(4, cutoffs=(2, 5, 6))
-    layered = kinds(None, 4, layers=2) + kinds(None, 4, layers=2, embedding=3)
-    return kinds(None, 0, 1, 4, SMALL_STEPS + 3) + kinds(None, 4, dropout=0.3) + clustered + layered
+    layered = kinds(None, 4, layers=2) + kinds(None, 4, layers=2, embedding=3) + kinds(None, 4, embedding=3)
+    tied = kinds(None, tied=True) + kinds(4, tied=True, layers=2, cutoffs=(2, 5, 6))
+    dropped = [
+        kind
+        for place in Dropout._fields
+        for kind in kinds(None, 4, dropout=Dropout(**{place: 0.3}), layers=1 + (place in ("hidden", "weights")))
+    ]
+    dropped += kinds(None, 4, dropout=Dropout(0.3, 0.3, 0.3, 0.3), tied=True, layers=2)
+    return kinds(None, 0, 1, 4, SMALL_STEPS + 3) + clustered + layered + tied + dropped
 
 
 def describe(kind: Kind) -> str:
@@ -159,31 +153,64 @@ def describe(kind: Kind) -> str:
     settings = kind.settings
     reach = "window" if settings.truncate is None else f"truncate {settings.truncate}"
     words = [settings.cell, reach, "carried state" if settings.carry_state else "sentences"]
-    if kind.dropout:
-        words.append(f"dropout {kind.dropout:g}")
+    rates = {place: rate for place, rate in kind.dropout._asdict().items() if rate}
+    if rates:
+        words.append(f"dropout of {', '.join(rates)}")
     if settings.layers > 1:
         words.append(f"{settings.layers} layers")
     if settings.embedding:
         words.append(f"embedding {settings.embedding}")
+    if settings.tied:
+        words.append("tied")
     if settings.cutoffs:
         words.append(f"{len(settings.cutoffs)} tail{'s' if len(settings.cutoffs) > 1 else ''}")
     return ", ".join(words)
 
 
+def _describe_case(model: LanguageModel, window: Window) -> str:
+    places = {"rows": "inputs", f"s{model.settings.layers}": "outputs"}
+    places |= {name: "weights" if name[0] == "W" else "hidden" for name in window.masks if name not in places}
+    return describe(Kind(model.settings, Dropout(**{places[name]: 1.0 for name in window.masks})))
+
+
 def small_case(kind: Kind, seed: int = 0) -> tuple[LanguageModel, Window]:
     """Make a small model of a kind, with a window in which everything happens that can happen in training.
 
-    No parameter is zero, as biases are at first, and none is so large that tanh is flat. See random_window.
+    No parameter is zero, as biases are at first, and none is so large that tanh is flat. No relu is near its kink.
+    See random_window.
     """
     generator = np.random.default_rng(seed)
-    model = initialize(kind.settings, np.ones(kind.settings.words), generator, np.float64)
-    parameters = {name: generator.normal(0, 0.5, value.shape) for name, value in model.parameters.items()}
-    model = LanguageModel(kind.settings, parameters)
-    return model, random_window(model, SMALL_STEPS, SMALL_STREAMS, generator, kind.dropout)
+    while True:
+        model = initialize(kind.settings, np.ones(kind.settings.words), generator, np.float64)
+        parameters = {name: generator.normal(0, 0.5, value.shape) for name, value in model.parameters.items()}
+        model = LanguageModel(kind.settings, parameters)
+        window = random_window(model, SMALL_STEPS, SMALL_STREAMS, generator, kind.dropout)
+        if kind.settings.cell != "relu" or _off_the_kink(model, window):
+            return model, window
+
+
+def _off_the_kink(model: LanguageModel, window: Window) -> bool:
+    """Say whether no relu would open or close if the bias of its layer, and so its z, were moved by up to KINK."""
+    states, work = window.states, Workspace()
+    for t in range(len(window.inputs)):
+        step = window.part(slice(t, t + 1), states)
+        (_, after), _ = step.losses(model, work)
+        for layer in range(model.settings.layers):
+            for distance in (KINK, -KINK):
+                moved = {**model.parameters, f"b{layer + 1}": model.parameters[f"b{layer + 1}"] + distance}
+                (_, there), _ = step.losses(LanguageModel(model.settings, moved), work)
+                if np.any((there[layer] > 0) != (after[layer] > 0)):
+                    return False
+        states = after
+    return True
 
 
 def random_window(
-    model: LanguageModel, steps: int, streams: int, generator: np.random.Generator, dropout: float = 0.0
+    model: LanguageModel,
+    steps: int,
+    streams: int,
+    generator: np.random.Generator,
+    dropout: Dropout = NO_DROPOUT,
 ) -> Window:
     """Draw a window of random words for a model.
 
@@ -199,8 +226,8 @@ def random_window(
     targets.reshape(-1)[generator.choice(targets.size, targets.size // 8, replace=False)] = IGNORED
     weights = generator.uniform(0.5, 1.5, targets.shape) / targets.size
     states = generator.uniform(-0.5, 0.5, model.start(streams).shape)
-    draws = generator.random((steps, streams, DRAWS * model.settings.hidden if dropout else 0))
-    return Window(inputs, targets, weights, states, draws, dropout)
+    masks = draw_masks(model.settings, streams, dropout, generator, np.float64)
+    return Window(inputs, targets, weights, states, masks)
 
 
 def check_small_models(
@@ -229,7 +256,7 @@ def check_coordinates(
 ) -> list[Row]:
     """Check each coordinate of each parameter, on one window. Returns a row for each parameter."""
     model = _in_float64(model)
-    loss, kind = loss_function(model, window), describe(Kind(model.settings, window.dropout))
+    loss, kind = loss_function(model, window), _describe_case(model, window)
 
     def compare(name: str, gradient: Array) -> Row:
         value = model.parameters[name]
@@ -263,7 +290,7 @@ def check_model(
     if window is None:  # longer than a truncation reaches, unless that is very far
         steps = LARGE_STEPS if model.settings.truncate is None else min(model.settings.truncate + 4, LARGEST_STEPS)
         window = random_window(model, steps, LARGE_STREAMS, generator)
-    loss, kind = loss_function(model, window), describe(Kind(model.settings, window.dropout))
+    loss, kind = loss_function(model, window), _describe_case(model, window)
     claimed = gradients(model, window)
     places = [f"direction {index}" for index in range(directions)]
 
@@ -341,9 +368,13 @@ def _side_by_side(windows: list[Window]) -> Window:
         join(window.targets for window in windows),
         join(window.weights for window in windows),
         join((window.states for window in windows), axis=2),
-        join(window.draws for window in windows),
-        windows[0].dropout,
+        {name: _by_stream(name, [window.masks[name] for window in windows]) for name in windows[0].masks},
     )
+
+
+def _by_stream(name: str, masks: list[Array]) -> Array:
+    """Put masks (B, n) of streams below each other; the one of W is that of all streams."""
+    return masks[0] if name.startswith("W") else np.concatenate(masks)
 
 
 def _derivative(loss: LossFunction, direction: Parameters, step: float) -> float:

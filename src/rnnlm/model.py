@@ -45,6 +45,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -54,6 +55,8 @@ Array = NDArray[Any]
 Parameters = dict[str, Array]
 Gradient = list[tuple[Any, Array]]  # (rows, values): rows a slice or an array of ids, disjoint; all others are zero
 Gradients = dict[str, Gradient]
+Masks = Mapping[str, Array]  # of dropout, see `draw_masks`
+NO_MASKS: Masks = MappingProxyType({})
 
 SENTENCE_END = 0  # the id of </s>, which is also the context of a sentence's first word
 IGNORED = -1  # a target that stands for no word: nothing is predicted there
@@ -70,7 +73,8 @@ class ModelSettings:
     carry_state: bool = False  # False: each sentence starts from a state of zero
     cutoffs: tuple[int, ...] = ()  # ranks at which tails of rarer words begin; none: one softmax over all words
     layers: int = 1  # L
-    embedding: int | None = None  # D, with a matrix X1; None: a word's row is added to z as it is
+    embedding: int | None = None  # D; None: H
+    tied: bool = False  # whether the words' rows of V are U as well; then D = H
 
 
 @dataclass(eq=False)
@@ -86,33 +90,35 @@ class LanguageModel:
         return np.zeros(shape, self.parameters["V"].dtype)
 
     def read(
-        self, x: Array, states: Array, work: Workspace, dropout: Dropout | None = None
+        self, x: Array, states: Array, work: Workspace, masks: Masks = NO_MASKS
     ) -> tuple[tuple[Array, Array], Callable[[Array], Gradients]]:
         """Read words x (T, B) from the states before (L, M, B, H): s (T, B, H), the states after, and backward."""
         settings, find = self.settings, self.parameters.get
-        layers = [Layer(*(find(f"{name}{number}") for name in "XWb")) for number in range(1, settings.layers + 1)]
         keep = (x != SENTENCE_END) | settings.carry_state  # (T, B)
-        rows, embed_backward = embed(x, self.parameters["U"], dropout, work)
-        (s, states), recur_backward = recur(rows, keep, states, layers, CELLS[settings.cell], settings.truncate, work)
-        s, drop_backward = drop(s, dropout, work.part("outputs"))
+        U = self.parameters["V"][len(settings.cutoffs) :] if settings.tied else self.parameters["U"]
+        rows, embed_backward = embed(x, U, masks.get("rows"), work)
+        layers = [Layer(*(find(f"{name}{number}") for name in "XWb")) for number in range(1, settings.layers + 1)]
+        cell, truncate = CELLS[settings.cell], settings.truncate
+        (s, states), recur_backward = recur(rows, keep, states, layers, cell, truncate, work, masks)
 
         def backward(ds: Array) -> Gradients:
-            drows, gradients = recur_backward(drop_backward(ds))
+            drows, gradients = recur_backward(ds)
             return {"U": embed_backward(drows), **gradients}
 
         return (s, states), backward
 
     def losses(
-        self, x: Array, y: Array, states: Array, work: Workspace, dropout: Dropout | None = None
+        self, x: Array, y: Array, states: Array, work: Workspace, masks: Masks = NO_MASKS
     ) -> tuple[tuple[Array, Array], Callable[[Array], Gradients]]:
-        """Return the loss -log p of each target of a window, with dropout where it is given.
+        """Return the loss -log p of each target of a window.
 
-        Takes words x and targets y (T, B), some of them perhaps IGNORED, and the states before the window (L, M, B, H).
+        Takes words x and targets y (T, B), some of them perhaps IGNORED, the states before the window (L, M, B, H), and
+        dropout's masks, where there are any.
         Returns the losses (T, B) in nats, zero where ignored, with the states after the window; and a function from the
         weights (T, B) of the losses in L to the gradients. It reads, and writes over, what this call left in `work`:
         call it once, before the next window.
         """
-        (s, states), read_backward = self.read(x, states, work, dropout)
+        (s, states), read_backward = self.read(x, states, work, masks)
         counted = np.flatnonzero(y.reshape(-1) != IGNORED)
         at: Any = counted if counted.size < y.size else slice(None)  # mostly a slice, which copies nothing
         S, V, c = s.reshape(y.size, -1), self.parameters["V"], self.parameters["c"]  # S (N, H)
@@ -124,7 +130,11 @@ class LanguageModel:
             if counted.size < y.size:
                 counted_dS, dS = dS, np.zeros_like(S)
                 dS[at] = counted_dS
-            return {**read_backward(dS.reshape(s.shape)), "V": dV, "c": dc}
+            gradients = {**read_backward(dS.reshape(s.shape)), "V": dV, "c": dc}
+            if self.settings.tied:
+                ((words, drows),) = gradients.pop("U")
+                gradients["V"] = add_rows(dV, words + len(self.settings.cutoffs), drows)
+            return gradients
 
         return (losses.reshape(y.shape), states), backward
 
@@ -138,16 +148,15 @@ class LanguageModel:
 # Words to rows of numbers
 
 
-def embed(x: Array, U: Array, dropout: Dropout | None, work: Workspace) -> tuple[Array, Callable[[Array], Gradient]]:
+def embed(x: Array, U: Array, mask: Array | None, work: Workspace) -> tuple[Array, Callable[[Array], Gradient]]:
     """Look words x (T, B) up in U (V, D): the U[x_t] of (1), (T, B, D)."""
     rows = work.array("rows", (*x.shape, U.shape[1]), U.dtype)
     np.take(U, x, axis=0, out=rows, mode="clip")  # U[x_t] in (1); "clip" spares a copy, ids were checked when encoded
-    rows, drop_backward = drop(rows, dropout, work.part("inputs"))
 
     def backward(drows: Array) -> Gradient:
-        return [sum_rows(x.reshape(-1), drop_backward(drows).reshape(x.size, -1))]  # (11)
+        return [sum_rows(x.reshape(-1), drop(drows, mask, out=drows).reshape(x.size, -1))]  # (11)
 
-    return rows, backward
+    return drop(rows, mask, out=rows), backward
 
 
 def sum_rows(ids: Array, values: Array) -> tuple[Array, Array]:
@@ -160,6 +169,16 @@ def sum_rows(ids: Array, values: Array) -> tuple[Array, Array]:
     return unique, sums
 
 
+def add_rows(gradient: Gradient, ids: Array, values: Array) -> Gradient:
+    """Add the values (n, H) of rows, by their ids (n,), ascending, to a gradient whose own rows are slices."""
+    apart = np.ones(len(ids), bool)
+    for rows, own in gradient:
+        here = slice(*np.searchsorted(ids, (rows.start, rows.stop)))
+        own[ids[here] - rows.start] += values[here]
+        apart[here] = False
+    return [*gradient, (ids[apart], values[apart])]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The cells: elementwise functions, in pairs. All products and the walk through time are `recur`'s.
 
@@ -168,16 +187,19 @@ class Cell(NamedTuple):
     """What one kind of recurrent unit computes from z_t and the states before.
 
     `forward(z, before, after)` reads z (..., B, G*H) and the M states `before`, each (..., B, H), and writes the states
-    `after`, the first of which is the output s. It may leave in z what `backward` will want.
-    `backward(ds, z, before, after)` returns delta = dE/dz, and turns ds (M, ..., B, H), the gradient of the states
-    after, in place into that of the states before as far as it does not pass W. Both work at one step or at many.
+    `after`, the first of which is the output s. It leaves in z what `slopes` wants.
+    `slopes(z, before, after, carry)` writes all of the way back that does not depend on errors: in the place of z, and
+    into `carry`, shaped as `before`, for the ways from state to state that do not pass W.
+    `backward(ds, slopes, carry, delta)` writes delta = dE/dz, and turns ds (M, ..., B, H), the gradient of the states
+    after, in place into that of the states before as far as it does not pass W. All three work at one step or at many.
     """
 
     forward: Callable[[Array, Array, Array], None]
-    backward: Callable[[Array, Array, Array, Array], Array]
+    slopes: Callable[[Array, Array, Array, Array], None]
+    backward: Callable[[Array, Array, Array, Array], None]
     gates: str = "z"  # a letter for each of the G parts of z
     states: str = "s"  # a letter for each of the M states
-    reads: str = ""  # the gates that a word's row, or the layer below, is added to; none named: all
+    reads: str = ""  # the first gates, to which a word's row, or the layer below, is added; none named: all
     recalls: str = ""  # the gates that W s_{t-1} is added to; none named: all
     ones: str = ""  # the gates whose biases begin at 1
 
@@ -187,21 +209,117 @@ class Cell(NamedTuple):
         return slice(start * hidden, (start + len(gates or self.gates)) * hidden)
 
 
+def split(z: Array, H: int) -> Array:
+    """View z (..., G*H) as its gates (..., G, H)."""
+    return z.reshape(*z.shape[:-1], -1, H)
+
+
+def one_state_backward(ds: Array, slopes: Array, carry: Array, delta: Array) -> None:
+    """Go back through a cell whose only state is s: each gate has its slope ds_t/dz_t."""
+    np.multiply(ds[0][..., None, :], split(slopes, ds.shape[-1]), out=split(delta, ds.shape[-1]))  # (8), (9), (20)
+    ds *= carry  # (21)
+
+
 def elman(z: Array, before: Array, after: Array) -> None:
     """Elman (1990): s = tanh(z)."""
-    (s,) = after
-    np.tanh(z, out=s)  # (2)
+    np.tanh(z, out=after[0])  # (2)
 
 
-def elman_backward(ds: Array, z: Array, before: Array, after: Array) -> Array:
-    """Return delta = ds * (1 - s^2): the only way back is through W."""
-    (s,) = after
-    delta: Array = ds[0] * (1 - s * s)  # (8), and the second half of (9)
-    ds[0] = 0
-    return delta
+def elman_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
+    """Take the slope of tanh, 1 - s^2; the only way back is through W."""
+    np.multiply(after[0], after[0], out=z)
+    np.subtract(1, z, out=z)  # of (8), and the second half of (9)
+    carry[...] = 0
 
 
-CELLS: dict[str, Cell] = {"elman": Cell(elman, elman_backward)}
+def relu(z: Array, before: Array, after: Array) -> None:
+    """S = max(z, 0)."""
+    np.maximum(z, 0, out=after[0])
+
+
+def relu_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
+    """Take the slope 1 where z > 0, else 0."""
+    np.greater(z, 0, out=z)
+    carry[...] = 0
+
+
+def sigmoid(z: Array) -> None:
+    """Put 1 / (1 + e^-z) in the place of z, as (1 + tanh(z/2)) / 2, which never overflows."""
+    z *= 0.5
+    np.tanh(z, out=z)
+    z *= 0.5
+    z += 0.5
+
+
+def lstm(z: Array, before: Array, after: Array) -> None:
+    """Hochreiter and Schmidhuber (1997), with the forget gate of Gers et al. (2000): c = f c' + i g, s = o tanh(c)."""
+    (s, c), H = after, after.shape[-1]
+    sigmoid(z[..., : 3 * H])  # (12)
+    np.tanh(z[..., 3 * H :], out=z[..., 3 * H :])
+    o, i, f, g = (z[..., k * H : (k + 1) * H] for k in range(4))
+    np.multiply(f, before[1], out=c)
+    c += i * g  # (13)
+    np.multiply(o, np.tanh(c), out=s)  # (14)
+
+
+def lstm_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
+    """Take the slopes of the gates, that of s along c, and from c to the next c the forget gate."""
+    H, tanh_c = after.shape[-1], np.tanh(after[1])
+    o, i, f, g = (z[..., k * H : (k + 1) * H] for k in range(4))
+    carry[0] = o * (1 - tanh_c * tanh_c)  # ds/dc
+    carry[1] = f  # dc/dc'
+    o *= (1 - o) * tanh_c  # ds/dz_o
+    f *= (1 - f) * before[1]  # dc/dz_f
+    slope_g = i * (1 - g * g)  # dc/dz_g
+    i *= (1 - i) * g  # dc/dz_i
+    g[...] = slope_g
+
+
+def lstm_backward(ds: Array, slopes: Array, carry: Array, delta: Array) -> None:
+    """Errors come back on two ways: to s, through W, and to c, past all gates but one."""
+    H, (ds_, dc) = ds.shape[-1], ds
+    dc += ds_ * carry[0]  # (15)
+    np.multiply(ds_, slopes[..., :H], out=delta[..., :H])  # (16)
+    np.multiply(dc[..., None, :], split(slopes, H)[..., 1:, :], out=split(delta, H)[..., 1:, :])
+    ds_[...] = 0
+    dc *= carry[1]  # (17)
+
+
+def gru(z: Array, before: Array, after: Array) -> None:
+    """Cho et al. (2014), with the reset gate behind the product, as in cuDNN: n = tanh(n + r q), s = (1 - u) n + u s'.
+
+    A word is added to n, r, u, and W s' to r, u, q: so q is the product, with its bias, alone.
+    """
+    (s,), H = after, after.shape[-1]
+    n, r, u, q = (z[..., k * H : (k + 1) * H] for k in range(4))
+    sigmoid(z[..., H : 3 * H])
+    n += r * q
+    np.tanh(n, out=n)  # (18)
+    np.subtract(before[0], n, out=s)
+    s *= u
+    s += n  # (19)
+
+
+def gru_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
+    """Take ds/dz of each gate; r and q act through n."""
+    H = after.shape[-1]
+    n, r, u, q = (z[..., k * H : (k + 1) * H] for k in range(4))
+    carry[0], new = u, 1 - u  # ds/ds'
+    u *= new * (before[0] - n)
+    n *= -n
+    n += 1
+    n *= new
+    slope_q = n * r
+    r *= (1 - r) * n * q
+    q[...] = slope_q
+
+
+CELLS: dict[str, Cell] = {
+    "elman": Cell(elman, elman_slopes, one_state_backward),
+    "relu": Cell(relu, relu_slopes, one_state_backward),
+    "gru": Cell(gru, gru_slopes, one_state_backward, gates="nruq", reads="nru", recalls="ruq"),
+    "lstm": Cell(lstm, lstm_slopes, lstm_backward, gates="oifg", states="sc", ones="f"),
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -216,80 +334,104 @@ class Layer(NamedTuple):
     b: Any  # (G*H,)
 
 
-class Walked(NamedTuple):
-    """One layer of a window, walked through; what the way back needs stays in the closures."""
+@dataclass(eq=False)
+class Walk:
+    """One layer's way through a window, of all streams or some."""
 
-    s: Array  # (T, B, H), the outputs
-    states: Array  # (M, B, H), after the window
-    dz: Array  # (T, B, G*H), where the way back puts the sum of delta_t(k) over t, for each k
-    back: Callable[[slice], Callable[[Array, Any, bool], Array]]  # for some streams, what `step_back` does
-    inputs: Callable[[Array], Array]  # from dz of some steps to the gradient of what came in there
-    weights: Callable[[], tuple[Array | None, Array, Array]]  # from dz to dX, dW, db
+    cell: Cell
+    layer: Layer
+    mask: Any  # (B, H), of dropout on what goes up; None: nothing is dropped
+    inputs: Array  # (T, B, D)
+    keep: Array  # (T, B, 1): 0 where a step begins a sentence and forgets the states before it, else 1
+    z: Array  # (T, B, G*H); on the way back, its slopes
+    dz: Array  # (T, B, G*H)
+    path: Array  # (M, T + 1, B, H): the states, those before the window first
+    before: Array  # (M, T, B, H): the states that each step starts from
+    carry: Array  # (M, T, B, H)
+
+    def __post_init__(self) -> None:
+        H = self.layer.W.shape[1]
+        self.reads, self.recalls = (self.cell.part(gates, H) for gates in (self.cell.reads, self.cell.recalls))
+
+    def part(self, streams: slice) -> Walk:
+        """Return the same of some streams."""
+        mask = None if self.mask is None else self.mask[streams]
+        by_step = (array[:, streams] for array in (self.inputs, self.keep, self.z, self.dz))
+        by_state = (array[:, :, streams] for array in (self.path, self.before, self.carry))
+        return Walk(self.cell, self.layer, mask, *by_step, *by_state)
+
+    def forward(self) -> None:
+        """Take all steps; z holds what comes in from below."""
+        self.z += self.layer.b
+        recalled, W_transposed = self.z[..., self.recalls], self.layer.W.T.copy()
+        product = np.empty_like(recalled[0])
+        for t, z in enumerate(self.z):
+            np.multiply(self.path[:, t], self.keep[t], out=self.before[:, t])
+            recalled[t] += np.matmul(self.before[0, t], W_transposed, out=product)  # (1)
+            self.cell.forward(z, self.before[:, t], self.path[:, t + 1])
+
+    def prepare_back(self) -> None:
+        """Put slopes in the place of z, some steps at a time that stay in a core's cache."""
+        for steps in runs(0, len(self.z), max(1, BLOCK // self.z[0].size)):
+            after = self.path[:, steps.start + 1 : steps.stop + 1]
+            self.cell.slopes(self.z[steps], self.before[:, steps], after, self.carry[:, steps])
+
+    def step_back(self, ds: Array, at: Any, delta: Array, last: bool) -> None:
+        """Write delta `at` a step or several, from the gradient ds (M, ..., B, H) of the states there.
+
+        Unless it is the last that is wanted, ds becomes in place the gradient of the states a step before.
+        """
+        self.cell.backward(ds, self.z[at], self.carry[:, at], delta)
+        if not last:
+            ds[0] += (delta.reshape(-1, delta.shape[-1])[:, self.recalls] @ self.layer.W).reshape(ds[0].shape)  # (9)
+            ds *= self.keep[at]  # nothing reaches across the beginning of a sentence
+
+    def hand_down(self, delta: Array) -> Array:
+        """Return the gradient of what came in, from delta of some steps."""
+        came_in = delta[..., self.reads]
+        return came_in if self.layer.X is None else came_in @ self.layer.X
+
+    def gradients(self, work: Workspace) -> tuple[Array, list[Array | None]]:
+        """Return the gradient of all that came in (T, B, D), and those of X, W and b."""
+        (T, B, D), X = self.inputs.shape, self.layer.X
+        dz, s = self.dz.reshape(T * B, -1), self.before[0].reshape(T * B, -1)
+        dW = work.product("dW", dz[:, self.recalls].T, s)  # (10)
+        db = np.ones(len(dz), dz.dtype) @ dz  # (11)
+        if X is None:
+            return self.dz[..., self.reads], [None, dW, db]
+        came_in = dz[:, self.reads]
+        dX = work.product("dX", came_in.T, self.inputs.reshape(T * B, D))
+        return work.product("dinputs", came_in, X).reshape(T, B, D), [dX, dW, db]
 
 
-def walk(inputs: Array, keep: Array, states: Array, layer: Layer, cell: Cell, work: Workspace) -> Walked:
+def walk(
+    inputs: Array, keep: Array, states: Array, layer: Layer, mask: Array | None, cell: Cell, work: Workspace
+) -> Walk:
     """Walk one layer through a window: inputs (T, B, D), keep (T, B, 1), states before it (M, B, H)."""
-    (T, B, D), (X, W, b), H, M = inputs.shape, layer, layer.W.shape[1], len(cell.states)
-    reads, recalls = cell.part(cell.reads, H), cell.part(cell.recalls, H)
-    path = work.array("states", (M, T + 1, B, H), W.dtype)
-    before = work.array("before", (M, T, B, H), W.dtype)  # the states before each step, zero where a sentence begins
-    after, path[:, 0] = path[:, 1:], states  # after (M, T, B, H)
-    z, dz = (work.array(name, (T, B, len(b)), W.dtype) for name in ("z", "dz"))  # both (T, B, G*H)
-    came_in = inputs if X is None else work.product("XU", inputs.reshape(T * B, D), X.T).reshape(T, B, -1)
-
-    def forward(streams: slice) -> None:
-        own_path, own_before, own_z = path[:, :, streams], before[:, :, streams], z[:, streams]
-        own_z[...] = b
-        own_z[..., reads] += came_in[:, streams]  # (1), what needs no state
-        recalled, W_transposed = own_z[..., recalls], W.T
-        for t in range(T):
-            np.multiply(own_path[:, t], keep[t, streams], out=own_before[:, t])
-            recalled[t] += own_before[0, t] @ W_transposed  # (1)
-            cell.forward(own_z[t], own_before[:, t], own_path[:, t + 1])
-
-    work.each(forward, stream_groups(B, H))
-
-    def back_to_inputs(dz: Array) -> Array:
-        dinputs: Array = dz[..., reads] if X is None else dz[..., reads] @ X
-        return dinputs
-
-    def weights() -> tuple[Array | None, Array, Array]:
-        flat, s = dz.reshape(T * B, -1), before[0].reshape(T * B, H)
-        dX = None if X is None else work.product("dX", flat[:, reads].T, inputs.reshape(T * B, D))
-        return dX, work.product("dW", flat[:, recalls].T, s), flat.sum(axis=0)  # (10), (11)
-
-    def back(streams: slice) -> Callable[[Array, Any, bool], Array]:
-        own = (z[:, streams], before[:, :, streams], after[:, :, streams], keep[:, streams])
-        return lambda ds, at, last: step_back(ds, at, last, W, recalls, cell, *own)
-
-    return Walked(after[0], path[:, T].copy(), dz, back, back_to_inputs, weights)
-
-
-def step_back(
-    ds: Array,
-    at: Any,
-    last: bool,
-    W: Array,
-    recalls: slice,
-    cell: Cell,
-    z: Array,
-    before: Array,
-    after: Array,
-    keep: Array,
-) -> Array:
-    """Return delta `at` a step or several, from the gradient ds (M, ..., B, H) of the states there.
-
-    Unless it is the last that is wanted, ds becomes in place the gradient of the states a step before.
-    """
-    delta = cell.backward(ds, z[at], before[:, at], after[:, at])  # (..., B, G*H)
-    if not last:
-        ds[0] += (delta.reshape(-1, delta.shape[-1])[:, recalls] @ W).reshape(ds[0].shape)  # (9)
-        ds *= keep[at]  # nothing reaches across the beginning of a sentence
-    return delta
+    (T, B, D), G_H, H, M = inputs.shape, len(layer.b), layer.W.shape[1], len(cell.states)
+    z, dz = (work.array(name, (T, B, G_H), inputs.dtype) for name in ("z", "dz"))
+    before, carry = (work.array(name, (M, T, B, H), inputs.dtype) for name in ("before", "carry"))
+    path = work.array("path", (M, T + 1, B, H), inputs.dtype)
+    path[:, 0] = states
+    way = Walk(cell, layer, mask, inputs, keep, z, dz, path, before, carry)
+    z[..., way.reads.stop :] = 0
+    if layer.X is None:
+        z[..., way.reads] = inputs
+    else:
+        work.product("", inputs.reshape(T * B, D), layer.X.T, out=z.reshape(T * B, G_H)[:, way.reads])  # (1)
+    work.each(lambda streams: way.part(streams).forward(), stream_groups(B, H))
+    return way
 
 
 def recur(
-    inputs: Array, keep: Array, states: Array, layers: list[Layer], cell: Cell, truncate: int | None, work: Workspace
+    inputs: Array,
+    keep: Array,
+    states: Array,
+    layers: list[Layer],
+    cell: Cell,
+    truncate: int | None,
+    work: Workspace,
+    masks: Masks = NO_MASKS,
 ) -> tuple[tuple[Array, Array], Callable[[Array], tuple[Array, Gradients]]]:
     """Walk L layers through a window: each reads the outputs of the one below.
 
@@ -298,66 +440,76 @@ def recur(
     ds to the gradients of inputs and parameters. Errors reach `truncate` steps back in every layer; None: to the start.
     """
     keep = keep[..., None].astype(states.dtype)  # (T, B, 1), 0 or 1
-    walked: list[Walked] = []
-    for number, layer in enumerate(layers):
-        below = walked[-1].s if walked else inputs
-        walked.append(walk(below, keep, states[number], layer, cell, work.part(f"layer {number + 1}")))
+    ways: list[Walk] = []
+    s = inputs
+    for number, (X, W, b) in enumerate(layers, 1):
+        own_work, mask = work.part(f"layer {number}"), masks.get(f"s{number}")
+        layer = Layer(X, drop(W, masks.get(f"W{number}")), b)
+        ways.append(walk(s, keep, states[number - 1], layer, mask, cell, own_work))
+        s = ways[-1].path[0, 1:]
+        s = drop(s, mask, own_work.array("s", s.shape, s.dtype))
 
     def backward(ds: Array) -> tuple[Array, Gradients]:
-        def back(streams: slice) -> None:
-            if truncate is None:
-                by_columns(ds, walked, streams)
-            else:
-                by_diagonals(ds, walked, streams, truncate)
-
-        work.each(back, stream_groups(*ds.shape[1:]))
         gradients: Gradients = {}
-        for number, one in enumerate(walked, 1):
-            found = {f"{name}{number}": value for name, value in zip("XWb", one.weights(), strict=True)}
-            gradients |= {name: [(slice(0, len(value)), value)] for name, value in found.items() if value is not None}
-        return walked[0].inputs(walked[0].dz), gradients
+        if truncate is not None:
+            work.each(lambda streams: by_diagonals(ds, ways, streams, truncate), stream_groups(*ds.shape[1:]))
+        for number, way in reversed(list(enumerate(ways, 1))):
+            if truncate is None:
+                by_columns(ds, way, work)
+            ds, found = way.gradients(work.part(f"layer {number}"))
+            for name, value in zip("XWb", found, strict=True):
+                if value is not None:
+                    value = drop(value, masks.get(f"{name}{number}"), value)
+                    gradients[f"{name}{number}"] = [(slice(0, len(value)), value)]
+        return ds, gradients
 
-    return (walked[-1].s, np.stack([one.states for one in walked])), backward
+    return (s, np.stack([way.path[:, -1] for way in ways])), backward
 
 
-def by_columns(ds: Array, walked: list[Walked], streams: slice) -> None:
-    """Backpropagate through some streams without truncation, from the top layer down.
+def by_columns(ds: Array, way: Walk, work: Workspace) -> None:
+    """Backpropagate through one layer without truncation; ds (T, B, H) is the gradient of what it hands up.
 
     Lay delta_t(k) out with a row for each error t, a column for each step k. The sum of a column, delta(k) = sum over
     t >= k of delta_t(k), obeys the same recursion as each delta_t: one pass serves all errors.
     """
-    ds = ds[:, streams]  # (T, B, H)
-    for one in reversed(walked):
-        dstates = np.zeros((len(one.states), *ds.shape[1:]), ds.dtype)  # (M, B, H)
-        back, dz = one.back(streams), one.dz[:, streams]  # dz (T, B, G*H)
+    ds = drop(ds, way.mask, ds)
+
+    def back(streams: slice) -> None:
+        own, own_ds = way.part(streams), ds[:, streams]
+        own.prepare_back()
+        dstates = np.zeros_like(own.path[:, 0])  # (M, B, H)
         for t in reversed(range(len(ds))):
-            dstates[0] += ds[t]
-            dz[t] = back(dstates, t, t == 0)
-        if one is not walked[0]:
-            ds = one.inputs(dz)
+            dstates[0] += own_ds[t]
+            own.step_back(dstates, t, own.dz[t], t == 0)
+
+    work.each(back, stream_groups(*ds.shape[1:]))
 
 
-def by_diagonals(ds: Array, walked: list[Walked], streams: slice, truncate: int) -> None:
+def by_diagonals(ds: Array, ways: list[Walk], streams: slice, truncate: int) -> None:
     """Backpropagate through some streams with errors that reach `truncate` steps back, lag by lag, all layers together.
 
     At lag j, row k of `delta` is delta_{k+j}(k), and row k of `dstates` is dE_{k+j}/ds_k: a diagonal of the layout in
     `by_columns`. What a layer hands down has spent that many steps of its reach: alone, each layer would reach too far.
     """
     ds = ds[:, streams]  # (T, B, H)
-    dstates = [np.zeros((len(one.states), *ds.shape), ds.dtype) for one in walked]  # (M, T - lag, B, H) for each layer
-    back = [one.back(streams) for one in walked]
-    for one in walked:
-        one.dz[:, streams] = 0
+    own = [way.part(streams) for way in ways]
+    for one in own:
+        one.prepare_back()
+        one.dz[...] = 0
+    dstates = [np.zeros_like(one.before) for one in own]  # (M, T - lag, B, H) for each layer
+    deltas = np.empty(own[0].z.shape, ds.dtype)
     last = min(truncate, len(ds) - 1)
     for lag in range(last + 1):
         at = slice(0, len(ds) - lag)
-        handed_down: Any = ds if lag == 0 else 0
-        for number in reversed(range(len(walked))):
-            dstates[number][0] += handed_down
-            delta = back[number](dstates[number], at, lag == last)  # (T - lag, B, G*H)
+        handed_down: Any = ds if lag == 0 else None
+        for number in reversed(range(len(own))):
+            one, delta = own[number], deltas[at]  # (T - lag, B, G*H)
+            if handed_down is not None:
+                dstates[number][0] += drop(handed_down, one.mask)
+            one.step_back(dstates[number], at, delta, lag == last)
             dstates[number] = dstates[number][:, 1:]  # no state of this window lies before its first step
-            walked[number].dz[at, streams] += delta
-            handed_down = walked[number].inputs(delta) if number else 0
+            one.dz[at] += delta
+            handed_down = one.hand_down(delta) if number else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -537,21 +689,39 @@ def output_frequencies(counts: Array, cutoffs: tuple[int, ...] = ()) -> Array:
 
 
 class Dropout(NamedTuple):
-    """Zeros to put into the rows read from U and into the outputs, while training (Srivastava et al. 2014)."""
+    """Shares of the numbers that are put to zero while training (Srivastava et al. 2014), by where they are."""
 
-    rate: float  # the probability of a zero; the rest is divided by 1 - rate, so that the expectation stays
-    generator: np.random.Generator
+    inputs: float = 0.0  # the rows of words
+    hidden: float = 0.0  # what a layer hands up to the next
+    outputs: float = 0.0  # what the last one hands up to the softmax
+    weights: float = 0.0  # W of each layer
 
 
-def drop(values: Array, dropout: Dropout | None, work: Workspace) -> tuple[Array, Callable[[Array], Array]]:
-    """Put zeros at random into a copy of `values`. Returns it, and a function from its gradient to that of `values`."""
-    if dropout is None:
-        return values, lambda dvalues: dvalues
-    mask = work.array("mask", values.shape, values.dtype)
-    dropout.generator.random(dtype=values.dtype, out=mask)
-    np.greater_equal(mask, dropout.rate, out=mask)
-    mask *= 1 / (1 - dropout.rate)
-    return np.multiply(values, mask, out=work.array("kept", values.shape, values.dtype)), lambda dvalues: dvalues * mask
+def draw_masks(
+    settings: ModelSettings, streams: int, dropout: Dropout, generator: np.random.Generator, dtype: DTypeLike
+) -> Masks:
+    """Draw what to multiply with in a window: 0, or 1 / (1 - rate), so that the expectation stays.
+
+    A stream has the same zeros at all steps of the window (Gal and Ghahramani 2016), and W the same in all streams
+    (Merity et al. 2018). Names are "rows" (B, D), "s1" and so on (B, H), "W1" and so on, each if it has a rate.
+    """
+    B, H, L = streams, settings.hidden, settings.layers
+    wanted: dict[str, tuple[tuple[int, ...], float]] = {
+        f"s{number}": ((B, H), dropout.hidden) for number in range(1, L)
+    }
+    wanted |= {"rows": ((B, settings.embedding or H), dropout.inputs), f"s{L}": ((B, H), dropout.outputs)}
+    recurrent = {name: shape for name, (shape, *_) in parameter_table(settings).items() if name[0] == "W"}
+    wanted |= {name: (shape, dropout.weights) for name, shape in recurrent.items()}
+    return {
+        name: (generator.random(shape) >= rate).astype(dtype) / np.asarray(1 - rate, dtype)
+        for name, (shape, rate) in wanted.items()
+        if rate
+    }
+
+
+def drop(values: Array, mask: Array | None, out: Array | None = None) -> Array:
+    """Multiply by a mask, if there is one; as well the way forward as, of gradients, the way back."""
+    return values if mask is None else np.multiply(values, mask, out=out)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -571,10 +741,10 @@ def parameter_table(settings: ModelSettings) -> dict[str, Parameter]:
     """Name every parameter of a kind of model, in the order in which first values are drawn."""
     V, H, cell = settings.words, settings.hidden, CELLS[settings.cell]
     reads, recalls, all_of_z = (len(gates or cell.gates) * H for gates in (cell.reads, cell.recalls, cell.gates))
-    D, rows = settings.embedding or reads, V + len(settings.cutoffs)
-    table = {"U": Parameter((V, D), V, "inputs")}
+    D, rows = settings.embedding or H, V + len(settings.cutoffs)
+    table = {} if settings.tied else {"U": Parameter((V, D), V, "inputs")}
     for number in range(1, settings.layers + 1):
-        if number > 1 or settings.embedding:
+        if number > 1 or settings.tied or reads != D:  # else a word's row is added to z as it is
             table[f"X{number}"] = Parameter((reads, D), D)
         table[f"W{number}"] = Parameter((recalls, H), H)
         table[f"b{number}"] = Parameter((all_of_z,), ones=cell.part(cell.ones, H) if cell.ones else slice(0))
@@ -810,9 +980,9 @@ class Workspace:
             call.result()
         return results
 
-    def product(self, name: str, left: Array, right: Array) -> Array:
-        """Multiply two matrices into the array called `name`, PRODUCT_ROWS rows of the first at a time."""
-        out = self.array(name, (len(left), right.shape[1]), left.dtype)
+    def product(self, name: str, left: Array, right: Array, out: Array | None = None) -> Array:
+        """Multiply two matrices into the array called `name`, or `out`, PRODUCT_ROWS rows of the first at a time."""
+        out = self.array(name, (len(left), right.shape[1]), left.dtype) if out is None else out
         self.each(lambda rows: np.matmul(left[rows], right, out=out[rows]), runs(0, len(left), PRODUCT_ROWS))
         return out
 

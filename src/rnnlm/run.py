@@ -210,6 +210,10 @@ def _new_model(network: NetworkSettings, training: TrainingSettings, text: Train
     settings = ModelSettings(
         words=len(text.vocabulary),
         hidden=network.hidden,
+        cell=network.cell,
+        layers=network.layers,
+        embedding=network.embedding,
+        tied=network.tied,
         truncate=network.bptt_truncate,
         carry_state=network.carry_state,
         cutoffs=choose_cutoffs(counts, network.hidden, positions, network.clusters),

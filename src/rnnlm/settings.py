@@ -67,6 +67,10 @@ class NetworkSettings(Settings):
     """What is asked of the network; the vocabulary decides the rest of the model's settings."""
 
     hidden: Annotated[int, Range(1, 100_000)] = 100  # H
+    cell: Literal["elman", "relu", "gru", "lstm"] = "elman"
+    layers: Annotated[int, Range(1, 100)] = 1  # L
+    embedding: Annotated[int, Range(1, 100_000)] | None = None  # D; None: H
+    tied: bool = False  # one table of words for input and output
     clusters: Annotated[int, Range(1, 1000)] | None = None  # of words in the softmax; None: as many as are quickest
     bptt_truncate: Natural | None = None  # K; None: to the window's first step
     carry_state: bool = False  # from sentence to sentence, in text order
@@ -82,7 +86,11 @@ class TrainingSettings(Settings):
     lr: Annotated[float, Range(0, 1e30, above=True)] | None = None  # of sgd, for a window's sum; None: its rule's
     rate_power: Share | None = None  # rows of U, V and c learn at p(word)^-power; None: 0.5 for sgd
     momentum: Probability = 0.0
-    dropout: Probability = 0.0  # share of the inputs' and outputs' numbers that are zeroed at each step
+    dropout: Probability = 0.0  # share of numbers zeroed in a window: words' rows, between layers, outputs
+    dropout_input: Probability | None = None  # of words' rows; None: as `dropout`
+    dropout_hidden: Probability | None = None  # between layers; None: as `dropout`
+    dropout_output: Probability | None = None  # of outputs; None: as `dropout`
+    dropout_weights: Probability = 0.0  # of each layer's recurrent weights
     weight_decay: NotNegative = 0.0  # of half the squared norm of U and V, beside the mean loss
     clip: NotNegative = 5.0  # greatest joint norm of the gradients of the mean loss; 0: none
     epochs: Annotated[int, Range(1, 10**9)] = 20

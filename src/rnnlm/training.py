@@ -19,7 +19,7 @@ from rnnlm.batches import Windows, windows
 from rnnlm.checking import Checked, Unfit
 from rnnlm.corpus import Corpus
 from rnnlm.errors import DivergenceError, counted
-from rnnlm.model import RULES, Array, Dropout, LanguageModel, Optimizer, Workspace, joint_norm, mean_weights
+from rnnlm.model import RULES, Array, Dropout, LanguageModel, Optimizer, Workspace, draw_masks, joint_norm, mean_weights
 from rnnlm.scoring import Score, perplexity
 from rnnlm.settings import Count, Natural, NotNegative, Perplexity, Positive, TrainingSettings
 
@@ -53,6 +53,13 @@ def default_batch_size(predictions: int, window: int) -> int:
     with 256 the steps are too long.
     """
     return max(8, min(64, predictions // (200 * (window or 20))))
+
+
+def dropout(settings: TrainingSettings) -> Dropout:
+    """Return the rates of dropout, each the one rate for all unless it has one of its own."""
+    own = (settings.dropout_input, settings.dropout_hidden, settings.dropout_output)
+    inputs, hidden, outputs = (settings.dropout if rate is None else rate for rate in own)
+    return Dropout(inputs, hidden, outputs, settings.dropout_weights)
 
 
 def make_optimizer(settings: TrainingSettings, model: LanguageModel, counts: Array) -> Optimizer:
@@ -207,14 +214,13 @@ def _train_window(
     began = time.perf_counter()
     model = state.model
     assert state.states is not None  # `train` has seen to it
-    dropout = None
-    if settings.dropout:  # a generator of its own for each window, so that a resumed run draws the same zeros
-        generator = np.random.default_rng([settings.seed, state.epoch, state.window])
-        dropout = Dropout(settings.dropout, generator)
+    # A generator of its own for each window, so that a resumed run draws the same zeros.
+    generator = np.random.default_rng([settings.seed, state.epoch, state.window])
+    masks = draw_masks(model.settings, targets.shape[1], dropout(settings), generator, np.float32)
     weights = mean_weights(targets)
     predictions = int(np.count_nonzero(weights))
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as divergence, in a sentence
-        (losses, states), backward = model.losses(inputs, targets, state.states, work, dropout)
+        (losses, states), backward = model.losses(inputs, targets, state.states, work, masks)
         loss = float(np.sum(losses, dtype=np.float64)) / predictions
         gradients = backward(weights)
         norm = joint_norm(gradients, work)
