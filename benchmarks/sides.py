@@ -205,9 +205,8 @@ def prepare_torch(shape: Shape, compiled: bool = False) -> Run:
     torch.set_num_threads(shape.threads)
     torch.manual_seed(1)
     embedding, (recurrence, state) = nn.Embedding(shape.words, shape.hidden), _torch_layers(shape)
-    output = nn.Linear(shape.hidden, shape.words)
-    if shape.cutoffs:
-        output = nn.AdaptiveLogSoftmaxWithLoss(shape.hidden, shape.words, list(shape.cutoffs))
+    kind, extra = (nn.AdaptiveLogSoftmaxWithLoss, [list(shape.cutoffs)]) if shape.cutoffs else (nn.Linear, [])
+    output = kind(shape.hidden, shape.words, *extra)
     if shape.tied:
         nn.init.uniform_(embedding.weight, -0.1, 0.1)  # its own first values are those of no output layer
         output.weight = embedding.weight
