@@ -274,6 +274,9 @@ def test_a_run_begins_with_another_model(run, corpus, model):
     assert "began with" in run("info", "--model", "tuned")[1]
     code, _, err = run("train", other, "--from", model, "--model", "t2", "--hidden", 9)
     assert (code, "--hidden has no effect beside --from, whose model decides it" in err) == (2, True)
+    code, _, err = run("train", other, "--from", model, "--model", "t2", "--dropout-hidden", 0.5)
+    assert (code, "--dropout-hidden is between layers and has no effect on one" in err) == (1, True)
+    assert not Path("t2").exists()
     assert run("train", "--resume", "--model", "tuned", "--epochs", 2, "--threads", 1)[0] == 0
     code, _, err = run("train", "--resume", "--model", "tuned", "--from", model)
     assert (code, "--from begins with one" in err) == (2, True)
@@ -475,7 +478,7 @@ def test_failed_runs_leave_no_folders(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", ["--lr", "--clip", "--weight-decay", "--lr-decay", "--min-improvement", "--dropout", "--momentum"]
+    "option", ["--lr", "--clip", "--weight-decay", "--lr-decay", "--min-improvement", "--dropout-weights", "--momentum"]
 )
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_no_option_takes_what_is_no_finite_number(run, corpus, option, value):
@@ -490,6 +493,22 @@ def test_config_sets_several_texts(run, corpus):
         Path("c.toml").write_text(f"valid = {value}")
         code, _, err = run("train", corpus, *SMALL, "--config", "c.toml", "--overwrite")
         assert code == 0, err
+
+
+def test_a_network_is_what_is_asked_for(run, corpus):
+    """The kind of cell, layers, sizes, tied tables and each rate of dropout come to the model and its training."""
+    rates = {"dropout": 0.1, "dropout_hidden": 0.2, "dropout_output": 0.3, "dropout_weights": 0.4}
+    options = [part for name, rate in rates.items() for part in ("--" + name.replace("_", "-"), rate)]
+    code, _, err = run("train", corpus, *SMALL, "--cell", "gru", "--layers", 2, "--embedding", 6, *options)
+    assert code == 0, err
+    report = json.loads(run("info", "--json")[1])
+    assert {name: report["training"][name] for name in rates} == rates
+    assert report["training"]["dropout_input"] is None
+    shapes = {"U": 6, "X1": 6, "W1": 8, "X2": 8, "W2": 8}
+    assert {name: report["model"]["shapes"][name][1] for name in shapes} == shapes
+    assert report["model"]["shapes"]["b2"] == [32]
+    assert run("train", corpus, *SMALL, "--cell", "lstm", "--tied", "--overwrite")[0] == 0
+    assert "U" not in json.loads(run("info", "--json")[1])["model"]["shapes"]
 
 
 def test_momentum_goes_with_sgd(run, corpus):
@@ -514,6 +533,8 @@ def test_options_by_other_names_are_named(run, corpus):
         ("--streams", "it is called --batch-size here."),
         ("--window", "it is called --bptt here."),
         ("--truncate", "it is called --bptt-truncate here."),
+        ("--nlayers", "it is called --layers here."),
+        ("--emsize", "it is called --embedding here."),
         ("--epoch", "did you mean --epochs?"),
         ("--xyzzy", "There is no option --xyzzy; rnnlm train --help lists them."),
     ]:
@@ -545,6 +566,8 @@ def test_a_model_needs_a_name(run, corpus, model):
         (("--vocab", "w", "--min-count", 3), "--min-count has no effect beside --vocab"),
         (("--bptt-truncate", 10), "--bptt-truncate 10 has no effect in windows of --bptt 10 steps"),
         (("--optimizer", "adam", "--rate-power", 0.3), "--rate-power goes with --optimizer sgd"),
+        (("--tied", "--embedding", 9), "--tied has one table .* --embedding is 9 where --hidden is 8; leave"),
+        (("--dropout-hidden", 0.3), "--dropout-hidden is between layers and has no effect on one"),
         (("--vocab", "missing.txt"), "missing.txt: cannot be read"),
         (("--log", "missing/log"), "missing/log: cannot be written"),
     ],

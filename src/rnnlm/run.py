@@ -199,7 +199,9 @@ def _of_known(settings: RunSettings, known: SavedModel) -> RunSettings:
     """Return the settings of a run that begins with a model, which decides how texts become words, and the network."""
     then = known.origin.settings
     text = replace(then.text, encoding=settings.text.encoding)
-    return replace(settings, text=text, vocabulary=then.vocabulary, network=then.network)
+    settings = replace(settings, text=text, vocabulary=then.vocabulary, network=then.network)
+    settings.check_dropout()
+    return settings
 
 
 def _new_model(network: NetworkSettings, training: TrainingSettings, text: TrainingText) -> LanguageModel:
