@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
+from rnnlm import run as run_module
 from rnnlm.checkpoint import ModelFolder, load_model, load_training
 from rnnlm.errors import DivergenceError, ModelError, SettingsError
 from rnnlm.run import Listener, NoPicture, Stopped, begin, follow, resume, working
@@ -120,6 +121,24 @@ def test_a_resumed_run_keeps_its_results(tmp_path, settings):
         assert folder.history.read_bytes() == history
         list(follow(run, folder, work, listener=Listener(stopping=lambda: True)))
         assert folder.best.read_bytes() == best
+
+
+@pytest.mark.parametrize(
+    ("network", "dense"),
+    [
+        (NetworkSettings(6), 6 * 6),
+        (NetworkSettings(6, embedding=5), 6 * 5 + 6 * 6),
+        (NetworkSettings(6, "lstm", 2, tied=True), 2 * (24 * 6 + 24 * 6)),
+        (NetworkSettings(6, "gru", 2, embedding=5), 18 * 5 + 18 * 6 + 2 * 18 * 6),
+    ],
+)
+def test_clusters_are_chosen_beside_the_cost_of_the_recurrence(tmp_path, settings, network, dense, monkeypatch):
+    """The matrices of all layers are counted, and neither the tables of words nor biases."""
+    asked = []
+    monkeypatch.setattr(run_module, "choose_cutoffs", lambda *arguments: asked.append(arguments) or (3,))
+    saved = begin(ModelFolder(tmp_path / "model"), replace(settings, network=network)).saved
+    assert saved.model.settings.cutoffs == (3,)
+    assert [arguments[-1] for arguments in asked] == [dense]
 
 
 def test_blas_has_one_thread_while_a_workspace_shares_the_work():
