@@ -19,7 +19,7 @@ from rnnlm.checkpoint import ModelFolder
 from rnnlm.cli import COMMANDS, STOP_SIGNALS, commands, main
 from rnnlm.cli.options import given
 from rnnlm.cli.train import train as train_command
-from rnnlm.model import RULES
+from rnnlm.model import CELLS, RULES
 from rnnlm.settings import RunSettings
 from rnnlm.training import default_batch_size
 
@@ -509,6 +509,33 @@ def test_a_network_is_what_is_asked_for(run, corpus):
     assert report["model"]["shapes"]["b2"] == [32]
     assert run("train", corpus, *SMALL, "--cell", "lstm", "--tied", "--overwrite")[0] == 0
     assert "U" not in json.loads(run("info", "--json")[1])["model"]["shapes"]
+
+
+@pytest.mark.parametrize("tables", [("--tied",), ("--embedding", 6, "--carry-state", "--bptt-truncate", 3)], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_command_takes_every_cell(run, corpus, cell, tables):
+    """A model of two layers is described, continued, scored, checked and begun with; threads change nothing."""
+    code, _, err = run("train", corpus, *SMALL, "--cell", cell, "--layers", 2, *tables, "--dropout", 0.1)
+    assert code == 0, err
+    _, out, _ = run("info")
+    rows = dict(re.findall(r"^  (\S(?: ?\S)*)  +(\S.*)$", out, re.M))
+    assert max(len(line) for line in out.splitlines() if str(corpus) not in line) <= 80
+    assert (rows["cell"], rows["layers"], rows["hidden units"]) == (cell, "2", "8 in each layer")
+    assert rows["embedding"] == ("8, input and output tied" if tables == ("--tied",) else "6")
+    assert (rows["dropout"], rows["dropout weights"]) == ("0.1", "0")
+    assert "None" not in out
+    report = json.loads(run("info", "--json")[1])["model"]
+    assert (report["cell"], report["layers"], report["tied"]) == (cell, 2, tables == ("--tied",))
+    assert report["embedding"] == (8 if report["tied"] else 6)
+    for command in (("generate", "--count", 9, "--seed", 3, "--prompt", "the"), ("evaluate", corpus, "--json")):
+        one, two = (run(*command, "--threads", threads) for threads in (1, 2))
+        assert one[0] == 0, one
+        assert one[1] == two[1] != ""
+    code, out, err = run("gradcheck", "--model", "model", "--directions", 2)
+    assert (code == 0) or cell == "relu", out + err  # of relu a difference may go across its kink
+    code, _, err = run("train", corpus, "--from", "model", "--model", "tuned", "--epochs", 1, "--threads", 1)
+    assert code == 0, err
+    assert json.loads(run("info", "--json", "--model", "tuned")[1])["model"] == report
 
 
 def test_momentum_goes_with_sgd(run, corpus):

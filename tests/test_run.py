@@ -13,6 +13,7 @@ import threadpoolctl
 from rnnlm import run as run_module
 from rnnlm.checkpoint import ModelFolder, load_model, load_training
 from rnnlm.errors import DivergenceError, ModelError, SettingsError
+from rnnlm.model import CELLS, stream_groups
 from rnnlm.run import Listener, NoPicture, Stopped, begin, follow, resume, working
 from rnnlm.settings import NetworkSettings, RunSettings, SaveEvery
 from rnnlm.text import TextSettings
@@ -67,6 +68,61 @@ def test_a_run_stops_when_it_is_told_and_goes_on_from_there(tmp_path, settings):
             ours, theirs = (np.load(place.path / name) for place in (folder, whole))
             for entry in set(theirs.files) - {"rnnlm"}:
                 assert ours[entry].tobytes() == theirs[entry].tobytes(), entry
+
+
+DROPOUT = {"dropout": 0.2, "dropout_hidden": 0.3, "dropout_weights": 0.1}
+
+
+def same(folder, other):
+    """Say that two runs have come to the same: each array to the bit, and the history without its clocks."""
+    for name in ("best.npz", "last.npz"):
+        ours, theirs = (np.load(place.path / name) for place in (folder, other))
+        assert set(ours.files) == set(theirs.files)
+        for entry in set(theirs.files) - {"rnnlm"}:
+            assert ours[entry].tobytes() == theirs[entry].tobytes(), (name, entry)
+    histories = [
+        [replace(record, seconds=0, words_per_second=0) for record in load_training(place)[0].history]
+        for place in (folder, other)
+    ]
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("tables", [{"tied": True}, {"embedding": 5, "clusters": 2}], ids=str)
+@pytest.mark.parametrize("carry_state", [False, True])
+@pytest.mark.parametrize("truncate", [None, 2])
+def test_networks_of_every_kind_stop_and_go_on(tmp_path, settings, cell, tables, carry_state, truncate):
+    """Two layers, tied or not, carried or not, either truncation: stopped in an epoch, resumed, the same to the bit."""
+    network = NetworkSettings(6, cell, 2, **tables, bptt_truncate=truncate, carry_state=carry_state)
+    settings = replace(settings, network=network, training=replace(TRAINING, epochs=2, momentum=0.5, **DROPOUT))
+    whole, folder = ModelFolder(tmp_path / "whole"), ModelFolder(tmp_path / "part")
+    train(whole, settings)
+    for stop in (3, 25):
+        count = itertools.count(1)
+        listener = Listener(stopping=lambda count=count, stop=stop: next(count) == stop)
+        if stop == 3:
+            assert train(folder, settings, listener=listener)[-1] == Stopped(None)
+        else:
+            with working(1) as work, folder.held():
+                assert list(follow(resume(folder), folder, work, listener=listener))[-1] == Stopped(None)
+        assert load_training(folder)[0].states.shape[:2] == (2, len(CELLS[cell].states))
+    with working(2) as work, folder.held():
+        assert list(follow(resume(folder), folder, work))[-1] == Stopped("2 epochs done")
+    same(folder, whole)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_threads_change_no_bit_of_a_training(tmp_path, settings, cell):
+    """With streams and units enough to be shared, one thread and two come to the same."""
+    network = NetworkSettings(250, cell, 2, tied=True)
+    settings = replace(settings, network=network, training=replace(TRAINING, batch_size=64, epochs=1, **DROPOUT))
+    folders = [ModelFolder(tmp_path / f"{threads}") for threads in (1, 2)]
+    Path(settings.corpus[0]).write_text(Path(settings.corpus[0]).read_text() * 3)
+    assert len(stream_groups(64, 250)) > 1
+    for threads, folder in enumerate(folders, 1):
+        with working(threads) as work, folder.held():
+            list(follow(begin(folder, settings), folder, work))
+    same(*folders)
 
 
 def test_what_may_change_on_resuming(tmp_path, settings):
