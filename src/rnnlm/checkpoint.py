@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -39,6 +40,15 @@ VERSION = 3
 WORD_BYTES = 256  # of words in a file, the average that a reader accepts; a text of longer words has few of them
 SPARE_BYTES = 2**26  # and so many more
 ORTHOGRAPHY_BYTES = 2**25  # of the words that Punkt has seen in the first four million characters of a text
+# The least and the greatest number that each state of a cell may hold: what tanh gives lies within 1, rounding apart; c
+# of an LSTM, and what relu gives, grow without a bound.
+ONE = 1.000001
+STATES = {
+    "elman": ((-ONE, ONE),),
+    "relu": ((0.0, math.inf),),
+    "gru": ((-ONE, ONE),),
+    "lstm": ((-ONE, ONE), (-math.inf, math.inf)),
+}
 
 
 @dataclass(frozen=True)
@@ -330,6 +340,8 @@ def _check_sizes(settings: ModelSettings) -> None:
     edges = (0, *settings.cutoffs, settings.words)
     if any(first >= second for first, second in itertools.pairwise(edges)):
         raise Unfit("model.cutoffs", settings.cutoffs, f"a list of rising numbers between 0 and {settings.words}")
+    if settings.tied and settings.embedding not in (None, settings.hidden):
+        raise Unfit("model.embedding", settings.embedding, f"the {settings.hidden} units of one table of words")
 
 
 def _shapes(settings: ModelSettings) -> dict[str, tuple[int, ...]]:
@@ -360,12 +372,20 @@ def _training_state(about: dict[str, Any], archive: Archive, saved: SavedModel) 
             optimizer.memory[name][slot] = array
     state = restore(TrainingState, about["state"], "state", model=saved.model, optimizer=optimizer, states=None)
     if state.window:
-        layers, kinds, _, hidden = saved.model.start(1).shape
         streams = min(settings.batch_size, saved.origin.coverage.sentences)
-        state.states = _numbers(archive, "", {"states": (layers, kinds, streams, hidden)})["states"]
-        if np.abs(state.states).max() > 1:
-            raise ValueError("its entry states has a number that no tanh gives")
+        state.states = _states(archive, saved.model.settings, streams)
     return state
+
+
+def _states(archive: Archive, settings: ModelSettings, streams: int) -> Array:
+    """Read the states of so many streams; each number may be one that the cell gives."""
+    limits = STATES[settings.cell]
+    shape = (settings.layers, len(limits), streams, settings.hidden)
+    states = _numbers(archive, "", {"states": shape})["states"]
+    for number, (low, high) in enumerate(limits):
+        if states[:, number].min() < low or states[:, number].max() > high:
+            raise ValueError(f"its entry states has a number that no {settings.cell} cell gives")
+    return states
 
 
 def _model_parts(saved: SavedModel) -> tuple[dict[str, Array], dict[str, Any]]:
