@@ -40,10 +40,12 @@ USAGE_ERROR = re.compile(r"Error: [^\n]+\n")  # some of these sentences are clic
 
 ELSEWHERE = ("nltk.tokenize", "threadpoolctl", "tqdm")  # imported here once, with rnnlm, instead of in every fork
 
-KINDS = {  # options that make every optimizer, every kind of memory, and every part of the mathematics appear
+LSTM = {"--cell": "lstm", "--layers": "2", "--tied": None}
+GRU = {"--cell": "gru", "--layers": "2", "--embedding": "3", "--dropout-weights": "0.1"}
+KINDS = {  # options that make every optimizer, kind of memory and part of the mathematics appear, and most cells
     "sgd": {"--clusters": "1"},
-    "momentum": {"--momentum": "0.5", "--clusters": "3", "--weight-decay": "0.001", "--vocab-size": "20"},
-    "adam": {"--optimizer": "adam", "--weight-decay": "0.01", "--dropout": "0.2", "--pretokenized": None},
+    "momentum": {"--momentum": "0.5", "--clusters": "3", "--weight-decay": "0.001", "--vocab-size": "20", **LSTM},
+    "adam": {"--optimizer": "adam", "--weight-decay": "0.01", "--dropout": "0.2", "--pretokenized": None, **GRU},
     "adagrad": {"--optimizer": "adagrad", "--carry-state": None, "--lowercase": None},
 }
 SMALL = {"--hidden": "4", "--epochs": "2", "--threads": "1", "--min-count": "1", "--bptt": "5", "--batch-size": "4"}

@@ -168,6 +168,18 @@ def test_perplexity_is_that_of_the_words(folder, lm):
     assert repr(lm).startswith("<rnnlm.Model: elman, 12 hidden units, ")
 
 
+@pytest.mark.parametrize(("cell", "carried"), [("relu", False), ("gru", True), ("lstm", True)])
+def test_models_of_every_cell_can_be_asked(folder, cell, carried):
+    """Several layers, tied: surprisals are those of single steps, and the sum of them is what a text scores."""
+    network = {"cell": cell, "layers": 2, "tied": True, "hidden": 12, "carry_state": carried}
+    list(rnnlm.train(folder / "corpus.txt", folder / cell, lines=True, epochs=1, threads=1, **network))
+    lm = rnnlm.load(folder / cell, threads=2)
+    assert repr(lm).startswith(f"<rnnlm.Model: {cell}, 2 x 12 hidden units, ")
+    words, bits = zip(*lm.surprisals("the cat sleeps."), strict=True)
+    assert bits == pytest.approx([-log_p / math.log(2) for log_p in log_probabilities(lm, words)], rel=1e-4)
+    assert lm.perplexity(folder / "other.txt").log_likelihood == pytest.approx(lm.log_prob(text(50, 2)), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

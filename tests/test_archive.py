@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rnnlm.archive import reading
 from rnnlm.checkpoint import ModelFolder, load_model, load_saved
 from rnnlm.errors import ModelError
 from rnnlm.run import Listener, begin, follow, resume, working
@@ -85,7 +87,13 @@ DEEP = json.loads("[" * 600 + "]" * 600)
         *(("model.words", value) for value in (500.0, 0, "x")),
         *(("model.truncate", value) for value in ("x", -1, 1.5)),
         *(("model.carry_state", value) for value in ("no", 0, None)),
-        *(("model.layers", value) for value in (0, 1.0)),
+        *(("model.layers", value) for value in (0, 1.0, 101, None)),
+        *(("model.embedding", value) for value in (0, "6", 6.0, 100_001)),
+        *(("model.tied", value) for value in (1, None, "yes")),
+        *(("model.cell", value) for value in (None, 3)),
+        ("origin.settings.network.cell", "rnn"),
+        ("origin.settings.network.tied", 0),
+        ("origin.settings.training.dropout_hidden", 1),
         *(("tokenizer.settings.encoding", value) for value in (5, None, "a\0b")),
         ("tokenizer.settings.lowercase", "yes"),
         ("tokenizer.punkt", {}),
@@ -175,7 +183,8 @@ def test_arrays_are_taken_as_they_must_be_or_not_at_all(model, entry, change):
 @pytest.mark.parametrize(
     ("entry", "change", "message"),
     [
-        ("states", lambda a: a + np.float32(1e38), "no tanh gives"),
+        ("states", lambda a: a + np.float32(1e38), "a number that no elman cell gives"),
+        ("states", lambda a: a * 0 + np.float32(1.1), "a number that no elman cell gives"),
         ("optimizer/square/U", lambda a: a - 1, "a square below zero"),
         ("vocabulary/counts", lambda a: -a, "the stored vocabulary is damaged"),
         ("vocabulary/counts", lambda a: a * 0 + np.arange(len(a)), "the stored vocabulary is damaged"),
@@ -193,6 +202,49 @@ def test_numbers_must_be_possible(model, entry, change, message):
     if message.startswith("the stored") and entry.endswith("words") and change(np.array([1, 2])).size == 1:
         message = "stored vocabulary|size"
     assert refused(model.last, message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ({"cell": "rnn"}, "has cells of the kind 'rnn', which this rnnlm lacks; upgrade rnnlm"),
+        ({"cell": "gru", "embedding": 18}, r"its entry parameters/U is float32 of shape \(\d+, 6\)"),
+        ({"layers": 2}, "its entry parameters/X2 is missing"),
+        ({"layers": 100, "hidden": 100_000}, "its entry parameters/U is float32 of shape"),
+        ({"layers": 100, "hidden": 100_000, "tied": True, "cell": "lstm"}, "its entry parameters/X1 is missing"),
+        ({"embedding": 5}, r"its entry parameters/U is float32 of shape \(\d+, 6\)"),
+        ({"tied": True}, "its entry parameters/X1 is missing"),
+        ({"tied": True, "embedding": 5}, "model.embedding is 5, where the 6 units of one table of words must stand"),
+    ],
+)
+def test_a_kind_that_the_arrays_are_not_of_costs_no_memory(model, kind, message):
+    """Cells, layers and sizes that a header claims are compared with the entries before anything of them is made."""
+    alter(model.last, lambda about: about["model"].update(kind))
+    tracemalloc.start()
+    try:
+        assert refused(model.last, message)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("cell", "value", "sound"), [("relu", 1e30, True), ("relu", -1e-9, False), ("elman", -1.1, False)]
+)
+def test_states_are_those_that_the_cell_gives(model, cell, value, sound):
+    """A network of relu has states of any size, and none below zero; tanh gives nothing beyond 1."""
+    states = np.full_like(np.load(model.last)["states"], value)
+    alter(model.last, lambda about: about["model"].update(cell=cell), states=states)
+    if sound:
+        assert load_saved(model.last)[0].states.max() == np.float32(value)
+    else:
+        assert refused(model.last, f"a number that no {cell} cell gives")
+
+
+def test_all_that_is_read_is_no_more_than_the_file(model):
+    """Entries that lie over each other would make much of a small file: what is read together has no room for them."""
+    with reading(model.best) as archive, pytest.raises(ValueError, match="is compressed or longer than the file"):
+        [archive.array("vocabulary/words", np.uint8, None, 2**20) for _ in range(100)]
 
 
 def zipped(path, extra, compression):

@@ -10,6 +10,7 @@ import pytest
 
 from rnnlm import checkpoint
 from rnnlm.checkpoint import (
+    STATES,
     ModelFolder,
     Origin,
     SavedModel,
@@ -20,7 +21,7 @@ from rnnlm.checkpoint import (
 )
 from rnnlm.corpus import Coverage
 from rnnlm.errors import ModelError
-from rnnlm.model import LanguageModel, ModelSettings, initialize
+from rnnlm.model import CELLS, LanguageModel, ModelSettings, Workspace, initialize
 from rnnlm.settings import RunSettings, TextSettings, TrainingSettings, VocabularySettings
 from rnnlm.text import Tokenizer
 from rnnlm.training import Record, TrainingState, make_optimizer
@@ -78,6 +79,47 @@ def test_a_model_is_read_as_it_was_written(best, model, vocabulary, origin):
         assert saved.vocabulary == vocabulary
         assert saved.tokenizer == Tokenizer()
         assert saved.origin == origin
+
+
+KINDS = [
+    {"cell": cell, "layers": 2, **sizes}
+    for cell in CELLS
+    for sizes in ({"tied": True, "cutoffs": (2,)}, {"embedding": 5})
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_models_of_every_kind_are_read_as_they_were_written(tmp_path, saved, vocabulary, kind):
+    """Each cell, several layers, tied or with smaller rows: the same arrays, and states as large as they may be."""
+    settings = ModelSettings(len(vocabulary), hidden=3, carry_state=True, **kind)
+    model = initialize(settings, vocabulary.counts, np.random.default_rng(1))
+    state = TrainingState.begin(model, TRAINING, vocabulary.counts)
+    state.states, state.window, state.predictions = model.start(4), 1, 9
+    for number, (_, high) in enumerate(STATES[settings.cell]):
+        state.states[:, number] = min(high, 1e38)
+    path = tmp_path / "new.npz"
+    save_training(path, state, replace(saved, model=model))
+    back, back_saved = load_training(ModelFolder(tmp_path))
+    assert back_saved.model.settings == settings
+    assert ("U" in back_saved.model.parameters) != settings.tied
+    for name, array in model.parameters.items():
+        assert back_saved.model.parameters[name].tobytes() == array.tobytes(), name
+    assert back.states.tobytes() == state.states.tobytes()
+
+
+def test_states_are_those_of_the_cells():
+    """There are limits for each state of each cell; a long window of large numbers stays within them."""
+    assert {name: len(limits) for name, limits in STATES.items()} == {
+        name: len(cell.states) for name, cell in CELLS.items()
+    }
+    for cell, limits in STATES.items():
+        model = initialize(ModelSettings(9, 4, cell, carry_state=True), np.ones(9), np.random.default_rng(3))
+        for array in model.parameters.values():
+            array *= 2 if cell == "relu" else 100
+        words = np.random.default_rng(4).integers(0, 9, (200, 5))
+        (_, states), _ = model.read(words, model.start(5), Workspace())
+        for number, (low, high) in enumerate(limits):
+            assert low <= states[:, number].min() <= states[:, number].max() <= high, cell
 
 
 def test_the_same_model_gives_the_same_bytes(best, saved, tmp_path):

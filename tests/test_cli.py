@@ -19,7 +19,7 @@ from rnnlm.checkpoint import ModelFolder
 from rnnlm.cli import COMMANDS, STOP_SIGNALS, commands, main
 from rnnlm.cli.options import given
 from rnnlm.cli.train import train as train_command
-from rnnlm.model import RULES
+from rnnlm.model import CELLS, RULES
 from rnnlm.settings import RunSettings
 from rnnlm.training import default_batch_size
 
@@ -274,6 +274,9 @@ def test_a_run_begins_with_another_model(run, corpus, model):
     assert "began with" in run("info", "--model", "tuned")[1]
     code, _, err = run("train", other, "--from", model, "--model", "t2", "--hidden", 9)
     assert (code, "--hidden has no effect beside --from, whose model decides it" in err) == (2, True)
+    code, _, err = run("train", other, "--from", model, "--model", "t2", "--dropout-hidden", 0.5)
+    assert (code, "--dropout-hidden is between layers and has no effect on one" in err) == (1, True)
+    assert not Path("t2").exists()
     assert run("train", "--resume", "--model", "tuned", "--epochs", 2, "--threads", 1)[0] == 0
     code, _, err = run("train", "--resume", "--model", "tuned", "--from", model)
     assert (code, "--from begins with one" in err) == (2, True)
@@ -475,7 +478,7 @@ def test_failed_runs_leave_no_folders(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", ["--lr", "--clip", "--weight-decay", "--lr-decay", "--min-improvement", "--dropout", "--momentum"]
+    "option", ["--lr", "--clip", "--weight-decay", "--lr-decay", "--min-improvement", "--dropout-weights", "--momentum"]
 )
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_no_option_takes_what_is_no_finite_number(run, corpus, option, value):
@@ -490,6 +493,49 @@ def test_config_sets_several_texts(run, corpus):
         Path("c.toml").write_text(f"valid = {value}")
         code, _, err = run("train", corpus, *SMALL, "--config", "c.toml", "--overwrite")
         assert code == 0, err
+
+
+def test_a_network_is_what_is_asked_for(run, corpus):
+    """The kind of cell, layers, sizes, tied tables and each rate of dropout come to the model and its training."""
+    rates = {"dropout": 0.1, "dropout_hidden": 0.2, "dropout_output": 0.3, "dropout_weights": 0.4}
+    options = [part for name, rate in rates.items() for part in ("--" + name.replace("_", "-"), rate)]
+    code, _, err = run("train", corpus, *SMALL, "--cell", "gru", "--layers", 2, "--embedding", 6, *options)
+    assert code == 0, err
+    report = json.loads(run("info", "--json")[1])
+    assert {name: report["training"][name] for name in rates} == rates
+    assert report["training"]["dropout_input"] is None
+    shapes = {"U": 6, "X1": 6, "W1": 8, "X2": 8, "W2": 8}
+    assert {name: report["model"]["shapes"][name][1] for name in shapes} == shapes
+    assert report["model"]["shapes"]["b2"] == [32]
+    assert run("train", corpus, *SMALL, "--cell", "lstm", "--tied", "--overwrite")[0] == 0
+    assert "U" not in json.loads(run("info", "--json")[1])["model"]["shapes"]
+
+
+@pytest.mark.parametrize("tables", [("--tied",), ("--embedding", 6, "--carry-state", "--bptt-truncate", 3)], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_command_takes_every_cell(run, corpus, cell, tables):
+    """A model of two layers is described, continued, scored, checked and begun with; threads change nothing."""
+    code, _, err = run("train", corpus, *SMALL, "--cell", cell, "--layers", 2, *tables, "--dropout", 0.1)
+    assert code == 0, err
+    _, out, _ = run("info")
+    rows = dict(re.findall(r"^  (\S(?: ?\S)*)  +(\S.*)$", out, re.M))
+    assert max(len(line) for line in out.splitlines() if str(corpus) not in line) <= 80
+    assert (rows["cell"], rows["layers"], rows["hidden units"]) == (cell, "2", "8 in each layer")
+    assert rows["embedding"] == ("8, input and output tied" if tables == ("--tied",) else "6")
+    assert (rows["dropout"], rows["dropout weights"]) == ("0.1", "0")
+    assert "None" not in out
+    report = json.loads(run("info", "--json")[1])["model"]
+    assert (report["cell"], report["layers"], report["tied"]) == (cell, 2, tables == ("--tied",))
+    assert report["embedding"] == (8 if report["tied"] else 6)
+    for command in (("generate", "--count", 9, "--seed", 3, "--prompt", "the"), ("evaluate", corpus, "--json")):
+        one, two = (run(*command, "--threads", threads) for threads in (1, 2))
+        assert one[0] == 0, one
+        assert one[1] == two[1] != ""
+    code, out, err = run("gradcheck", "--model", "model", "--directions", 2)
+    assert (code == 0) or cell == "relu", out + err  # of relu a difference may go across its kink
+    code, _, err = run("train", corpus, "--from", "model", "--model", "tuned", "--epochs", 1, "--threads", 1)
+    assert code == 0, err
+    assert json.loads(run("info", "--json", "--model", "tuned")[1])["model"] == report
 
 
 def test_momentum_goes_with_sgd(run, corpus):
@@ -514,6 +560,8 @@ def test_options_by_other_names_are_named(run, corpus):
         ("--streams", "it is called --batch-size here."),
         ("--window", "it is called --bptt here."),
         ("--truncate", "it is called --bptt-truncate here."),
+        ("--nlayers", "it is called --layers here."),
+        ("--emsize", "it is called --embedding here."),
         ("--epoch", "did you mean --epochs?"),
         ("--xyzzy", "There is no option --xyzzy; rnnlm train --help lists them."),
     ]:
@@ -545,6 +593,8 @@ def test_a_model_needs_a_name(run, corpus, model):
         (("--vocab", "w", "--min-count", 3), "--min-count has no effect beside --vocab"),
         (("--bptt-truncate", 10), "--bptt-truncate 10 has no effect in windows of --bptt 10 steps"),
         (("--optimizer", "adam", "--rate-power", 0.3), "--rate-power goes with --optimizer sgd"),
+        (("--tied", "--embedding", 9), "--tied has one table .* --embedding is 9 where --hidden is 8; leave"),
+        (("--dropout-hidden", 0.3), "--dropout-hidden is between layers and has no effect on one"),
         (("--vocab", "missing.txt"), "missing.txt: cannot be read"),
         (("--log", "missing/log"), "missing/log: cannot be written"),
     ],

@@ -12,10 +12,12 @@ from rnnlm.model import ModelSettings, Workspace, initialize
 ZIPF = (1e6 / np.arange(1, 13)).astype(int)
 
 
-def cost(counts, hidden, positions, cutoffs):
+def cost(counts, hidden, positions, cutoffs, dense=None):
     """Add the cost model of clusters.py up, softmax by softmax."""
     edges = [0, *cutoffs, len(counts)]
     total = positions * hidden * clusters.REST
+    if dense is not None:
+        total += positions * (dense - hidden**2) * clusters.PRODUCTS
     for j, (start, stop) in enumerate(itertools.pairwise(edges)):
         share = counts[start:stop].sum() / counts.sum() if j else 1.0
         rows = stop - start + (0 if j else len(cutoffs))
@@ -38,6 +40,30 @@ def test_the_choice_is_the_cheapest_there_is(number, call, monkeypatch):
     chosen = choose_cutoffs(ZIPF, 100, 700, number)
     assert number is None or len(chosen) == number - 1
     assert cost(ZIPF, 100, 700, chosen) == pytest.approx(least, rel=1e-12)
+
+
+@pytest.mark.parametrize("dense", [None, 100**2, 5 * 100**2, 40 * 100**2])
+def test_the_products_of_other_cells_count_beside_the_softmax(dense, monkeypatch):
+    """The fewest clusters are chosen whose whole window, recurrence included, costs at most NEAR times the least."""
+    monkeypatch.setattr(clusters, "CALL", 1e-6)
+    monkeypatch.setattr(clusters, "WHOLE", clusters.NEAR)
+    best = {}
+    for size in range(12):
+        every = itertools.combinations(range(1, 12), size)
+        best[size] = min(cost(ZIPF, 100, 700, cutoffs, dense) for cutoffs in every)
+    enough = clusters.NEAR * min(best.values())
+    fewest = next(size for size in range(12) if best[size] <= enough)
+    assert len(choose_cutoffs(ZIPF, 100, 700, dense=dense)) == fewest
+
+
+def test_the_more_the_recurrence_costs_the_fewer_clusters_there_are():
+    """A one-layer Elman network is what None means; several layers of LSTM leave a softmax less to save."""
+    counts, hidden = 1e7 / np.arange(1, 10_001), 200
+    assert choose_cutoffs(counts, hidden, 700, dense=hidden**2) == choose_cutoffs(counts, hidden, 700)
+    sizes = [len(choose_cutoffs(counts, hidden, 700, dense=times * hidden**2)) for times in (1, 8, 16, 200)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1] == 0
+    assert len(choose_cutoffs(counts, hidden, 700, 5, dense=200 * hidden**2)) == 4
 
 
 def test_small_vocabularies_stay_whole_and_large_ones_do_not():

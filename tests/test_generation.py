@@ -8,15 +8,18 @@ import pytest
 
 from rnnlm.errors import ModelError, SettingsError
 from rnnlm.generation import SLOTS, GenerationSettings, draw, generate, weights
-from rnnlm.model import SENTENCE_END, SLICE_WORDS, ModelSettings, Workspace, initialize
+from rnnlm.model import CELLS, SENTENCE_END, SLICE_WORDS, ModelSettings, Workspace, initialize
 
 UNKNOWN = 2
 
 
-def small_model(words=6, hidden=5, scale=3.0, carry_state=False, dtype=np.float32):
+KINDS = [{"cell": cell, "layers": 2, "tied": cell in ("gru", "lstm")} for cell in CELLS]
+
+
+def small_model(words=6, hidden=5, scale=3.0, dtype=np.float32, **kind):
     """Make a model with weights large enough that what was read matters much."""
     generator = np.random.default_rng(4)
-    settings = ModelSettings(words=words, hidden=hidden, carry_state=carry_state)
+    settings = ModelSettings(words=words, hidden=hidden, **kind)
     model = initialize(settings, np.ones(words), generator, dtype)
     for parameter in model.parameters.values():
         parameter[...] = generator.normal(0, scale / np.sqrt(hidden), parameter.shape)
@@ -179,9 +182,10 @@ def test_a_model_that_is_no_longer_one_is_refused():
         draw(np.array([[np.nan, 1.0]]), np.array([0.5]))
 
 
-def test_the_same_seed_gives_the_same_text_on_any_number_of_threads():
-    """Threads share the products of a vocabulary with several slices, and change nothing."""
-    model = small_model(words=3 * SLICE_WORDS, hidden=8)
+@pytest.mark.parametrize("kind", [{}, *KINDS], ids=str)
+def test_the_same_seed_gives_the_same_text_on_any_number_of_threads(kind):
+    """Threads share the products of a vocabulary with several slices, and change nothing, whatever the network."""
+    model = small_model(words=3 * SLICE_WORDS, hidden=8, **kind)
     expected = sentences(model, 30, max_words=12)
     assert sentences(model, 30, max_words=12, threads=3) == expected
     assert sentences(model, 30, max_words=12, seed=2) != expected
@@ -206,9 +210,11 @@ def test_one_generator_goes_on_with_other_sentences():
 
 
 @pytest.mark.parametrize("carry_state", [False, True])
-def test_greedy_text_follows_the_prompt(carry_state):
+@pytest.mark.parametrize("kind", [{}, *KINDS], ids=str)
+def test_greedy_text_follows_the_prompt(kind, carry_state):
     """With temperature 0 each word is the likeliest one after </s>, the prompt, and the words so far."""
-    model, work = small_model(words=50, hidden=10, carry_state=carry_state), Workspace()
+    scale = 1.0 if kind.get("cell") == "relu" else 3.0  # or its states grow without end
+    model, work = small_model(words=50, hidden=10, scale=scale, carry_state=carry_state, **kind), Workspace()
     prompt = [7, 3, 19]
     (drawn,) = sentences(model, 1, prompt=prompt, temperature=0, max_words=15, allow_unk=True)
     state, expected = model.start(1), []

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import threadpoolctl
 
+from rnnlm import run as run_module
 from rnnlm.checkpoint import ModelFolder, load_model, load_training
 from rnnlm.errors import DivergenceError, ModelError, SettingsError
+from rnnlm.model import CELLS, stream_groups
 from rnnlm.run import Listener, NoPicture, Stopped, begin, follow, resume, working
 from rnnlm.settings import NetworkSettings, RunSettings, SaveEvery
 from rnnlm.text import TextSettings
@@ -68,6 +70,61 @@ def test_a_run_stops_when_it_is_told_and_goes_on_from_there(tmp_path, settings):
                 assert ours[entry].tobytes() == theirs[entry].tobytes(), entry
 
 
+DROPOUT = {"dropout": 0.2, "dropout_hidden": 0.3, "dropout_weights": 0.1}
+
+
+def same(folder, other):
+    """Say that two runs have come to the same: each array to the bit, and the history without its clocks."""
+    for name in ("best.npz", "last.npz"):
+        ours, theirs = (np.load(place.path / name) for place in (folder, other))
+        assert set(ours.files) == set(theirs.files)
+        for entry in set(theirs.files) - {"rnnlm"}:
+            assert ours[entry].tobytes() == theirs[entry].tobytes(), (name, entry)
+    histories = [
+        [replace(record, seconds=0, words_per_second=0) for record in load_training(place)[0].history]
+        for place in (folder, other)
+    ]
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("tables", [{"tied": True}, {"embedding": 5, "clusters": 2}], ids=str)
+@pytest.mark.parametrize("carry_state", [False, True])
+@pytest.mark.parametrize("truncate", [None, 2])
+def test_networks_of_every_kind_stop_and_go_on(tmp_path, settings, cell, tables, carry_state, truncate):
+    """Two layers, tied or not, carried or not, either truncation: stopped in an epoch, resumed, the same to the bit."""
+    network = NetworkSettings(6, cell, 2, **tables, bptt_truncate=truncate, carry_state=carry_state)
+    settings = replace(settings, network=network, training=replace(TRAINING, epochs=2, momentum=0.5, **DROPOUT))
+    whole, folder = ModelFolder(tmp_path / "whole"), ModelFolder(tmp_path / "part")
+    train(whole, settings)
+    for stop in (3, 25):
+        count = itertools.count(1)
+        listener = Listener(stopping=lambda count=count, stop=stop: next(count) == stop)
+        if stop == 3:
+            assert train(folder, settings, listener=listener)[-1] == Stopped(None)
+        else:
+            with working(1) as work, folder.held():
+                assert list(follow(resume(folder), folder, work, listener=listener))[-1] == Stopped(None)
+        assert load_training(folder)[0].states.shape[:2] == (2, len(CELLS[cell].states))
+    with working(2) as work, folder.held():
+        assert list(follow(resume(folder), folder, work))[-1] == Stopped("2 epochs done")
+    same(folder, whole)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_threads_change_no_bit_of_a_training(tmp_path, settings, cell):
+    """With streams and units enough to be shared, one thread and two come to the same."""
+    network = NetworkSettings(250, cell, 2, tied=True)
+    settings = replace(settings, network=network, training=replace(TRAINING, batch_size=64, epochs=1, **DROPOUT))
+    folders = [ModelFolder(tmp_path / f"{threads}") for threads in (1, 2)]
+    Path(settings.corpus[0]).write_text(Path(settings.corpus[0]).read_text() * 3)
+    assert len(stream_groups(64, 250)) > 1
+    for threads, folder in enumerate(folders, 1):
+        with working(threads) as work, folder.held():
+            list(follow(begin(folder, settings), folder, work))
+    same(*folders)
+
+
 def test_what_may_change_on_resuming(tmp_path, settings):
     """Epochs and patience may be raised, nothing else changed; a finished run says so."""
     folder = ModelFolder(tmp_path / "model")
@@ -120,6 +177,24 @@ def test_a_resumed_run_keeps_its_results(tmp_path, settings):
         assert folder.history.read_bytes() == history
         list(follow(run, folder, work, listener=Listener(stopping=lambda: True)))
         assert folder.best.read_bytes() == best
+
+
+@pytest.mark.parametrize(
+    ("network", "dense"),
+    [
+        (NetworkSettings(6), 6 * 6),
+        (NetworkSettings(6, embedding=5), 6 * 5 + 6 * 6),
+        (NetworkSettings(6, "lstm", 2, tied=True), 2 * (24 * 6 + 24 * 6)),
+        (NetworkSettings(6, "gru", 2, embedding=5), 18 * 5 + 18 * 6 + 2 * 18 * 6),
+    ],
+)
+def test_clusters_are_chosen_beside_the_cost_of_the_recurrence(tmp_path, settings, network, dense, monkeypatch):
+    """The matrices of all layers are counted, and neither the tables of words nor biases."""
+    asked = []
+    monkeypatch.setattr(run_module, "choose_cutoffs", lambda *arguments: asked.append(arguments) or (3,))
+    saved = begin(ModelFolder(tmp_path / "model"), replace(settings, network=network)).saved
+    assert saved.model.settings.cutoffs == (3,)
+    assert [arguments[-1] for arguments in asked] == [dense]
 
 
 def test_blas_has_one_thread_while_a_workspace_shares_the_work():

@@ -2,13 +2,14 @@
 
 import json
 import math
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from conftest import corpus_of
 from rnnlm.errors import TextError
-from rnnlm.model import SENTENCE_END, ModelSettings, Workspace, initialize
+from rnnlm.model import CELLS, SENTENCE_END, ModelSettings, Workspace, initialize
 from rnnlm.scoring import Score, perplexity
 from rnnlm.vocabulary import Vocabulary
 
@@ -16,10 +17,13 @@ WORDS = ("</s>", "a", "<unk>", "b1", "c", "d")
 VOCABULARY = Vocabulary(WORDS, [9, 8, 7, 6, 5, 4])
 
 
-def small_model(carry_state=False, dtype=np.float64):
+KINDS = [{"cell": cell, "layers": 2, "tied": cell in ("gru", "lstm")} for cell in CELLS]
+
+
+def small_model(carry_state=False, dtype=np.float64, **kind):
     """Make a model for which much depends on what was read."""
     generator = np.random.default_rng(6)
-    settings = ModelSettings(words=len(WORDS), hidden=7, carry_state=carry_state)
+    settings = ModelSettings(words=len(WORDS), hidden=7, carry_state=carry_state, **kind)
     model = initialize(settings, np.ones(len(WORDS)), generator, dtype)
     for parameter in model.parameters.values():
         parameter[...] = generator.normal(0, 1, parameter.shape)
@@ -66,6 +70,23 @@ def test_perplexity_is_that_of_the_definition(carry_state):
     assert score.perplexity_excluding_unknown == pytest.approx(math.exp(-np.mean(known)), rel=1e-12)
     assert score.bits_per_prediction == pytest.approx(-np.mean(everything) / math.log(2), rel=1e-12)
     assert score.perplexity != pytest.approx(score.perplexity_excluding_unknown, rel=1e-3)
+
+
+@pytest.mark.parametrize("carry_state", [False, True])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_networks_of_every_kind_are_scored_by_the_definition(kind, carry_state):
+    """Several layers of any cell, in windows that cut sentences: the sum over single steps, on one thread or two."""
+    model, corpus = small_model(carry_state, **kind), corpus_of(some_text(), VOCABULARY)
+    if kind["cell"] == "relu":
+        for array in model.parameters.values():
+            array *= 0.5  # or its states grow without end
+    expected = sum(log_p for log_p, _ in by_definition(model, some_text()))
+    for streams, window in ((None, None), (None, 3), (1, 5)):
+        found = []
+        for threads in (1, 2):
+            with closing(Workspace(threads)) as work:
+                found.append(perplexity(model, corpus, work, streams=streams, window=window).log_likelihood)
+        assert found[0] == found[1] == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("streams", [1, 2, 7, 64, 1000])

@@ -3,14 +3,15 @@
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import pytest
 
 from rnnlm.checking import Checked, Range, Settings, Unfit, brief, fit, kinds, restore
 from rnnlm.errors import SettingsError
-from rnnlm.settings import GenerationSettings, RunSettings, SaveEvery, TrainingSettings
+from rnnlm.model import CELLS
+from rnnlm.settings import GenerationSettings, NetworkSettings, RunSettings, SaveEvery, TrainingSettings
 
 
 @pytest.mark.parametrize(
@@ -141,3 +142,50 @@ def test_neutral_values_of_options_without_effect_are_allowed():
     assert TrainingSettings(optimizer="adam", momentum=0, rate_power=0).momentum == 0
     with pytest.raises(SettingsError, match="--rate-power goes with --optimizer sgd"):
         TrainingSettings(optimizer="adagrad", rate_power=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tied": True, "embedding": 50}, "--tied has one table of words for both, and --embedding is 50"),
+        ({"tied": True, "embedding": 50, "hidden": 60}, "where --hidden is 60; leave --embedding out"),
+        ({"dropout_hidden": 0.1}, "--dropout-hidden is between layers and has no effect on one"),
+        (
+            {"dropout": 0.1, "dropout_input": 0.2, "dropout_output": 0.0},
+            "--dropout has no effect beside --dropout-input and --dropout-output",
+        ),
+        (
+            {"dropout": 0.1, "dropout_input": 0.2, "dropout_hidden": 0.1, "dropout_output": 0.0, "layers": 2},
+            "--dropout has no effect beside --dropout-input and --dropout-hidden and --dropout-output",
+        ),
+        ({"cell": "rnn"}, "--cell is 'rnn'; it takes one of elman, relu, gru, lstm"),
+        ({"layers": 0}, "--layers is 0; it takes a whole number from 1 up to 100"),
+        ({"dropout_weights": 1}, "--dropout-weights is 1; it takes a number from 0 to below 1"),
+    ],
+)
+def test_a_network_that_contradicts_itself_is_refused(options, message):
+    """Sizes of a tied table, kinds that there are not, and rates of dropout that nothing is dropped at."""
+    with pytest.raises(SettingsError, match=message):
+        RunSettings.of("text.txt", options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tied": True, "embedding": 60, "hidden": 60},
+        {"tied": True},
+        {"dropout_hidden": 0},
+        {"dropout_hidden": 0.1, "layers": 2},
+        {"dropout": 0.1, "dropout_input": 0.2, "dropout_output": 0.0, "layers": 2},
+        {"dropout": 0, "dropout_input": 0.2, "dropout_output": 0.1},
+        {"dropout_hidden": 0.1, "initial": "model"},  # whose layers are not known yet
+    ],
+)
+def test_a_network_that_can_be_is_accepted(options):
+    """What has an effect, and what asks for nothing, is no contradiction."""
+    RunSettings.of("text.txt", options)
+
+
+def test_every_cell_can_be_asked_for():
+    """The kinds that the settings know, which load no numpy, are those that the model's file computes."""
+    assert get_args(kinds(NetworkSettings)["cell"]) == tuple(CELLS)

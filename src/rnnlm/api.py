@@ -59,7 +59,9 @@ class Model:
     def __repr__(self) -> str:
         settings, reached = self.saved.model.settings, self.saved.origin.valid_perplexity
         figure = "not evaluated" if reached is None else f"validation perplexity {reached:.2f}"
-        return f"<rnnlm.Model: {settings.cell}, {settings.hidden} hidden units, {settings.words:,} words, {figure}>"
+        layers = f"{settings.layers} x " if settings.layers > 1 else ""
+        network = f"{settings.cell}, {layers}{settings.hidden} hidden units"
+        return f"<rnnlm.Model: {network}, {settings.words:,} words, {figure}>"
 
     def prompt(self, text: str) -> Prompt:
         """Cut the beginning of a text into sentences and words, as the training text was.

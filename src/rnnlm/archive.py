@@ -1,8 +1,9 @@
 """An `.npz` with one entry of JSON: written whole or not at all, read with no trust in what it says of itself.
 
 The JSON is read first, under a cap; then the arrays that the caller names, each only if its type and shape are those
-that the caller expects, and to its end, where zipfile compares the checksum. So memory never exceeds that of a sound
-file by much, whatever else is in the archive.
+that the caller expects, and to its end, where zipfile compares the checksum. All that is read together is no more than
+the file has, so that none of it counts twice. So memory never exceeds that of a sound file by much, whatever else is in
+the archive, and whatever sizes it claims.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Archive:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._size = os.fstat(file.fileno()).st_size
+        self._left = os.fstat(file.fileno()).st_size  # bytes that are not read yet
         self._zip = zipfile.ZipFile(_Frugal(file))
         entries = self._zip.namelist()
         if len(set(entries)) < len(entries):
@@ -58,7 +59,8 @@ class Archive:
             info = self._zip.getinfo(f"{name}.npy")
         except KeyError:
             raise ValueError(f"its entry {name} is missing") from None
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > self._size:
+        self._left -= info.file_size
+        if info.compress_type != zipfile.ZIP_STORED or self._left < 0:
             raise ValueError(f"its entry {name} is compressed or longer than the file")
         with self._zip.open(info) as entry:
             dims, fortran, kind = _header(entry)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from rnnlm.files import open_plain, reason, replacing
 from rnnlm.model import CELLS, Array, LanguageModel, ModelSettings, Workspace, parameter_table
 from rnnlm.settings import Natural, NotNegative, Positive, RunSettings
 from rnnlm.text import Tokenizer
-from rnnlm.training import Record, TrainingState, make_optimizer
+from rnnlm.training import AVERAGE_STEPS, Record, TrainingState, make_optimizer
 from rnnlm.vocabulary import Vocabulary
 
 FORMAT = "rnnlm model"
@@ -39,6 +40,15 @@ VERSION = 3
 WORD_BYTES = 256  # of words in a file, the average that a reader accepts; a text of longer words has few of them
 SPARE_BYTES = 2**26  # and so many more
 ORTHOGRAPHY_BYTES = 2**25  # of the words that Punkt has seen in the first four million characters of a text
+# The least and the greatest number that each state of a cell may hold: what tanh gives lies within 1, rounding apart; c
+# of an LSTM, and what relu gives, grow without a bound.
+ONE = 1.000001
+STATES = {
+    "elman": ((-ONE, ONE),),
+    "relu": ((0.0, math.inf),),
+    "gru": ((-ONE, ONE),),
+    "lstm": ((-ONE, ONE), (-math.inf, math.inf)),
+}
 
 
 @dataclass(frozen=True)
@@ -214,6 +224,7 @@ def save_training(path: Path, state: TrainingState, saved: SavedModel) -> None:
         arrays |= {f"optimizer/{slot}/{name}": array for slot, array in memory.items()}
     if state.states is not None:
         arrays["states"] = state.states
+    arrays |= {f"average/{name}": array for name, array in (state.average or {}).items()}
     write(path, {**about, "state": state.to_json(), "owed": state.optimizer.owed}, arrays)
 
 
@@ -223,9 +234,10 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
     Raises ModelError when the file is missing, damaged, not a model, or of another format.
     """
     state, saved = load_saved(_model_file(path))
-    if state is not None:
-        state.optimizer.decay(saved.model.parameters, Workspace())  # owed, as training only evaluates without
-    return saved
+    if state is None:
+        return saved
+    state.optimizer.decay(saved.model.parameters, Workspace())  # owed, as training only evaluates without
+    return replace(saved, model=state.result)
 
 
 def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
@@ -272,6 +284,7 @@ def load_saved(path: Path) -> tuple[TrainingState | None, SavedModel]:
             state = _training_state(about, archive, saved)
             names |= {f"optimizer/{slot}/{name}" for name, kept in state.optimizer.memory.items() for slot in kept}
             names |= {"states"} if state.states is not None else set()
+            names |= {f"average/{name}" for name in state.average or {}}
         for name in sorted(archive.names ^ names):
             raise ValueError(f"its entry {name!r} {'is missing' if name in names else 'does not belong to it'}")
     return state, saved
@@ -330,6 +343,8 @@ def _check_sizes(settings: ModelSettings) -> None:
     edges = (0, *settings.cutoffs, settings.words)
     if any(first >= second for first, second in itertools.pairwise(edges)):
         raise Unfit("model.cutoffs", settings.cutoffs, f"a list of rising numbers between 0 and {settings.words}")
+    if settings.tied and settings.embedding not in (None, settings.hidden):
+        raise Unfit("model.embedding", settings.embedding, f"the {settings.hidden} units of one table of words")
 
 
 def _shapes(settings: ModelSettings) -> dict[str, tuple[int, ...]]:
@@ -358,14 +373,26 @@ def _training_state(about: dict[str, Any], archive: Archive, saved: SavedModel) 
             if slot in ("square", "squares") and array.min() < 0:
                 raise ValueError(f"its entry optimizer/{slot}/{name} has a square below zero")
             optimizer.memory[name][slot] = array
-    state = restore(TrainingState, about["state"], "state", model=saved.model, optimizer=optimizer, states=None)
+    state = restore(
+        TrainingState, about["state"], "state", model=saved.model, optimizer=optimizer, states=None, average=None
+    )
     if state.window:
-        layers, kinds, _, hidden = saved.model.start(1).shape
         streams = min(settings.batch_size, saved.origin.coverage.sentences)
-        state.states = _numbers(archive, "", {"states": (layers, kinds, streams, hidden)})["states"]
-        if np.abs(state.states).max() > 1:
-            raise ValueError("its entry states has a number that no tanh gives")
+        state.states = _states(archive, saved.model.settings, streams)
+    if settings.average and state.steps >= AVERAGE_STEPS:
+        state.average = _numbers(archive, "average/", shapes)
     return state
+
+
+def _states(archive: Archive, settings: ModelSettings, streams: int) -> Array:
+    """Read the states of so many streams; each number may be one that the cell gives."""
+    limits = STATES[settings.cell]
+    shape = (settings.layers, len(limits), streams, settings.hidden)
+    states = _numbers(archive, "", {"states": shape})["states"]
+    for number, (low, high) in enumerate(limits):
+        if states[:, number].min() < low or states[:, number].max() > high:
+            raise ValueError(f"its entry states has a number that no {settings.cell} cell gives")
+    return states
 
 
 def _model_parts(saved: SavedModel) -> tuple[dict[str, Array], dict[str, Any]]:

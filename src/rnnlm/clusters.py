@@ -7,7 +7,13 @@ A softmax over R rows of H numbers at n positions costs, in training, the time o
 seconds: what calling it costs, three products for each row and position, and reading and writing each row once to
 update it; nothing if n is 0. The expected n of a tail is the window's positions times the tail's share of the text, so
 frequent words belong into the head, where all positions pay for them, and rare ones into tails, where few do. All else
-in a window of N positions takes N * H * REST seconds.
+in a window of N positions takes
+
+    N * (H * REST + (D - H * H) * PRODUCTS)
+
+seconds, where D numbers in the matrices of the recurrent layers are multiplied as a row of the softmax is. REST was
+measured with an Elman network of one layer: it has the products of that one's matrix, so that these H * H are not
+counted again. Of other cells it takes the elementwise functions to cost no more than tanh, and counts their products.
 """
 
 import numpy as np
@@ -27,7 +33,11 @@ PAST = 1.2  # the search ends where a further cluster makes a window cost so man
 
 
 def choose_cutoffs(
-    counts: NDArray[np.int64], hidden: int, positions: int, clusters: int | None = None
+    counts: NDArray[np.int64],
+    hidden: int,
+    positions: int,
+    clusters: int | None = None,
+    dense: int | None = None,
 ) -> tuple[int, ...]:
     """Choose the cutoffs of least expected cost, by dynamic programming: the best tails from a cut on, then the head.
 
@@ -36,6 +46,7 @@ def choose_cutoffs(
         hidden: H.
         positions: N, predictions in a window.
         clusters: how many, the head included, if there are so many words; None for as many as speed is worth.
+        dense: D, numbers in the matrices of the recurrent layers; None for those of an Elman network of one layer.
     """
     words = len(counts)
     # Tails of R rows for words of probability p cost about p R for each word and 1 / R for its share of a slot: least
@@ -50,13 +61,14 @@ def choose_cutoffs(
     used = 1 - np.exp(-np.maximum(expected, 0))
     tails = used * (CALL + rows * hidden * UPDATE) + rows * hidden * expected * PRODUCTS + slot  # from cut i to cut k
     tails[rows <= 0] = np.inf
+    rest = positions * (hidden * REST + (0 if dense is None else dense - hidden * hidden) * PRODUCTS)
     most = min(clusters or MOST, len(cuts))
     # least[i]: cost of the words from cut i on, in so many tails; choices[j][i]: where the first of them ends
     least = np.where(cuts == words, 0.0, np.inf)
     choices: list[NDArray[np.intp]] = []
     found: list[tuple[float, tuple[int, ...]]] = []  # for 1, 2, ... clusters
     for _ in range(most):
-        costs = positions * hidden * REST + CALL + cuts * slot + least
+        costs = rest + CALL + cuts * slot + least
         found.append((float(costs.min()), _follow(cuts, int(costs.argmin()), choices)))
         if clusters is None and found[-1][0] > PAST * min(found)[0]:
             break

@@ -12,6 +12,7 @@ all of this in one call.
 
 from __future__ import annotations
 
+import math
 import secrets
 import shlex
 import threading
@@ -31,7 +32,7 @@ from rnnlm.clusters import choose_cutoffs
 from rnnlm.corpus import Corpus, Stage, TrainingText, encode, prepare, reopen, silent
 from rnnlm.curve import draw_curve
 from rnnlm.errors import DivergenceError, ModelError, SettingsError
-from rnnlm.model import LanguageModel, ModelSettings, Workspace, initialize
+from rnnlm.model import LanguageModel, ModelSettings, Workspace, initialize, parameter_table
 from rnnlm.settings import SAVE_EVERY, NetworkSettings, RunSettings, SaveEvery, TrainingSettings
 from rnnlm.sources import STANDARD_INPUT, spooled
 from rnnlm.training import (
@@ -199,7 +200,9 @@ def _of_known(settings: RunSettings, known: SavedModel) -> RunSettings:
     """Return the settings of a run that begins with a model, which decides how texts become words, and the network."""
     then = known.origin.settings
     text = replace(then.text, encoding=settings.text.encoding)
-    return replace(settings, text=text, vocabulary=then.vocabulary, network=then.network)
+    settings = replace(settings, text=text, vocabulary=then.vocabulary, network=then.network)
+    settings.check_dropout()
+    return settings
 
 
 def _new_model(network: NetworkSettings, training: TrainingSettings, text: TrainingText) -> LanguageModel:
@@ -216,9 +219,11 @@ def _new_model(network: NetworkSettings, training: TrainingSettings, text: Train
         tied=network.tied,
         truncate=network.bptt_truncate,
         carry_state=network.carry_state,
-        cutoffs=choose_cutoffs(counts, network.hidden, positions, network.clusters),
     )
-    return initialize(settings, counts, np.random.default_rng(training.seed))
+    table = parameter_table(settings).values()
+    dense = sum(math.prod(parameter.shape) for parameter in table if parameter.fan_in and parameter.role == "dense")
+    cutoffs = choose_cutoffs(counts, network.hidden, positions, network.clusters, dense)
+    return initialize(replace(settings, cutoffs=cutoffs), counts, np.random.default_rng(training.seed))
 
 
 def resume(
@@ -372,7 +377,7 @@ def _save_evaluation(event: Evaluation, run: Run, folder: ModelFolder) -> list[E
         origin = replace(
             run.saved.origin, valid_perplexity=perplexity, epoch=state.epoch, window=state.window, history=history
         )
-        save_model(folder.best, replace(run.saved, origin=origin))
+        save_model(folder.best, replace(run.saved, model=state.result, origin=origin))
     folder.write_history(run.saved.origin.run, state.history)
     state.seconds += time.perf_counter() - began
     problem = draw_curve(history, folder.curve)

@@ -75,6 +75,12 @@ class NetworkSettings(Settings):
     bptt_truncate: Natural | None = None  # K; None: to the window's first step
     carry_state: bool = False  # from sentence to sentence, in text order
 
+    def check(self) -> None:
+        """Refuse what contradicts itself."""
+        if self.tied and self.embedding not in (None, self.hidden):
+            message = f"--tied has one table of words for both, and --embedding is {self.embedding}"
+            raise SettingsError(f"{message} where --hidden is {self.hidden}; leave --embedding out")
+
 
 @dataclass(frozen=True)
 class TrainingSettings(Settings):
@@ -92,6 +98,7 @@ class TrainingSettings(Settings):
     dropout_output: Probability | None = None  # of outputs; None: as `dropout`
     dropout_weights: Probability = 0.0  # of each layer's recurrent weights
     weight_decay: NotNegative = 0.0  # of half the squared norm of U and V, beside the mean loss
+    average: bool = False  # evaluate and keep a running mean of the weights
     clip: NotNegative = 5.0  # greatest joint norm of the gradients of the mean loss; 0: none
     epochs: Annotated[int, Range(1, 10**9)] = 20
     eval_every: Natural = 0  # windows between evaluations, beside the one after each epoch; 0: none
@@ -186,6 +193,18 @@ class RunSettings(Settings):
         if reach is not None and window and reach >= window - 1:
             message = f"--bptt-truncate {reach} has no effect in windows of --bptt {window} steps"
             raise SettingsError(f"{message}; give a smaller one, or leave it out")
+        if self.initial is None:
+            self.check_dropout()
+
+    def check_dropout(self) -> None:
+        """Refuse rates without effect in the network, which with `initial` is known only when that model is read."""
+        training, several = self.training, self.network.layers > 1
+        if training.dropout_hidden and not several:
+            raise SettingsError("--dropout-hidden is between layers and has no effect on one; leave it out")
+        own = ("dropout_input", *(["dropout_hidden"] if several else []), "dropout_output")
+        if training.dropout and all(getattr(training, name) is not None for name in own):
+            message = f"--dropout has no effect beside {' and '.join(map(flag, own))}"
+            raise SettingsError(f"{message}; leave one of them out")
 
     @classmethod
     def groups(cls) -> dict[str, type[Checked]]:

@@ -50,7 +50,10 @@ def _report(saved: SavedModel, history: list[Record]) -> dict[str, Any]:
     return {
         "model": {
             "cell": settings.cell,
+            "layers": settings.layers,
             "hidden": settings.hidden,
+            "embedding": settings.embedding or settings.hidden,
+            "tied": settings.tied,
             "bptt_truncate": settings.truncate,
             "carry_state": settings.carry_state,
             "cutoffs": list(settings.cutoffs),
@@ -111,9 +114,12 @@ def _network(saved: SavedModel) -> dict[str, str]:
     edges = (0, *settings.cutoffs, settings.words)
     sizes = [f"{last - first:,}" for first, last in itertools.pairwise(edges)]
     reach = "to the first step of a window" if settings.truncate is None else counted(settings.truncate, "step")
+    embedding = f"{settings.embedding or settings.hidden:,}"
     return {
         "cell": settings.cell,
-        "hidden units": f"{settings.hidden:,}",
+        "layers": f"{settings.layers}",
+        "hidden units": f"{settings.hidden:,}{' in each layer' if settings.layers > 1 else ''}",
+        "embedding": f"{embedding}, input and output tied" if settings.tied else embedding,
         "parameters": f"{size:,} ({stored / 1e6:,.1f} MB)",
         "softmax": "over all words" if len(sizes) == 1 else f"in {len(sizes)} clusters of {_listed(sizes)} words",
         "backpropagation": reach,
@@ -163,7 +169,7 @@ def _files(paths: tuple[str, ...]) -> str:
 
 def _training(saved: SavedModel) -> dict[str, str]:
     run, origin = saved.origin.settings, saved.origin
-    rows = {name.replace("_", " "): _shown(value) for name, value in vars(run.training).items()}
+    rows = {name.replace("_", " "): _shown(value) for name, value in vars(run.training).items() if value is not None}
     if run.initial is not None:
         rows["began with"] = _clean([run.initial])[0]
     rows["this model"] = (

@@ -49,7 +49,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     short_help="Train a model on a text.",
     epilog="""\b
     Example:
-      rnnlm train corpus.txt --hidden 200 --model big
+      rnnlm train corpus.txt --cell lstm --hidden 200 --model big
       rnnlm train --resume --model big
     """,
 )
@@ -69,7 +69,11 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "2; 1 if the text has <unk>",
 )
 @setting(VocabularySettings, "vocab", "Read the vocabulary from this file, one word per line.", TEXT)
-@setting(NetworkSettings, "hidden", "Hidden units.", SHAPE)
+@setting(NetworkSettings, "cell", "Kind of recurrent cell.", SHAPE)
+@setting(NetworkSettings, "hidden", "Hidden units of each layer.", SHAPE)
+@setting(NetworkSettings, "layers", "Recurrent layers.", SHAPE)
+@setting(NetworkSettings, "embedding", "Size of the input embeddings.", SHAPE, "as --hidden")
+@setting(NetworkSettings, "tied", "Tie the input and output embeddings.", SHAPE)
 @setting(
     NetworkSettings,
     "clusters",
@@ -105,8 +109,13 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "0.5 with sgd",
 )
 @setting(TrainingSettings, "momentum", "SGD momentum, below 1.", TRAINING)
-@setting(TrainingSettings, "dropout", "Dropout probability on embeddings and outputs.", TRAINING)
+@setting(TrainingSettings, "dropout", "Dropout probability on embeddings, between layers and on outputs.", TRAINING)
+@setting(TrainingSettings, "dropout_input", "Dropout probability on embeddings.", TRAINING, "as --dropout")
+@setting(TrainingSettings, "dropout_hidden", "Dropout probability between layers.", TRAINING, "as --dropout")
+@setting(TrainingSettings, "dropout_output", "Dropout probability on outputs.", TRAINING, "as --dropout")
+@setting(TrainingSettings, "dropout_weights", "Dropout probability on recurrent weights.", TRAINING)
 @setting(TrainingSettings, "weight_decay", "L2 penalty on input and output embeddings.", TRAINING)
+@setting(TrainingSettings, "average", "Evaluate and keep a running average of the weights.", TRAINING)
 @setting(TrainingSettings, "clip", "Clip the global norm of the gradient; 0: never.", TRAINING)
 @setting(TrainingSettings, "epochs", "Passes over the training text, at most.", TRAINING)
 @setting(TrainingSettings, "eval_every", "Also validate every N updates; 0: after each epoch only.", TRAINING)
