@@ -186,13 +186,15 @@ def _describe_case(model: LanguageModel, window: Window) -> str:
 def small_case(kind: Kind, seed: int = 0) -> tuple[LanguageModel, Window]:
     """Make a small model of a kind, with a window in which everything happens that can happen in training.
 
-    No parameter is zero, as biases are at first, and none is so large that tanh is flat. Relus are drawn again until
-    each is open at times and closed at times, and none near its kink, where there is no derivative. See random_window.
+    No parameter is zero, as biases are at first, and none is so large that gates or tanh are flat. Relus are drawn
+    again until each is open at times and closed at times, and none near its kink, where there is no derivative. See
+    random_window.
     """
     generator = np.random.default_rng(seed)
+    scale = 0.5 if len(CELLS[kind.settings.cell].gates) == 1 else 0.8  # each gate takes some of what passes it
     while True:
         model = initialize(kind.settings, np.ones(kind.settings.words), generator, np.float64)
-        parameters = {name: generator.normal(0, 0.5, value.shape) for name, value in model.parameters.items()}
+        parameters = {name: generator.normal(0, scale, value.shape) for name, value in model.parameters.items()}
         model = LanguageModel(kind.settings, parameters)
         window = random_window(model, SMALL_STEPS, SMALL_STREAMS, generator, kind.dropout)
         if kind.settings.cell != "relu" or _relus_are_fit(model, window):
@@ -229,13 +231,14 @@ def random_window(
 ) -> Window:
     """Draw a window of random words for a model.
 
-    The first stream lies within one sentence; in stream b sentences begin at b steps drawn at random. An eighth of the
-    targets are IGNORED, but have weights; weights differ; the state before is not zero. The last word is never read.
+    The first stream lies within one sentence. In the second a sentence begins halfway, in the third one at the first
+    step too, and in later ones at some more steps. An eighth of the targets are IGNORED, but have weights; weights
+    differ; the state before is not zero. The last word is never read.
     """
     words = model.settings.words
     inputs = generator.integers(1, max(2, words - 1), (steps, streams))
-    for stream in range(streams):
-        begins = generator.choice(steps, min(stream, steps), replace=False)
+    for stream in range(1, streams):
+        begins = [steps // 2, 0, *generator.integers(0, steps, streams)][:stream]
         inputs[begins, stream] = SENTENCE_END
     targets = generator.integers(0, words, (steps, streams))
     targets.reshape(-1)[generator.choice(targets.size, targets.size // 8, replace=False)] = IGNORED
