@@ -90,7 +90,10 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_models_of_every_kind_are_read_as_they_were_written(tmp_path, saved, vocabulary, kind):
-    """Each cell, several layers, tied or with smaller rows: the same arrays, and states as large as they may be."""
+    """Models of every cell, of several layers, tied or not, are read just as they were written.
+
+    States are as large as they may be.
+    """
     settings = ModelSettings(len(vocabulary), hidden=3, carry_state=True, **kind)
     model = initialize(settings, vocabulary.counts, np.random.default_rng(1))
     state = TrainingState.begin(model, TRAINING, vocabulary.counts)
