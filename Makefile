@@ -48,7 +48,8 @@ gradcheck: install  ## hold every gradient against finite differences
 fuzz: .venv/developing  ## give every command harmed models, odd texts and lines: ROUNDS=10 SEED=2 for more and others
 	$(BIN)/python tests/fuzz.py --heavy --rounds $(or $(ROUNDS),1) --seed $(or $(SEED),1)
 
-bench: .venv/benching  ## measure speed on this machine, beside PyTorch: benchmarks/results.md
+bench: .venv/benching .venv/developing  ## measure speed on this machine, beside PyTorch: benchmarks/results.md
+	$(BIN)/pytest tests/test_torch.py
 	$(BIN)/python benchmarks/bench.py
 
 bench-ptb: .venv/developing  ## measure time to perplexities on CORPUS=FOLDER; FULL=1: by the long recipe as well

@@ -2,8 +2,8 @@
 
     python benchmarks/parts.py
 
-Milliseconds, medians over windows. "Products alone" is what 6HV + 6H^2 operations a word would take at the rate at
-which this machine multiplies matrices, measured in between; it is the least that a window can take.
+Milliseconds, medians over windows. "Products alone" is what the unavoidable products, `Shape.operations` a word, would
+take at the rate at which this machine multiplies matrices, measured in between; it is the least that a window can take.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from machine import cores, print_table
 
 from rnnlm import model, training
 
-HIDDEN, STREAMS = (100, 200, 512), (20, 64)
+NETWORKS, HIDDEN, STREAMS = ("elman", "lstm"), (100, 200, 512), (20, 64)
 LAYERS = {"embed": "embed", "recur": "recur", "softmax_loss": "softmax"}  # functions of model.py, and their headings
 WINDOWS = 30
 
@@ -31,14 +31,14 @@ def main() -> None:
     training.joint_norm = timed(model.joint_norm, "joint_norm", seconds)
     model.Optimizer.step = timed(model.Optimizer.step, "step", seconds)
     headings = [f"{heading}{way}" for heading in LAYERS.values() for way in (", forward", ", backward")]
-    header = ["H", "B", *headings, "norm", "step", "all else", "window", "products alone"]
+    header = ["cell", "H", "B", *headings, "norm", "step", "all else", "window", "products alone"]
     print_table(header, rows(threads, seconds))
 
 
 def rows(threads: int, seconds: dict[str, list[float]]) -> Iterator[list[str]]:
     """Yield a row for each shape; `seconds` is where the parts note theirs."""
-    for hidden, streams in itertools.product(HIDDEN, STREAMS):
-        shape = sides.Shape(10_000, hidden, streams, threads)
+    for cell, hidden, streams in itertools.product(NETWORKS, HIDDEN, STREAMS):
+        shape = sides.Shape(10_000, hidden, streams, threads, cell=cell)
         ours, product = sides.prepare_ours(shape), sides.prepare_product(threads, own=True)
         ours(3)
         seconds.clear()
@@ -52,9 +52,9 @@ def rows(threads: int, seconds: dict[str, list[float]]) -> Iterator[list[str]]:
         keys = [key for name in LAYERS for key in (name, name + "_backward")]
         medians = [float(np.median(seconds[key])) for key in (*keys, "joint_norm", "step")]
         window = float(np.median(windows))
-        least = np.median(words) * 6 * hidden * (shape.words + hidden) / np.median(rates)
+        least = np.median(words) * shape.operations / np.median(rates)
         cells = [f"{1e3 * value:.1f}" for value in (*medians, window - sum(medians), window, least)]
-        yield [f"{hidden}", f"{streams}", *cells]
+        yield [cell, f"{hidden}", f"{streams}", *cells]
 
 
 def timed(function: Callable, name: str, seconds: dict[str, list[float]]) -> Callable:

@@ -20,10 +20,10 @@ from rnnlm.training import TrainingSettings
 DEFAULTS = {
     "INPUT_RATE": INPUT_RATE,
     "OUTPUT_RATE": OUTPUT_RATE,
-    "--rate-power": TrainingSettings.rate_power,
+    "--rate-power": 0.5,
     "--lr": RULES["sgd"].learning_rate,
     "--optimizer": TrainingSettings.optimizer,
-    "--bptt": TrainingSettings.window,
+    "--bptt": TrainingSettings.bptt,
     "--batch-size": 20,
 }
 TABLES = {  # what a table is about, and what each of its rows changes
@@ -41,8 +41,8 @@ TABLES = {  # what a table is about, and what each of its rows changes
         {"--lr": 0.0015},
     ],
     "Optimizers": [
-        *({"--optimizer": "adagrad", "--lr": rate} for rate in (0.02, 0.05, 0.1, 0.2)),
-        *({"--optimizer": "adam", "--lr": rate} for rate in (0.001, 0.002, 0.004, 0.008)),
+        *({"--optimizer": "adagrad", "--rate-power": 0.0, "--lr": rate} for rate in (0.02, 0.05, 0.1, 0.2)),
+        *({"--optimizer": "adam", "--rate-power": 0.0, "--lr": rate} for rate in (0.001, 0.002, 0.004, 0.008)),
     ],
     "Windows and streams": [
         *({"--bptt": window, "--batch-size": streams} for streams in (8, 20, 64) for window in (5, 10, 20, 35, 70)),

@@ -4,7 +4,9 @@ Each `prepare_...` makes a piece of work ready and returns a function that does 
 batches of sentences. It is called in the contestant's own process, which alone loads what the contestant needs.
 """
 
+import functools
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +16,17 @@ from contest import Run
 from rnnlm.clusters import choose_cutoffs
 from rnnlm.corpus import Corpus
 from rnnlm.generation import generate
-from rnnlm.model import LanguageModel, ModelSettings, Optimizer, Workspace, initialize
+from rnnlm.model import (
+    CELLS,
+    LanguageModel,
+    Layer,
+    ModelSettings,
+    Optimizer,
+    Workspace,
+    initialize,
+    parameter_table,
+    recur,
+)
 from rnnlm.scoring import perplexity
 from rnnlm.training import Progress, TrainingSettings, TrainingState, train
 
@@ -35,6 +47,25 @@ class Shape:
     cutoffs: tuple[int, ...] | None = ()
     window: int = 35
     text: int = 1_000_000  # words of the text
+    cell: str = "elman"
+    layers: int = 1
+    tied: bool = False  # whether inputs and outputs share the words' rows
+
+    @property
+    def settings(self) -> ModelSettings:
+        """The same as rnnlm's settings of a model."""
+        cutoffs = default_cutoffs(self) if self.cutoffs is None else self.cutoffs
+        return ModelSettings(self.words, self.hidden, self.cell, cutoffs=cutoffs, layers=self.layers, tied=self.tied)
+
+    @property
+    def operations(self) -> int:
+        """Operations a word that the products of training cannot do without, at the full softmax.
+
+        Each number of a matrix takes part in three products, one forward and two back, of a multiplication and an
+        addition each.
+        """
+        table = parameter_table(self.settings)
+        return sum(6 * math.prod(table[name].shape) for name in table if name[0] in "XWV")
 
 
 def zipf(words: int) -> np.ndarray:
@@ -96,9 +127,7 @@ def _counts(shape: Shape) -> np.ndarray:
 
 
 def _model(shape: Shape) -> LanguageModel:
-    cutoffs = default_cutoffs(shape) if shape.cutoffs is None else shape.cutoffs
-    settings = ModelSettings(shape.words, shape.hidden, cutoffs=cutoffs)
-    return initialize(settings, _counts(shape), np.random.default_rng(1))
+    return initialize(shape.settings, _counts(shape), np.random.default_rng(1))
 
 
 def _workspace(shape: Shape) -> Workspace:
@@ -121,20 +150,66 @@ def prepare_ours(shape: Shape) -> Run:
     return run
 
 
+def prepare_our_layers(shape: Shape) -> Run:
+    """Walk the layers alone through a window and back, from given rows of numbers to their gradient."""
+    work, model = _workspace(shape), _model(shape)
+    layers = [
+        Layer(*(model.parameters.get(f"{name}{number}") for name in "XWb")) for number in range(1, shape.layers + 1)
+    ]
+    rows, ds = _layer_numbers(shape)
+    keep, before = np.ones(rows.shape[:2], bool), model.start(shape.streams)
+
+    def run(count: int) -> float:
+        for _ in range(count):
+            _, backward = recur(rows, keep, before, layers, CELLS[shape.cell], None, work)
+            backward(ds)
+        return count * shape.window * shape.streams
+
+    return run
+
+
+def prepare_torch_layers(shape: Shape) -> Run:
+    """Let PyTorch do the same."""
+    import torch
+
+    torch.set_num_threads(shape.threads)
+    recurrence, before = _torch_layers(shape)
+    rows, ds = map(torch.from_numpy, _layer_numbers(shape))
+    rows.requires_grad_()
+
+    def run(count: int) -> float:
+        for _ in range(count):
+            recurrence.zero_grad()
+            rows.grad = None
+            recurrence(rows, before)[0].backward(ds)
+        return count * shape.window * shape.streams
+
+    return run
+
+
+def _layer_numbers(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """Draw what comes into the layers, and the gradient of what comes out: both (T, B, H)."""
+    generator = np.random.default_rng(1)
+    size = (shape.window, shape.streams, shape.hidden)
+    return generator.normal(0, 0.1, size).astype(np.float32), generator.normal(0, 1e-4, size).astype(np.float32)
+
+
 def prepare_torch(shape: Shape, compiled: bool = False) -> Run:
     """Train the same network as one writes it in PyTorch: adaptive softmax where there are cutoffs, full otherwise.
 
-    What torch.compile takes is the output layer: it leaves nn.RNN alone.
+    What torch.compile takes is the output layer: it leaves the recurrent layers alone.
     """
     import torch
     from torch import nn
 
     torch.set_num_threads(shape.threads)
     torch.manual_seed(1)
-    embedding, recurrence = nn.Embedding(shape.words, shape.hidden), nn.RNN(shape.hidden, shape.hidden)
-    output = nn.Linear(shape.hidden, shape.words)
-    if shape.cutoffs:
-        output = nn.AdaptiveLogSoftmaxWithLoss(shape.hidden, shape.words, list(shape.cutoffs))
+    embedding, (recurrence, state) = nn.Embedding(shape.words, shape.hidden), _torch_layers(shape)
+    kind, extra = (nn.AdaptiveLogSoftmaxWithLoss, [list(shape.cutoffs)]) if shape.cutoffs else (nn.Linear, [])
+    output = kind(shape.hidden, shape.words, *extra)
+    if shape.tied:
+        nn.init.uniform_(embedding.weight, -0.1, 0.1)  # its own first values are those of no output layer
+        output.weight = embedding.weight
     parameters = list(nn.ModuleList([embedding, recurrence, output]).parameters())
     optimizer = torch.optim.SGD(parameters, lr=0.1)
 
@@ -146,7 +221,6 @@ def prepare_torch(shape: Shape, compiled: bool = False) -> Run:
     if compiled:
         mean_loss = torch.compile(mean_loss)
     windows = itertools.cycle(_torch_windows(shape))
-    state = torch.zeros(1, shape.streams, shape.hidden)
 
     def run(count: int) -> float:
         nonlocal state
@@ -156,10 +230,26 @@ def prepare_torch(shape: Shape, compiled: bool = False) -> Run:
             mean_loss(outputs.flatten(0, 1), targets).backward()
             nn.utils.clip_grad_norm_(parameters, 5.0)
             optimizer.step()
-            state = last.detach()
+            state = tuple(part.detach() for part in last) if isinstance(last, tuple) else last.detach()
         return count * shape.window * shape.streams
 
     return run
+
+
+def _torch_layers(shape: Shape) -> tuple:
+    """Return the recurrent layers as PyTorch has them, and their state before the first word."""
+    import torch
+    from torch import nn
+
+    kinds = {
+        "elman": nn.RNN,
+        "relu": functools.partial(nn.RNN, nonlinearity="relu"),
+        "gru": nn.GRU,
+        "lstm": nn.LSTM,
+    }
+    zero = torch.zeros(shape.layers, shape.streams, shape.hidden)
+    layers = kinds[shape.cell](shape.hidden, shape.hidden, num_layers=shape.layers)
+    return layers, (zero, zero) if shape.cell == "lstm" else zero
 
 
 def _torch_windows(shape: Shape) -> list[tuple]:

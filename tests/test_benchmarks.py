@@ -1,8 +1,12 @@
 """The benchmarks run, and their pages have every table; what the figures are is no matter of tests."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,7 +31,7 @@ def tables(page):
 
 
 def test_speed(tmp_path):
-    """`make bench` without PyTorch writes all seven tables, with a figure of ours in every row."""
+    """`make bench` without PyTorch writes all eleven tables, with a figure of ours in every row."""
     call("bench.py", "--quick", "--no-torch", "--output", tmp_path / "page.md")
     found = tables((tmp_path / "page.md").read_text("utf-8"))
     assert list(found) == [
@@ -35,13 +39,17 @@ def test_speed(tmp_path):
         "(a) Matrix product",
         "(b) Training, full softmax",
         "(c) Training, clustered softmax",
-        "(d) Growth with the vocabulary",
-        "(e) Start-up",
-        "(f) Tokenizing and encoding",
-        "(g) Generation and evaluation",
+        "(d) Training, other cells, full softmax",
+        "(e) Training, LSTM, clustered softmax",
+        "(f) The LSTM layer alone",
+        "(g) LSTM of two layers, large vocabulary",
+        "(h) Growth with the vocabulary",
+        "(i) Start-up",
+        "(j) Tokenizing and encoding",
+        "(k) Generation and evaluation",
     ]
     assert not any("nan" in cell or "failed" in cell for rows in found.values() for row in rows for cell in row)
-    speeds = {"(b)": 2, "(c)": 2, "(d)": 2, "(f)": 3, "(g)": 2}
+    speeds = {"(b)": 3, "(c)": 2, "(d)": 3, "(e)": 2, "(f)": 1, "(g)": 2, "(h)": 2, "(j)": 3, "(k)": 2}
     for title, rows in found.items():
         assert len(rows) >= 2, title
         assert {len(row) for row in rows} == {len(rows[0])}, title
@@ -49,7 +57,52 @@ def test_speed(tmp_path):
             column = speeds.get(title[:3])
             if column and row[0] != "geometric mean":
                 assert float(row[column].replace(",", "")) > 0, title
-    assert {row[3] for row in found["(b) Training, full softmax"][1:-1]} == {"left out"}
+    assert {row[4] for row in found["(b) Training, full softmax"][1:-1]} == {"left out"}
+    other_cells = found["(d) Training, other cells, full softmax"]
+    assert [row[0] for row in other_cells[1:]] == ["LSTM, 2 layers, tied", "geometric mean"]
+    hours, peak = map(float, found["(g) LSTM of two layers, large vocabulary"][1][3:])
+    assert hours > 0
+    assert peak > 0
+
+
+def test_some_tables(tmp_path):
+    """`--tables` measures what it names, and nothing else."""
+    call("bench.py", "--quick", "--no-torch", "--tables", "large", "layer", "--output", tmp_path / "page.md")
+    found = tables((tmp_path / "page.md").read_text("utf-8"))
+    assert list(found) == ["Machine", "(f) The LSTM layer alone", "(g) LSTM of two layers, large vocabulary"]
+
+
+@pytest.fixture
+def sides(monkeypatch):
+    """Return the module of the contestants."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    with threadpool_limits():  # they hold BLAS to one thread, in this process
+        yield importlib.import_module("sides")
+
+
+@pytest.mark.parametrize("cell", ["elman", "relu", "gru", "lstm"])
+@pytest.mark.parametrize(("cutoffs", "tied"), [((), False), ((), True), ((5, 20), False)])
+def test_contestants(sides, cell, cutoffs, tied):
+    """Both sides can train every network, and walk its layers alone."""
+    shape = sides.Shape(50, 16, 3, 1, cutoffs, window=4, text=200, cell=cell, layers=2, tied=tied)
+    assert 0 < sides.prepare_ours(shape)(2) <= 2 * 4 * 3
+    assert sides.prepare_our_layers(shape)(2) == 2 * 4 * 3
+    pytest.importorskip("torch")
+    for prepare in (sides.prepare_torch, sides.prepare_torch_layers):
+        assert prepare(shape)(2) == 2 * 4 * 3
+
+
+def test_operations(sides):
+    """Each number of the matrices takes six operations a word; a layer of Elman's reads words without a matrix."""
+    assert sides.Shape(50, 6, 3, 1).operations == 6 * (50 * 6 + 6 * 6)
+    assert sides.Shape(50, 6, 3, 1, cell="lstm").operations == 6 * (50 * 6 + 2 * 24 * 6)
+    assert sides.Shape(50, 6, 3, 1, cell="gru", layers=2, tied=True).operations == 6 * (50 * 6 + 4 * 18 * 6)
+
+
+@pytest.mark.parametrize("script", ["bench.py", "clusters.py", "ptb.py", "rates.py", "tokenizing.py"])
+def test_help(script):
+    """Every benchmark with options says what they are, so it can at least be loaded."""
+    assert "usage:" in call(script, "--help")
 
 
 def test_time_to_perplexity(tmp_path):

@@ -32,7 +32,7 @@ from rnnlm.files import open_plain, reason, replacing
 from rnnlm.model import CELLS, Array, LanguageModel, ModelSettings, Workspace, parameter_table
 from rnnlm.settings import Natural, NotNegative, Positive, RunSettings
 from rnnlm.text import Tokenizer
-from rnnlm.training import Record, TrainingState, make_optimizer
+from rnnlm.training import AVERAGE_STEPS, Record, TrainingState, make_optimizer
 from rnnlm.vocabulary import Vocabulary
 
 FORMAT = "rnnlm model"
@@ -224,6 +224,7 @@ def save_training(path: Path, state: TrainingState, saved: SavedModel) -> None:
         arrays |= {f"optimizer/{slot}/{name}": array for slot, array in memory.items()}
     if state.states is not None:
         arrays["states"] = state.states
+    arrays |= {f"average/{name}": array for name, array in (state.average or {}).items()}
     write(path, {**about, "state": state.to_json(), "owed": state.optimizer.owed}, arrays)
 
 
@@ -233,9 +234,10 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
     Raises ModelError when the file is missing, damaged, not a model, or of another format.
     """
     state, saved = load_saved(_model_file(path))
-    if state is not None:
-        state.optimizer.decay(saved.model.parameters, Workspace())  # owed, as training only evaluates without
-    return saved
+    if state is None:
+        return saved
+    state.optimizer.decay(saved.model.parameters, Workspace())  # owed, as training only evaluates without
+    return replace(saved, model=state.result)
 
 
 def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
@@ -282,6 +284,7 @@ def load_saved(path: Path) -> tuple[TrainingState | None, SavedModel]:
             state = _training_state(about, archive, saved)
             names |= {f"optimizer/{slot}/{name}" for name, kept in state.optimizer.memory.items() for slot in kept}
             names |= {"states"} if state.states is not None else set()
+            names |= {f"average/{name}" for name in state.average or {}}
         for name in sorted(archive.names ^ names):
             raise ValueError(f"its entry {name!r} {'is missing' if name in names else 'does not belong to it'}")
     return state, saved
@@ -370,10 +373,14 @@ def _training_state(about: dict[str, Any], archive: Archive, saved: SavedModel) 
             if slot in ("square", "squares") and array.min() < 0:
                 raise ValueError(f"its entry optimizer/{slot}/{name} has a square below zero")
             optimizer.memory[name][slot] = array
-    state = restore(TrainingState, about["state"], "state", model=saved.model, optimizer=optimizer, states=None)
+    state = restore(
+        TrainingState, about["state"], "state", model=saved.model, optimizer=optimizer, states=None, average=None
+    )
     if state.window:
         streams = min(settings.batch_size, saved.origin.coverage.sentences)
         state.states = _states(archive, saved.model.settings, streams)
+    if settings.average and state.steps >= AVERAGE_STEPS:
+        state.average = _numbers(archive, "average/", shapes)
     return state
 
 

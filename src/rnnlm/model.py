@@ -209,14 +209,20 @@ class Cell(NamedTuple):
         return slice(start * hidden, (start + len(gates or self.gates)) * hidden)
 
 
-def split(z: Array, H: int) -> Array:
-    """View z (..., G*H) as its gates (..., G, H)."""
-    return z.reshape(*z.shape[:-1], -1, H)
+def split(z: Array, H: int) -> list[Array]:
+    """View the gates (..., H) of z (..., G*H)."""
+    return [z[..., start : start + H] for start in range(0, z.shape[-1], H)]
+
+
+def through_gates(derror: Array, slopes: Array, delta: Array) -> None:
+    """Write delta = derror * slope for each gate: derror (..., H) of the state that slopes (..., G*H) are of."""
+    shape = (*derror.shape[:-1], -1, derror.shape[-1])
+    np.multiply(derror[..., None, :], slopes.reshape(shape), out=delta.reshape(shape))
 
 
 def one_state_backward(ds: Array, slopes: Array, carry: Array, delta: Array) -> None:
-    """Go back through a cell whose only state is s: each gate has its slope ds_t/dz_t."""
-    np.multiply(ds[0][..., None, :], split(slopes, ds.shape[-1]), out=split(delta, ds.shape[-1]))  # (8), (9), (20)
+    """Go back through a cell whose only state is s."""
+    through_gates(ds[0], slopes, delta)  # (8), (9), (20)
     ds *= carry  # (21)
 
 
@@ -254,9 +260,9 @@ def sigmoid(z: Array) -> None:
 def lstm(z: Array, before: Array, after: Array) -> None:
     """Hochreiter and Schmidhuber (1997), with the forget gate of Gers et al. (2000): c = f c' + i g, s = o tanh(c)."""
     (s, c), H = after, after.shape[-1]
+    o, i, f, g = split(z, H)
     sigmoid(z[..., : 3 * H])  # (12)
-    np.tanh(z[..., 3 * H :], out=z[..., 3 * H :])
-    o, i, f, g = (z[..., k * H : (k + 1) * H] for k in range(4))
+    np.tanh(g, out=g)
     np.multiply(f, before[1], out=c)
     c += i * g  # (13)
     np.multiply(o, np.tanh(c), out=s)  # (14)
@@ -265,7 +271,7 @@ def lstm(z: Array, before: Array, after: Array) -> None:
 def lstm_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
     """Take the slopes of the gates, that of s along c, and from c to the next c the forget gate."""
     H, tanh_c = after.shape[-1], np.tanh(after[1])
-    o, i, f, g = (z[..., k * H : (k + 1) * H] for k in range(4))
+    o, i, f, g = split(z, H)
     carry[0] = o * (1 - tanh_c * tanh_c)  # ds/dc
     carry[1] = f  # dc/dc'
     o *= (1 - o) * tanh_c  # ds/dz_o
@@ -279,8 +285,8 @@ def lstm_backward(ds: Array, slopes: Array, carry: Array, delta: Array) -> None:
     """Errors come back on two ways: to s, through W, and to c, past all gates but one."""
     H, (ds_, dc) = ds.shape[-1], ds
     dc += ds_ * carry[0]  # (15)
-    np.multiply(ds_, slopes[..., :H], out=delta[..., :H])  # (16)
-    np.multiply(dc[..., None, :], split(slopes, H)[..., 1:, :], out=split(delta, H)[..., 1:, :])
+    through_gates(ds_, slopes[..., :H], delta[..., :H])  # (16)
+    through_gates(dc, slopes[..., H:], delta[..., H:])
     ds_[...] = 0
     dc *= carry[1]  # (17)
 
@@ -291,7 +297,7 @@ def gru(z: Array, before: Array, after: Array) -> None:
     A word is added to n, r, u, and W s' to r, u, q: so q is the product, with its bias, alone.
     """
     (s,), H = after, after.shape[-1]
-    n, r, u, q = (z[..., k * H : (k + 1) * H] for k in range(4))
+    n, r, u, q = split(z, H)
     sigmoid(z[..., H : 3 * H])
     n += r * q
     np.tanh(n, out=n)  # (18)
@@ -303,7 +309,7 @@ def gru(z: Array, before: Array, after: Array) -> None:
 def gru_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
     """Take ds/dz of each gate; r and q act through n."""
     H = after.shape[-1]
-    n, r, u, q = (z[..., k * H : (k + 1) * H] for k in range(4))
+    n, r, u, q = split(z, H)
     carry[0], new = u, 1 - u  # ds/ds'
     u *= new * (before[0] - n)
     n *= -n
@@ -918,6 +924,17 @@ class Optimizer:
         tables = [parameters[name] for name in self.decaying]
         blocks = [values for table in tables for _, values in _blocks([(slice(0, len(table)), table)])]
         work.each(lambda block: np.multiply(block, factor, out=block), blocks)
+
+
+def average(mean: Parameters, parameters: Parameters, share: float, work: Workspace) -> None:
+    """Move a running mean of parameters by a share of the way to where they are now."""
+
+    def move(block: tuple[str, Any]) -> None:
+        name, rows = block
+        mean[name][rows] += mean[name].dtype.type(share) * (parameters[name][rows] - mean[name][rows])
+
+    wholes = {name: [(slice(0, len(value)), value)] for name, value in parameters.items()}
+    work.each(move, [(name, rows) for name, gradient in wholes.items() for rows, _ in _blocks(gradient)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

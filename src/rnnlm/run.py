@@ -377,7 +377,7 @@ def _save_evaluation(event: Evaluation, run: Run, folder: ModelFolder) -> list[E
         origin = replace(
             run.saved.origin, valid_perplexity=perplexity, epoch=state.epoch, window=state.window, history=history
         )
-        save_model(folder.best, replace(run.saved, origin=origin))
+        save_model(folder.best, replace(run.saved, model=state.result, origin=origin))
     folder.write_history(run.saved.origin.run, state.history)
     state.seconds += time.perf_counter() - began
     problem = draw_curve(history, folder.curve)

@@ -98,6 +98,7 @@ class TrainingSettings(Settings):
     dropout_output: Probability | None = None  # of outputs; None: as `dropout`
     dropout_weights: Probability = 0.0  # of each layer's recurrent weights
     weight_decay: NotNegative = 0.0  # of half the squared norm of U and V, beside the mean loss
+    average: bool = False  # evaluate and keep a running mean of the weights
     clip: NotNegative = 5.0  # greatest joint norm of the gradients of the mean loss; 0: none
     epochs: Annotated[int, Range(1, 10**9)] = 20
     eval_every: Natural = 0  # windows between evaluations, beside the one after each epoch; 0: none

@@ -19,11 +19,25 @@ from rnnlm.batches import Windows, windows
 from rnnlm.checking import Checked, Unfit
 from rnnlm.corpus import Corpus
 from rnnlm.errors import DivergenceError, counted
-from rnnlm.model import RULES, Array, Dropout, LanguageModel, Optimizer, Workspace, draw_masks, joint_norm, mean_weights
+from rnnlm.model import (
+    RULES,
+    Array,
+    Dropout,
+    LanguageModel,
+    Optimizer,
+    Parameters,
+    Workspace,
+    average,
+    draw_masks,
+    joint_norm,
+    mean_weights,
+)
 from rnnlm.scoring import Score, perplexity
 from rnnlm.settings import Count, Natural, NotNegative, Perplexity, Positive, TrainingSettings
 
 RATE_POWER = 0.5  # of rules whose rates follow word frequencies: measured, see docs/benchmarks.md
+AVERAGE_STEPS = 16  # steps from one that enters the average of weights to the next: a divisor keeps decay exact
+FADING = 9  # the average's weights grow as the ninth power of the step: about the last tenth of all steps counts
 RECENT = 50  # windows over which the loss is averaged before it is called divergent
 
 
@@ -92,6 +106,7 @@ class TrainingState(Checked):
     epoch: Count = 1
     window: Natural = 0  # the next window of this epoch
     states: Array | None = None  # (L, M, B, H) before that window; None at an epoch's start
+    average: Parameters | None = None  # of weights, from the first AVERAGE_STEPS on if it is asked for
     steps: Natural = 0  # since the very beginning
     evaluated: bool = False  # whether the evaluation due at this window is done
     epoch_done: bool = False  # whether that was the last of this epoch
@@ -118,6 +133,11 @@ class TrainingState(Checked):
         if (self.first_loss is None) != (self.steps == 0):
             raise Unfit("first_loss", self.first_loss, "a loss after the first step, and none before it")
 
+    @property
+    def result(self) -> LanguageModel:
+        """The model that is evaluated, and kept where it is the best: of averaged weights, if there are any."""
+        return self.model if self.average is None else replace(self.model, parameters=self.average)
+
     @classmethod
     def begin(cls, model: LanguageModel, settings: TrainingSettings, counts: Array) -> TrainingState:
         """Return the state before the first window; `counts` (V,) says how often each word occurs in training."""
@@ -125,7 +145,7 @@ class TrainingState(Checked):
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the arrays."""
-        arrays = {"model", "optimizer", "states", "history"}
+        arrays = {"model", "optimizer", "states", "average", "history"}
         numbers = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in arrays}
         return {**numbers, "history": [asdict(record) for record in self.history]}
 
@@ -177,7 +197,7 @@ def train(
             if (at_end or at_interval) and not state.evaluated:
                 began = time.perf_counter()
                 state.optimizer.decay(state.model.parameters, work)
-                score = perplexity(state.model, valid, work, unknown_id=unknown_id, progress=evaluating)
+                score = perplexity(state.result, valid, work, unknown_id=unknown_id, progress=evaluating)
                 improved = _evaluated(state, settings, score, time.perf_counter() - began, at_end)
                 yield Evaluation(state.history[-1], improved, at_end)
             if at_end:
@@ -229,6 +249,8 @@ def _train_window(
     rate = state.optimizer.rate(state.learning_rate, predictions)
     state.steps += 1
     state.optimizer.step(model.parameters, gradients, rate, work, shrink=shrink, time=state.steps)
+    if settings.average and state.steps % AVERAGE_STEPS == 0:
+        _average(state, work)
     state.states = states
     state.loss_sum += loss * predictions
     state.predictions += predictions
@@ -236,6 +258,15 @@ def _train_window(
     state.epoch_seconds += seconds
     state.seconds += seconds
     return predictions
+
+
+def _average(state: TrainingState, work: Workspace) -> None:
+    """Let the weights enter their average, of which early ones fade (Shamir and Zhang 2013, polynomial decay)."""
+    parameters, count = state.model.parameters, state.steps // AVERAGE_STEPS
+    if state.average is None:
+        state.average = {name: value.copy() for name, value in parameters.items()}
+    else:
+        average(state.average, parameters, (FADING + 1) / (FADING + count), work)
 
 
 def _check_convergence(state: TrainingState, settings: TrainingSettings, loss: float, norm: float) -> None:
@@ -265,7 +296,7 @@ def _divergence(state: TrainingState, settings: TrainingSettings, what: str) -> 
 def _evaluated(state: TrainingState, settings: TrainingSettings, score: Score, seconds: float, at_end: bool) -> bool:
     """Record a perplexity, and let the learning rate follow at an epoch's end. Says whether it is the best."""
     value, known = score.perplexity, score.perplexity_excluding_unknown
-    if not math.isfinite(value) or not all(np.isfinite(array).all() for array in state.model.parameters.values()):
+    if not math.isfinite(value) or not all(np.isfinite(array).all() for array in state.result.parameters.values()):
         raise _divergence(state, settings, "the model, or its validation perplexity, is no longer a number")
     improved = value < state.best_perplexity
     sufficient = 1 - settings.min_improvement

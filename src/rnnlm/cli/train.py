@@ -115,6 +115,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 @setting(TrainingSettings, "dropout_output", "Dropout probability on outputs.", TRAINING, "as --dropout")
 @setting(TrainingSettings, "dropout_weights", "Dropout probability on recurrent weights.", TRAINING)
 @setting(TrainingSettings, "weight_decay", "L2 penalty on input and output embeddings.", TRAINING)
+@setting(TrainingSettings, "average", "Evaluate and keep a running average of the weights.", TRAINING)
 @setting(TrainingSettings, "clip", "Clip the global norm of the gradient; 0: never.", TRAINING)
 @setting(TrainingSettings, "epochs", "Passes over the training text, at most.", TRAINING)
 @setting(TrainingSettings, "eval_every", "Also validate every N updates; 0: after each epoch only.", TRAINING)
