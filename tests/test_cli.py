@@ -250,6 +250,13 @@ def test_recipes_are_accepted(run, corpus, name):
     assert {key: made["training"][key.replace("-", "_")] for key in rates} == rates
 
 
+def test_the_example_of_the_readme_is_accepted(run, corpus):
+    """The network that README.md asks for is one."""
+    (example,) = re.findall(r"^rnnlm train corpus\.txt (--cell .*)$", (ROOT / "README.md").read_text("utf-8"), re.M)
+    code, _, err = run("train", corpus, *example.split(), "--hidden", 4, "--epochs", 1, "--pretokenized")
+    assert code == 0, err
+
+
 def test_recipes_convert_the_rates_of_others():
     """A rate for a mean over streams or positions, and a norm of a sum over steps, are those for our sum and mean."""
     read = {name: tomllib.loads((ROOT / "configs" / name).read_text()) for name in RECIPES}
