@@ -94,7 +94,9 @@ def same(folder, other):
 def test_networks_of_every_kind_stop_and_go_on(tmp_path, settings, cell, tables, carry_state, truncate):
     """Two layers, tied or not, carried or not, either truncation: stopped in an epoch, resumed, the same to the bit."""
     network = NetworkSettings(6, cell, 2, **tables, bptt_truncate=truncate, carry_state=carry_state)
-    settings = replace(settings, network=network, training=replace(TRAINING, epochs=2, momentum=0.5, **DROPOUT))
+    settings = replace(
+        settings, network=network, training=replace(TRAINING, epochs=2, momentum=0.5, average=carry_state, **DROPOUT)
+    )
     whole, folder = ModelFolder(tmp_path / "whole"), ModelFolder(tmp_path / "part")
     train(whole, settings)
     for stop in (3, 25):
