@@ -29,6 +29,7 @@ differences are zero too, for then nothing was compared.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -58,14 +59,16 @@ COORDINATE_STEP = 1e-3  # one number moves: the formula errs by 1e-13 or so, and
 DIRECTION_STEP = 2e-5  # root mean square over the numbers, all of which move at once: chaotic states want it small
 
 SMALL_WORDS = 9
-SMALL_HIDDEN = 4
-SMALL_STEPS = 8  # a truncation at 4 and one at 5 must differ
+SMALL_HIDDEN = 3
+SMALL_EMBEDDING = 2
+SMALL_STEPS = 6
+SMALL_TRUNCATION = 2  # one of 3 must differ
 SMALL_STREAMS = 3
-KINK = 0.02  # no sum that enters a relu is nearer to zero, where it has no derivative
+KINK = 0.02  # no sum that enters a relu of a small model is nearer to zero: steps move it by a tenth of that or so
 LARGE_STEPS = 12
 LARGEST_STEPS = 64
 LARGE_STREAMS = 4
-
+SMALLEST_STEP = 1e-7  # below it differences are all rounding
 
 NO_DROPOUT = Dropout()
 
@@ -126,26 +129,33 @@ def model_gradients(model: LanguageModel, window: Window) -> Gradients:
 
 
 def small_kinds() -> list[Kind]:
-    """List small models of every kind that can be trained; a new kind of model is a row here."""
+    """List small models of every kind that can be trained; a new kind of model is a row here.
 
-    def kinds(*truncations: int | None, dropout: Dropout = NO_DROPOUT, **settings: Any) -> list[Kind]:
-        return [
-            Kind(ModelSettings(SMALL_WORDS, SMALL_HIDDEN, cell, truncate, carry_state, **settings), dropout)
-            for cell in CELLS
-            for carry_state in (False, True)
-            for truncate in truncations
-        ]
+    Windows of sentences have a stream that is carried all through, so it takes few kinds to check carried states.
+    """
+    K, tails = SMALL_TRUNCATION, {None: (4,), SMALL_TRUNCATION: (2, 5, 6)}
+    kinds: list[Kind] = []
 
-    clustered = kinds(None, cutoffs=(4,)) + kinds(4, cutoffs=(2, 5, 6))
-    layered = kinds(None, 4, layers=2) + kinds(None, 4, layers=2, embedding=3) + kinds(None, 4, embedding=3)
-    tied = kinds(None, tied=True) + kinds(4, tied=True, layers=2, cutoffs=(2, 5, 6))
-    dropped = [
-        kind
-        for place in Dropout._fields
-        for kind in kinds(None, 4, dropout=Dropout(**{place: 0.3}), layers=1 + (place in ("hidden", "weights")))
-    ]
-    dropped += kinds(None, 4, dropout=Dropout(0.3, 0.3, 0.3, 0.3), tied=True, layers=2)
-    return kinds(None, 0, 1, 4, SMALL_STEPS + 3) + clustered + layered + tied + dropped
+    def add(*truncations: int | None, dropout: Dropout = NO_DROPOUT, **settings: Any) -> None:
+        own = [ModelSettings(SMALL_WORDS, SMALL_HIDDEN, cell, truncate, **settings) for truncate in truncations]
+        kinds.extend(Kind(one, dropout) for one in own)
+
+    for cell in CELLS:
+        add(0, 1, SMALL_STEPS + 3)
+        for truncate in (None, K):
+            for layers in (1, 2):
+                add(truncate, layers=layers)
+                add(truncate, layers=layers, carry_state=True)
+                add(truncate, layers=layers, embedding=SMALL_EMBEDDING)
+                add(truncate, layers=layers, tied=True)
+            if len(CELLS[cell].gates) > 1:  # without X1: a word's row is as wide as what it is added to
+                add(truncate, embedding=len(CELLS[cell].reads or CELLS[cell].gates) * SMALL_HIDDEN)
+            add(truncate, cutoffs=tails[truncate])
+            for place in Dropout._fields:
+                layers = 1 + (place in ("hidden", "weights"))
+                add(truncate, layers=layers, dropout=Dropout(**{place: 0.3}))
+            add(truncate, cutoffs=tails[truncate], layers=2, tied=True, dropout=Dropout(0.3, 0.3, 0.3, 0.3))
+    return kinds
 
 
 def describe(kind: Kind) -> str:
@@ -176,8 +186,8 @@ def _describe_case(model: LanguageModel, window: Window) -> str:
 def small_case(kind: Kind, seed: int = 0) -> tuple[LanguageModel, Window]:
     """Make a small model of a kind, with a window in which everything happens that can happen in training.
 
-    No parameter is zero, as biases are at first, and none is so large that tanh is flat. No relu is near its kink.
-    See random_window.
+    No parameter is zero, as biases are at first, and none is so large that tanh is flat. Relus are drawn again until
+    each is open at times and closed at times, and none near its kink, where there is no derivative. See random_window.
     """
     generator = np.random.default_rng(seed)
     while True:
@@ -185,22 +195,27 @@ def small_case(kind: Kind, seed: int = 0) -> tuple[LanguageModel, Window]:
         parameters = {name: generator.normal(0, 0.5, value.shape) for name, value in model.parameters.items()}
         model = LanguageModel(kind.settings, parameters)
         window = random_window(model, SMALL_STEPS, SMALL_STREAMS, generator, kind.dropout)
-        if kind.settings.cell != "relu" or _off_the_kink(model, window):
+        if kind.settings.cell != "relu" or _relus_are_fit(model, window):
             return model, window
 
 
+def _relus_are_fit(model: LanguageModel, window: Window) -> bool:
+    share = _open_units(model, window).mean(axis=(0, 3))  # (L, M, H), of steps and streams
+    return bool(np.all((share > 0) & (share < 1))) and _off_the_kink(model, window)
+
+
 def _off_the_kink(model: LanguageModel, window: Window) -> bool:
-    """Say whether no relu would open or close if the bias of its layer, and so its z, were moved by up to KINK."""
+    """Say whether no relu would open or close if its z alone, by way of its bias, were moved by up to KINK."""
     states, work = window.states, Workspace()
     for t in range(len(window.inputs)):
-        step = window.part(slice(t, t + 1), states)
+        step = window.part(slice(t, t + 1), states, slice(0))
         (_, after), _ = step.losses(model, work)
-        for layer in range(model.settings.layers):
-            for distance in (KINK, -KINK):
-                moved = {**model.parameters, f"b{layer + 1}": model.parameters[f"b{layer + 1}"] + distance}
-                (_, there), _ = step.losses(LanguageModel(model.settings, moved), work)
-                if np.any((there[layer] > 0) != (after[layer] > 0)):
-                    return False
+        for layer, distance in itertools.product(range(model.settings.layers), (KINK, -KINK)):
+            bias = f"b{layer + 1}"
+            moved = _moved(model, {bias: np.ones_like(model.parameters[bias])}, distance)
+            (_, there), _ = step.losses(moved, work)
+            if np.any((there[layer] > 0) != (after[layer] > 0)):
+                return False
         states = after
     return True
 
@@ -285,13 +300,17 @@ def check_model(
 
     Parameters of any precision are cast to float64 first. Returns a row for each parameter, and one named "all" for
     directions in which all parameters move together; `progress` is called with each name once it is done.
+
+    A relu has no derivative at its kink, and of the thousands in a large model a few are always so near to it that a
+    step opens or closes them: the difference is then that of two pieces of the loss. So a step is divided until no
+    relu changes sides at any of the four places; what it covers is one smooth piece, for which the formula holds.
     """
     model = _in_float64(model)
     if window is None:  # longer than a truncation reaches, unless that is very far
         steps = LARGE_STEPS if model.settings.truncate is None else min(model.settings.truncate + 4, LARGEST_STEPS)
         window = random_window(model, steps, LARGE_STREAMS, generator)
     loss, kind = loss_function(model, window), _describe_case(model, window)
-    claimed = gradients(model, window)
+    claimed, parts = gradients(model, window), constant_state_window(model, window)
     places = [f"direction {index}" for index in range(directions)]
 
     def compare(name: str, dense: Parameters, shape: tuple[int, ...]) -> Row:
@@ -302,7 +321,8 @@ def check_model(
             length = np.sqrt(sum(np.vdot(part, part) for part in drawn.values()))
             direction = {key: part / length for key, part in drawn.items()}
             analytic[index] = sum(np.vdot(gradient, direction[key]) for key, gradient in dense.items())
-            numeric[index] = _derivative(loss, direction, DIRECTION_STEP * np.sqrt(size))
+            step = _smooth_step(model, parts, direction, DIRECTION_STEP * np.sqrt(size))
+            numeric[index] = _derivative(loss, direction, step)
         if progress is not None:
             progress(name)
         return _row(kind, name, shape, places, analytic, numeric, tolerance)
@@ -318,45 +338,43 @@ def check_model(
 # The numeric side
 
 
-LossFunction = Callable[[Parameters, float], float]
+LossFunction = Callable[[Parameters, float], Array]
 
 
 def loss_function(model: LanguageModel, window: Window) -> LossFunction:
-    """Return L as a function of (direction, distance): how far, and in what direction, parameters are moved.
+    """Return the terms of L as a function of (direction, distance): how far, and in what direction, parameters move.
 
-    A direction names the parameters that move. If the model truncates, states are held constant as described above.
+    A direction names the parameters that move. Terms, and not their sum, because differences of small numbers are
+    rounded less. If the model truncates, states are held constant as described above.
     """
     work = Workspace()
-    parts = constant_state_windows(model, window)
+    part = constant_state_window(model, window)
 
-    def loss(direction: Parameters, distance: float) -> float:
-        moved = {name: model.parameters[name] + distance * part for name, part in direction.items()}
-        neighbor = LanguageModel(model.settings, {**model.parameters, **moved})
-        total = 0.0
-        for part in parts:
-            (losses, _), _ = part.losses(neighbor, work)
-            total += float((part.weights * losses).sum())
-        return total
+    def loss(direction: Parameters, distance: float) -> Array:
+        (losses, _), _ = part.losses(_moved(model, direction, distance), work)
+        return part.weights * losses
 
     return loss
 
 
-def constant_state_windows(model: LanguageModel, window: Window) -> list[Window]:
+def _moved(model: LanguageModel, direction: Parameters, distance: float) -> LanguageModel:
+    moved = {name: model.parameters[name] + distance * part for name, part in direction.items()}
+    return LanguageModel(model.settings, {**model.parameters, **moved})
+
+
+def constant_state_window(model: LanguageModel, window: Window) -> Window:
     """Cut a window into windows whose losses, states before them held constant, have the truncated gradient.
 
-    The first holds the outputs whose errors reach the window's first step: all of them without truncation. The second
-    holds the others: for each one a short window in which only the last target counts, side by side as streams.
+    The first holds the outputs whose errors reach the window's first step: all of them without truncation. The others
+    hold one output each: short windows in which only the last target counts. They come side by side as streams.
     """
     steps = len(window.inputs)
     reach = steps if model.settings.truncate is None else min(steps, model.settings.truncate + 1)
-    first = window.part(slice(0, reach), window.states)
-    others, states, work = [], window.states, Workspace()
+    parts, states, work = [window.part(slice(0, reach), window.states)], window.states, Workspace()
     for start in range(1, steps - reach + 1):
         (_, states), _ = window.part(slice(start - 1, start), states).losses(model, work)
-        others.append(window.part(slice(start, start + reach), states, slice(reach - 1, reach)))
-    if not others:
-        return [first]
-    return [first, _side_by_side(others)]
+        parts.append(window.part(slice(start, start + reach), states, slice(reach - 1, reach)))
+    return _side_by_side(parts)
 
 
 def _side_by_side(windows: list[Window]) -> Window:
@@ -377,10 +395,36 @@ def _by_stream(name: str, masks: list[Array]) -> Array:
     return masks[0] if name.startswith("W") else np.concatenate(masks)
 
 
+def _smooth_step(model: LanguageModel, window: Window, direction: Parameters, step: float) -> float:
+    """Return the step, or the first of its fourths, fourths of these and so on, at which all relus stay as they are.
+
+    They stay at all of the places whose losses are subtracted.
+    """
+    if model.settings.cell != "relu":
+        return step
+    here = _open_units(model, window)
+
+    def stay(distance: float) -> bool:
+        return np.array_equal(_open_units(_moved(model, direction, distance), window), here)
+
+    while step > SMALLEST_STEP and not all(stay(times * step) for times in (2, -2, 1, -1)):
+        step /= 4
+    return step
+
+
+def _open_units(model: LanguageModel, window: Window) -> Array:
+    """Say which relus are open at each step (T, L, M, B, H): those whose output is above zero."""
+    states, work, found = window.states, Workspace(), []
+    for t in range(len(window.inputs)):
+        (_, states), _ = window.part(slice(t, t + 1), states, slice(0)).losses(model, work)
+        found.append(states > 0)
+    return np.array(found)
+
+
 def _derivative(loss: LossFunction, direction: Parameters, step: float) -> float:
     near = loss(direction, step) - loss(direction, -step)
     far = loss(direction, 2 * step) - loss(direction, -2 * step)
-    return (8 * near - far) / (12 * step)
+    return float((8 * near - far).sum()) / (12 * step)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
