@@ -695,7 +695,8 @@ def output_frequencies(counts: Array, cutoffs: tuple[int, ...] = ()) -> Array:
 # Dropout
 
 
-class Dropout(NamedTuple):
+@dataclass(frozen=True)
+class Dropout:
     """Shares of the numbers that are put to zero while training (Srivastava et al. 2014), by where they are."""
 
     inputs: float = 0.0  # the rows of words
