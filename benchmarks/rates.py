@@ -3,23 +3,30 @@
     python benchmarks/rates.py CORPUS
 
 CORPUS is a folder with ptb.train.txt and ptb.valid.txt. Prints Markdown tables of validation perplexities and of words
-a second. INPUT_RATE and OUTPUT_RATE are constants of model.py, all else are options of `rnnlm train`.
+a second. Names in capitals are constants of model.py, CELL_RATE the `rate` of the cell; all else are options of
+`rnnlm train`.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from machine import print_table
 from ptb import history
 
-from rnnlm.model import INPUT_RATE, OUTPUT_RATE, RULES
+from rnnlm.model import CELLS, INPUT_RATE, OUTPUT_RATE, RULES, TIED_RATE
 from rnnlm.training import TrainingSettings
 
 DEFAULTS = {
     "INPUT_RATE": INPUT_RATE,
     "OUTPUT_RATE": OUTPUT_RATE,
+    "TIED_RATE": TIED_RATE,
+    "--cell": "elman",
+    "CELL_RATE": CELLS["elman"].rate,
+    "--tied": False,
     "--rate-power": 0.5,
     "--lr": RULES["sgd"].learning_rate,
     "--optimizer": TrainingSettings.optimizer,
@@ -40,6 +47,12 @@ TABLES = {  # what a table is about, and what each of its rows changes
         {"--lr": 0.000375},
         {"--lr": 0.0015},
     ],
+    "Rates of cells": [
+        *({"--cell": "relu", "CELL_RATE": rate} for rate in (0.5, 1, 2)),
+        *({"--cell": cell, "CELL_RATE": rate} for cell in ("gru", "lstm") for rate in (5, 10, 20, 40, 80)),
+        *({"--cell": "lstm", "CELL_RATE": 20, "OUTPUT_RATE": rate} for rate in (0.2, 0.8, 1.6)),
+        *({"--cell": "lstm", "CELL_RATE": 20, "--tied": True, "TIED_RATE": rate} for rate in (0.4, 0.8, 1.2, 2.4)),
+    ],
     "Optimizers": [
         *({"--optimizer": "adagrad", "--rate-power": 0.0, "--lr": rate} for rate in (0.02, 0.05, 0.1, 0.2)),
         *({"--optimizer": "adam", "--rate-power": 0.0, "--lr": rate} for rate in (0.001, 0.002, 0.004, 0.008)),
@@ -49,10 +62,12 @@ TABLES = {  # what a table is about, and what each of its rows changes
     ],
 }
 PROGRAM = """
-import sys
+import json, sys
 import rnnlm.model as model
-model.INPUT_RATE, model.OUTPUT_RATE = map(float, sys.argv[1:3])
-del sys.argv[1:3]
+options = json.loads(sys.argv.pop(1))
+cell = options["--cell"]
+model.CELLS[cell] = model.CELLS[cell]._replace(rate=options["CELL_RATE"])
+model.INPUT_RATE, model.OUTPUT_RATE, model.TIED_RATE = (options[k + "_RATE"] for k in ("INPUT", "OUTPUT", "TIED"))
 from rnnlm.cli import main
 main()
 """
@@ -72,11 +87,13 @@ def main() -> None:
         print_table(header, (row(arguments.corpus, DEFAULTS | change, shown) for change in changes))
 
 
-def row(corpus: Path, settings: dict[str, float | str], shown: list[str]) -> list[str]:
+def row(corpus: Path, settings: dict[str, Any], shown: list[str]) -> list[str]:
     """Train for an epoch. Returns the settings to be shown, the validation perplexity and the words a second."""
-    cells = [value if isinstance(value, str) else f"{value:g}" for value in (settings[name] for name in shown)]
-    options = [item for name, value in settings.items() if name.startswith("--") for item in (name, value)]
-    command = [sys.executable, "-c", PROGRAM, settings["INPUT_RATE"], settings["OUTPUT_RATE"], "train"]
+    cells = [f"{value:g}" if isinstance(value, float) else f"{value}" for value in (settings[name] for name in shown)]
+    given = {name: value for name, value in settings.items() if name.startswith("--")}
+    options = [item for name, value in given.items() if value is not False for item in (name, value)]
+    options = [item for item in options if item is not True]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(settings), "train"]
     command += ["--hidden", 200, "--epochs", 1, *options]
     try:
         (record,) = history([*map(str, command)], corpus, quiet=True)

@@ -207,18 +207,16 @@ def test_numbers_must_be_possible(model, entry, change, message):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ({"cell": "rnn"}, "has cells of the kind 'rnn', which this rnnlm lacks; upgrade rnnlm"),
         ({"cell": "gru", "embedding": 18}, r"its entry parameters/U is float32 of shape \(\d+, 6\)"),
         ({"layers": 2}, "its entry parameters/X2 is missing"),
         ({"layers": 100, "hidden": 100_000}, "its entry parameters/U is float32 of shape"),
         ({"layers": 100, "hidden": 100_000, "tied": True, "cell": "lstm"}, "its entry parameters/X1 is missing"),
         ({"embedding": 5}, r"its entry parameters/U is float32 of shape \(\d+, 6\)"),
         ({"tied": True}, "its entry parameters/X1 is missing"),
-        ({"tied": True, "embedding": 5}, "model.embedding is 5, where the 6 units of one table of words must stand"),
     ],
 )
 def test_a_kind_that_the_arrays_are_not_of_costs_no_memory(model, kind, message):
-    """Cells, layers and sizes that a header claims are compared with the entries before anything of them is made."""
+    """Cells, layers and sizes that the entries do not have are an error, and cost no memory."""
     alter(model.last, lambda about: about["model"].update(kind))
     tracemalloc.start()
     try:
@@ -228,11 +226,23 @@ def test_a_kind_that_the_arrays_are_not_of_costs_no_memory(model, kind, message)
         tracemalloc.stop()
 
 
+def test_a_cell_that_there_is_not(model):
+    """A cell that this rnnlm lacks is an error that asks for an upgrade."""
+    alter(model.last, lambda about: about["model"].update(cell="rnn"))
+    assert refused(model.last, "has cells of the kind 'rnn', which this rnnlm lacks; upgrade rnnlm")
+
+
+def test_a_tied_table_has_one_size(model):
+    """A tied model whose D is not H is an error that names the field."""
+    alter(model.last, lambda about: about["model"].update(tied=True, embedding=5))
+    assert refused(model.last, r"model\.embedding is 5, where the 6 units of one table of words must stand")
+
+
 @pytest.mark.parametrize(
     ("cell", "value", "sound"), [("relu", 1e30, True), ("relu", -1e-9, False), ("elman", -1.1, False)]
 )
 def test_states_are_those_that_the_cell_gives(model, cell, value, sound):
-    """A network of relu has states of any size, and none below zero; tanh gives nothing beyond 1."""
+    """A state beyond what its cell gives is an error; c of an LSTM and s of `relu` may be of any size."""
     states = np.full_like(np.load(model.last)["states"], value)
     alter(model.last, lambda about: about["model"].update(cell=cell), states=states)
     if sound:
@@ -242,7 +252,7 @@ def test_states_are_those_that_the_cell_gives(model, cell, value, sound):
 
 
 def test_all_that_is_read_is_no_more_than_the_file(model):
-    """Entries that lie over each other would make much of a small file: what is read together has no room for them."""
+    """Entries that together are longer than the file are an error: no byte of it counts twice."""
     with reading(model.best) as archive, pytest.raises(ValueError, match="is compressed or longer than the file"):
         [archive.array("vocabulary/words", np.uint8, None, 2**20) for _ in range(100)]
 

@@ -24,7 +24,7 @@ from rnnlm.errors import ModelError
 from rnnlm.model import CELLS, LanguageModel, ModelSettings, Workspace, initialize
 from rnnlm.settings import RunSettings, TextSettings, TrainingSettings, VocabularySettings
 from rnnlm.text import Tokenizer
-from rnnlm.training import Record, TrainingState, make_optimizer
+from rnnlm.training import AVERAGE_STEPS, Record, TrainingState, make_optimizer
 from rnnlm.vocabulary import Vocabulary
 
 TRAINING = TrainingSettings(batch_size=4, lr=0.00075, rate_power=0.5)  # nothing is left open in a file
@@ -90,7 +90,10 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_models_of_every_kind_are_read_as_they_were_written(tmp_path, saved, vocabulary, kind):
-    """Each cell, several layers, tied or with smaller rows: the same arrays, and states as large as they may be."""
+    """Models of every cell, of several layers, tied or not, are read just as they were written.
+
+    States are as large as they may be.
+    """
     settings = ModelSettings(len(vocabulary), hidden=3, carry_state=True, **kind)
     model = initialize(settings, vocabulary.counts, np.random.default_rng(1))
     state = TrainingState.begin(model, TRAINING, vocabulary.counts)
@@ -236,6 +239,26 @@ def test_training_is_read_as_it_was_written(tmp_path, model, vocabulary, saved):
     assert np.array_equal(back.optimizer.memory["W1"]["velocity"], optimizer.memory["W1"]["velocity"])
     assert back.optimizer.owed == optimizer.owed
     assert repr(back.to_json()) == repr(state.to_json())
+
+
+def test_averaged_weights_are_read_as_they_were_written(tmp_path, model, vocabulary, saved):
+    """They are what is used, beside the weights that training goes on with; none of them may be missing."""
+    training = replace(TRAINING, average=True)
+    saved = replace(saved, origin=replace(saved.origin, settings=replace(saved.origin.settings, training=training)))
+    state = TrainingState.begin(model, training, vocabulary.counts)
+    state.steps, state.first_loss = AVERAGE_STEPS, 1.0
+    state.average = {name: array + 1 for name, array in model.parameters.items()}
+    folder = ModelFolder(tmp_path)
+    save_training(folder.new, state, saved)
+    back, used = load_training(folder)[0], load_model(folder.new).model
+    for name, array in state.average.items():
+        assert np.array_equal(back.average[name], array)
+        assert np.array_equal(used.parameters[name], array)
+        assert np.array_equal(back.model.parameters[name], model.parameters[name])
+    arrays = dict(np.load(folder.new))
+    np.savez(folder.new, **{name: array for name, array in arrays.items() if name != "average/V"})
+    with pytest.raises(ModelError, match="its entry average/V is missing"):
+        load_training(folder)
 
 
 def test_a_latest_model_is_used_without_the_decay_that_it_owes(tmp_path, model, vocabulary, saved):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import click
@@ -234,11 +235,38 @@ def test_a_wrong_config_is_named(run, corpus, line, message):
     assert len(err) < 500
 
 
-def test_recipes_name_options_that_exist(run):
-    """Every file in configs/ is read without a complaint."""
-    for path in sorted((ROOT / "configs").glob("*.toml")):
-        code, _, err = run("train", "missing.txt", "--config", path)
-        assert (code, "no such file" in err) == (1, True), (path, err)
+RECIPES = sorted(path.name for path in (ROOT / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_accepted(run, corpus, name):
+    """Every file in configs/ begins a training of the network that it names, without a complaint or a warning."""
+    code, _, err = run("train", corpus, "--config", ROOT / "configs" / name, "--hidden", 4, "--epochs", 1)
+    assert (code, "Warning" in err) == (0, False), err
+    asked, made = tomllib.loads((ROOT / "configs" / name).read_text()), json.loads(run("info", "--json")[1])
+    shape = {key: value for key, value in asked.items() if key in ("cell", "layers", "tied", "carry-state")}
+    assert {key: made["model"][key.replace("-", "_")] for key in shape} == shape
+    rates = {key: value for key, value in asked.items() if key in ("lr", "clip", "dropout", "batch-size", "bptt")}
+    assert {key: made["training"][key.replace("-", "_")] for key in rates} == rates
+
+
+def test_the_example_of_the_readme_is_accepted(run, corpus):
+    """The network that README.md asks for is one."""
+    (example,) = re.findall(r"^rnnlm train corpus\.txt (--cell .*)$", (ROOT / "README.md").read_text("utf-8"), re.M)
+    code, _, err = run("train", corpus, *example.split(), "--hidden", 4, "--epochs", 1, "--pretokenized")
+    assert code == 0, err
+
+
+def test_recipes_convert_the_rates_of_others():
+    """A rate for a mean over streams or positions, and a norm of a sum over steps, are those for our sum and mean."""
+    read = {name: tomllib.loads((ROOT / "configs" / name).read_text()) for name in RECIPES}
+    for name in ("zaremba-small.toml", "zaremba-medium.toml"):
+        assert read[name]["lr"] * read[name]["batch-size"] == pytest.approx(1)
+        assert read[name]["clip"] * read[name]["bptt"] == pytest.approx(5, rel=1e-3)
+    example = read["word-language-model.toml"]
+    assert example["lr"] * example["batch-size"] * example["bptt"] == pytest.approx(20, rel=2e-3)
+    for name in ("tutorial.toml", "mikolov-2010.toml", "word-language-model.toml", "zaremba-small.toml"):
+        assert read[name]["rate-power"] == 0
 
 
 def test_defaults_are_the_same_in_library_and_command_line():

@@ -13,6 +13,7 @@ import threadpoolctl
 from rnnlm import run as run_module
 from rnnlm.checkpoint import ModelFolder, load_model, load_training
 from rnnlm.errors import DivergenceError, ModelError, SettingsError
+from rnnlm.files import temporary_name
 from rnnlm.model import CELLS, stream_groups
 from rnnlm.run import Listener, NoPicture, Stopped, begin, follow, resume, working
 from rnnlm.settings import NetworkSettings, RunSettings, SaveEvery
@@ -94,7 +95,9 @@ def same(folder, other):
 def test_networks_of_every_kind_stop_and_go_on(tmp_path, settings, cell, tables, carry_state, truncate):
     """Two layers, tied or not, carried or not, either truncation: stopped in an epoch, resumed, the same to the bit."""
     network = NetworkSettings(6, cell, 2, **tables, bptt_truncate=truncate, carry_state=carry_state)
-    settings = replace(settings, network=network, training=replace(TRAINING, epochs=2, momentum=0.5, **DROPOUT))
+    settings = replace(
+        settings, network=network, training=replace(TRAINING, epochs=2, momentum=0.5, average=carry_state, **DROPOUT)
+    )
     whole, folder = ModelFolder(tmp_path / "whole"), ModelFolder(tmp_path / "part")
     train(whole, settings)
     for stop in (3, 25):
@@ -353,6 +356,21 @@ def test_a_folder_that_is_moved_ends_its_training(tmp_path, settings):
         with pytest.raises(ModelError, match="the folder was moved or removed during training"):
             list(events)
         assert contents(other) == before
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    """Who holds a folder removes temporary files, also of files that are not written again; others leave them."""
+    folder = ModelFolder(tmp_path / "model")
+    with folder.held():
+        left = [temporary_name(path) for path in folder.files]
+        for path in left:
+            path.write_bytes(b"half")
+        with pytest.raises(ModelError, match="another rnnlm is training here"), ModelFolder(folder.path).held():
+            pass
+        assert all(path.exists() for path in left)
+        folder.curve.touch()  # so that the folder stays
+    with ModelFolder(folder.path).held():
+        assert [path.name for path in folder.path.iterdir()] == ["curve.svg"]
 
 
 def test_a_folder_is_free_although_a_fork_has_it(tmp_path, settings):

@@ -11,6 +11,7 @@ from conftest import corpus_of
 from rnnlm.checkpoint import ModelFolder, Origin, SavedModel, load_saved, save_training
 from rnnlm.errors import DivergenceError, SettingsError
 from rnnlm.model import RULES, ModelSettings, Workspace, initialize
+from rnnlm.scoring import perplexity
 from rnnlm.settings import RunSettings, TrainingSettings
 from rnnlm.text import Tokenizer
 from rnnlm.training import Evaluation, Progress, TrainingState, finished, resolved, train
@@ -47,7 +48,8 @@ def flat(memory):
 
 def weights(state):
     """Return the bytes of all that training changes."""
-    arrays = {**state.model.parameters, **flat(state.optimizer.memory)}
+    average = {f"average of {name}": array for name, array in (state.average or {}).items()}
+    arrays = {**state.model.parameters, **flat(state.optimizer.memory), **average}
     return {name: array.tobytes() for name, array in arrays.items()}
 
 
@@ -75,7 +77,13 @@ def test_training_learns():
 
 @pytest.mark.parametrize(
     "how",
-    [{}, {"momentum": 0.5}, {"dropout": 0.2, "weight_decay": 0.1}, {"optimizer": "adagrad"}, {"optimizer": "adam"}],
+    [
+        {},
+        {"momentum": 0.5},
+        {"dropout": 0.2, "weight_decay": 0.1, "average": True},
+        {"optimizer": "adagrad"},
+        {"optimizer": "adam"},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(("carry_state", "window", "truncate"), [(False, 5, None), (True, 5, 2), (False, 0, 1)])
@@ -133,6 +141,28 @@ def test_strong_weight_decay_leaves_nothing_of_the_tables():
     assert not state.model.parameters["U"].any()
     assert not state.model.parameters["V"].any()
     assert state.model.parameters["W1"].any()
+
+
+def test_the_average_of_weights_is_what_is_evaluated():
+    """Of every sixteenth step's weights, the k-th with a weight as (k + 9) over 9: best, and in use, if asked for."""
+    settings = TrainingSettings(bptt=6, batch_size=4, epochs=4, average=True, weight_decay=0.01)
+    state, corpus, valid, _ = begin(settings)
+    met, means = [], []
+    for event in train(state, settings, corpus, valid, Workspace()):
+        if isinstance(event, Progress) and state.steps % 16 == 0:
+            met.append({name: value.astype(float) for name, value in state.model.parameters.items()})
+        if isinstance(event, Evaluation) and met:
+            weights = np.array([math.comb(k + 9, 9) for k in range(len(met))])
+            wanted = {
+                name: sum(w * one[name] for w, one in zip(weights, met, strict=True)) / weights.sum() for name in met[0]
+            }
+            for name, value in state.result.parameters.items():
+                np.testing.assert_allclose(value, wanted[name], rtol=1e-5, atol=1e-6)
+            means.append(perplexity(state.result, valid, Workspace()).perplexity)
+            assert event.record.valid_perplexity == means[-1]
+            assert means[-1] != perplexity(state.model, valid, Workspace()).perplexity
+    assert len(met) > 4
+    assert means
 
 
 def test_every_epoch_has_an_order_of_its_own():

@@ -28,7 +28,7 @@ from rnnlm.archive import ABOUT_LIMIT, REMEDY, Archive, foreign, reading, sound,
 from rnnlm.checking import Checked, Range, Unfit, fit, restore
 from rnnlm.corpus import Coverage
 from rnnlm.errors import ModelError
-from rnnlm.files import open_plain, reason, replacing
+from rnnlm.files import open_plain, reason, replacing, temporary_name
 from rnnlm.model import CELLS, Array, LanguageModel, ModelSettings, Workspace, parameter_table
 from rnnlm.settings import Natural, NotNegative, Positive, RunSettings
 from rnnlm.text import Tokenizer
@@ -134,6 +134,8 @@ class ModelFolder:
     def held(self) -> Iterator[None]:
         """Make the folder and keep other runs out of it; a folder that was made in vain is removed.
 
+        What a kill has left of files half written is removed too.
+
         Raises ModelError when it cannot be made, or when another run is training there.
         """
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
@@ -142,6 +144,9 @@ class ModelFolder:
             self._handle = os.open(self.path, os.O_RDONLY)
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._holder = os.getpid()
+            for path in self.files:  # what a kill has left of a file that may not be written again
+                with suppress(OSError):
+                    temporary_name(path).unlink(missing_ok=True)
         except BlockingIOError:
             self._release([])
             message = "another rnnlm is training here; wait for it, or name another folder with --model"

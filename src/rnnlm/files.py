@@ -32,6 +32,11 @@ def open_plain(path: Path, follow: bool = True) -> BinaryIO:
     return os.fdopen(number, "rb")
 
 
+def temporary_name(path: Path) -> Path:
+    """Return the one name under which a file is written before it takes the place of `path`."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 @contextmanager
 def replacing(path: Path, error: type[RnnlmError], remedy: str) -> Iterator[BinaryIO]:
     """Open a file that takes the place of `path` when all of it is on the disk; until then, `path` stays as it is.
@@ -39,7 +44,7 @@ def replacing(path: Path, error: type[RnnlmError], remedy: str) -> Iterator[Bina
     It has a temporary name of its own, under which what a kill has left is removed first, and never leads through a
     link. Raises `error`, in a sentence that ends with `remedy`, where the system fails.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a kill leaves, the next write removes
+    temporary = temporary_name(path)  # one name: what a kill leaves, the next write removes
     try:
         temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:  # exclusively: whatever is put there now, a link too, is an error

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,7 +151,7 @@ def small_kinds() -> list[Kind]:
             if len(CELLS[cell].gates) > 1:  # without X1: a word's row is as wide as what it is added to
                 add(truncate, embedding=len(CELLS[cell].reads or CELLS[cell].gates) * SMALL_HIDDEN)
             add(truncate, cutoffs=tails[truncate])
-            for place in Dropout._fields:
+            for place in vars(NO_DROPOUT):
                 layers = 1 + (place in ("hidden", "weights"))
                 add(truncate, layers=layers, dropout=Dropout(**{place: 0.3}))
             add(truncate, cutoffs=tails[truncate], layers=2, tied=True, dropout=Dropout(0.3, 0.3, 0.3, 0.3))
@@ -163,7 +163,7 @@ def describe(kind: Kind) -> str:
     settings = kind.settings
     reach = "window" if settings.truncate is None else f"truncate {settings.truncate}"
     words = [settings.cell, reach, "carried state" if settings.carry_state else "sentences"]
-    rates = {place: rate for place, rate in kind.dropout._asdict().items() if rate}
+    rates = {place: rate for place, rate in asdict(kind.dropout).items() if rate}
     if rates:
         words.append(f"dropout of {', '.join(rates)}")
     if settings.layers > 1:

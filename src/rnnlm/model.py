@@ -202,6 +202,7 @@ class Cell(NamedTuple):
     reads: str = ""  # the first gates, to which a word's row, or the layer below, is added; none named: all
     recalls: str = ""  # the gates that W s_{t-1} is added to; none named: all
     ones: str = ""  # the gates whose biases begin at 1
+    rate: float = 1.0  # the learning rate of X, W and b beside the rule's: measured, see docs/benchmarks.md
 
     def part(self, gates: str, hidden: int) -> slice:
         """Say where neighboring gates lie in z; none named: all of z."""
@@ -323,8 +324,8 @@ def gru_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
 CELLS: dict[str, Cell] = {
     "elman": Cell(elman, elman_slopes, one_state_backward),
     "relu": Cell(relu, relu_slopes, one_state_backward),
-    "gru": Cell(gru, gru_slopes, one_state_backward, gates="nruq", reads="nru", recalls="ruq"),
-    "lstm": Cell(lstm, lstm_slopes, lstm_backward, gates="oifg", states="sc", ones="f"),
+    "gru": Cell(gru, gru_slopes, one_state_backward, gates="nruq", reads="nru", recalls="ruq", rate=20),
+    "lstm": Cell(lstm, lstm_slopes, lstm_backward, gates="oifg", states="sc", ones="f", rate=20),
 }
 
 
@@ -694,7 +695,8 @@ def output_frequencies(counts: Array, cutoffs: tuple[int, ...] = ()) -> Array:
 # Dropout
 
 
-class Dropout(NamedTuple):
+@dataclass(frozen=True)
+class Dropout:
     """Shares of the numbers that are put to zero while training (Srivastava et al. 2014), by where they are."""
 
     inputs: float = 0.0  # the rows of words
@@ -748,9 +750,10 @@ def parameter_table(settings: ModelSettings) -> dict[str, Parameter]:
     V, H, cell = settings.words, settings.hidden, CELLS[settings.cell]
     reads, recalls, all_of_z = (len(gates or cell.gates) * H for gates in (cell.reads, cell.recalls, cell.gates))
     D, rows = settings.embedding or H, V + len(settings.cutoffs)
-    table = {} if settings.tied else {"U": Parameter((V, D), V, "inputs")}
+    direct = reads == D and not settings.tied  # whether a word's row is added to z as it is
+    table = {} if settings.tied else {"U": Parameter((V, D), V if direct else D, "inputs")}
     for number in range(1, settings.layers + 1):
-        if number > 1 or settings.tied or reads != D:  # else a word's row is added to z as it is
+        if number > 1 or not direct:
             table[f"X{number}"] = Parameter((reads, D), D)
         table[f"W{number}"] = Parameter((recalls, H), H)
         table[f"b{number}"] = Parameter((all_of_z,), ones=cell.part(cell.ones, H) if cell.ones else slice(0))
@@ -781,8 +784,9 @@ def initialize(
 # Stochastic gradient descent
 
 
-INPUT_RATE = 4.0  # the rate of U's rows beside that of the dense parameters: measured, see docs/benchmarks.md
+INPUT_RATE = 4.0  # the rate of U's rows beside the rule's: measured, as is that of each cell
 OUTPUT_RATE = 0.4  # the same of V's and c's rows
+TIED_RATE = 1.2  # the same where V's rows are U's as well
 DECAY_STEPS = 16  # steps whose weight decay is applied at once, as it passes over all rows of U and V
 EPSILON, ADAM_MEAN, ADAM_SQUARE = 1e-8, 0.9, 0.999
 
@@ -868,17 +872,18 @@ class Optimizer:
         weight_decay: float = 0.0,
     ) -> None:
         self.rule, self.momentum, self.weight_decay, self.owed = RULES[kind], momentum, weight_decay, 0.0
-        table, (inputs, outputs) = (
-            parameter_table(settings),
-            (word_rates(counts, power, c) for c in ((), settings.cutoffs)),
-        )
-        rows = {"inputs": INPUT_RATE * inputs, "outputs": OUTPUT_RATE * outputs}  # (V,), (V + J,)
-        self.rates = {
-            name: rows[role].reshape(-1, *(1 for _ in shape[1:])).astype(parameters[name].dtype)
-            for name, (shape, _, role, _) in table.items()
-            if self.rule.row_rates and power and role in rows
+        table, outputs = parameter_table(settings), TIED_RATE if settings.tied else OUTPUT_RATE
+        rates: dict[str, Any] = {
+            "dense": CELLS[settings.cell].rate,
+            "inputs": INPUT_RATE * word_rates(counts, power),  # (V,)
+            "outputs": outputs * word_rates(counts, power, settings.cutoffs),  # (V + J,)
         }
-        self.decaying = [name for name, (_, fan_in, role, _) in table.items() if fan_in and role in rows]
+        self.rates: Parameters = {}  # for each parameter (rows,) or (rows, 1); none: all have the rule's
+        if self.rule.row_rates and power:
+            for name, value in parameters.items():
+                rows = np.broadcast_to(rates[table[name].role], len(value))
+                self.rates[name] = rows.reshape(-1, *(1 for _ in value.shape[1:])).astype(value.dtype)
+        self.decaying = [name for name, (_, fan_in, role, _) in table.items() if fan_in and role != "dense"]
         self.memory = {
             name: {slot: np.zeros_like(array) for slot in self.rule.slots} for name, array in parameters.items()
         }
@@ -905,7 +910,7 @@ class Optimizer:
                 gradient *= shrink
             memory = [slot[rows] for slot in self.memory[name].values()]
             direction = self.rule.direction(gradient, memory, time, self.momentum)
-            relative = self.rates[name][rows] if name in self.rates else 1
+            relative = self.rates[name][rows] if self.rates else 1
             parameters[name][rows] -= np.multiply(direction, relative * gradient.dtype.type(rate), out=gradient)
             if not isinstance(rows, slice):  # then memory is a copy
                 for slot, changed in zip(self.memory[name].values(), memory, strict=True):
