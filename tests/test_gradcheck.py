@@ -52,6 +52,7 @@ small_case = functools.cache(referee.small_case)  # no test writes into what it 
 NAMES = ("U", "W1", "b1", "V", "c")
 KINDS = small_kinds()
 TRUNCATED = Kind(ModelSettings(words=9, hidden=3, truncate=2, carry_state=False))
+PLACES = tuple(vars(NO_DROPOUT))  # where dropout may act
 EVERYWHERE = Dropout(0.3, 0.3, 0.3, 0.3)
 
 
@@ -164,13 +165,11 @@ def test_kinds_are_what_train_can_build(cell: str) -> None:
         assert any("X1" not in parameter_table(kind.settings) for kind in own)
         assert row_width == TRUNCATED.settings.hidden or kind_of(truncate, cell=cell, embedding=row_width) in own
         assert any(kind.settings.cutoffs and kind.settings.layers == 1 and not kind.settings.tied for kind in own)
-        for place in Dropout._fields:
-            alone = [
-                kind for kind in own if [name for name in Dropout._fields if getattr(kind.dropout, name)] == [place]
-            ]
+        for place in PLACES:
+            alone = [kind for kind in own if [name for name in PLACES if getattr(kind.dropout, name)] == [place]]
             assert len(alone) == 1
             assert alone[0].settings.layers == 2 or place in ("inputs", "outputs")
-        assert any(all(kind.dropout) and kind.settings.tied and kind.settings.cutoffs for kind in own)
+        assert any(all(vars(kind.dropout).values()) and kind.settings.tied and kind.settings.cutoffs for kind in own)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.settings.cell == "relu"], ids=describe)

@@ -19,6 +19,7 @@ from rnnlm.model import (
     OUTPUT_RATE,
     RULES,
     SENTENCE_END,
+    TIED_RATE,
     Array,
     Dropout,
     Gradients,
@@ -941,6 +942,22 @@ def test_initial_weights_fill_one_over_root_fan_in() -> None:
         assert not np.array_equal(value, other.parameters[name])
 
 
+@pytest.mark.parametrize(
+    ("settings", "limits"),
+    [
+        ({"embedding": 16}, {"U": 1 / 4, "X1": 1 / 4, "W1": 1 / 5, "V": 1 / 5}),  # a word's row goes through X1
+        ({"cell": "lstm", "embedding": 100}, {"U": 1 / 20, "W1": 1 / 5, "V": 1 / 5}),  # or is added as it is
+        ({"cell": "gru", "layers": 2}, {"U": 1 / 5, "X1": 1 / 5, "X2": 1 / 5, "W2": 1 / 5, "V": 1 / 5}),
+        ({"tied": True, "layers": 2, "embedding": None}, {"X1": 1 / 5, "X2": 1 / 5, "V": 1 / 5}),
+    ],
+)
+def test_fan_in_is_what_each_number_is_added_with(settings: dict[str, Any], limits: dict[str, float]) -> None:
+    """Matrices fill the range of their fan-in: V for a table whose rows are added as they are, else its columns."""
+    model = initialize(ModelSettings(400, 25, **settings), np.ones(400), np.random.default_rng(1))
+    for name, limit in limits.items():
+        assert limit * 0.97 < np.abs(model.parameters[name]).max() <= np.float32(limit), name
+
+
 READ_INTO = {"elman": 3, "relu": 3, "gru": 9, "lstm": 12}  # numbers of z that a word is added to, of 3 hidden units
 GATES = {"elman": 3, "relu": 3, "gru": 12, "lstm": 12}
 
@@ -1019,6 +1036,23 @@ def test_sgd_equals_its_formula(momentum: float, power: float) -> None:
         optimizer.step(theta, gradients, rate, work)
     assert_close(theta, expected, 1e-13)
     assert all(list(memory) == (["velocity"] if momentum else []) for memory in optimizer.memory.values())
+
+
+@EVERY_CELL
+@pytest.mark.parametrize("tied", [False, True])
+def test_rates_are_those_of_the_cell_and_the_tables(tied: bool, cell: str) -> None:
+    """Against a gradient of ones, X, W and b of every layer move by the cell's rate, a tied table by one of its own."""
+    settings = ModelSettings(WORDS, HIDDEN, cell, layers=2, tied=tied, cutoffs=(3, 6))
+    theta, counts = parameters(**vars(settings)), np.arange(WORDS) * 3
+    before = {name: value.copy() for name, value in theta.items()}
+    gradients: Gradients = {name: [(slice(0, len(value)), np.ones_like(value))] for name, value in theta.items()}
+    Optimizer("sgd", theta, settings, counts).step(theta, gradients, 0.01, Workspace())
+    output_rate = TIED_RATE if tied else OUTPUT_RATE
+    for name, value in theta.items():
+        moved = (before[name] - value).reshape(len(value), -1)
+        rate = {"U": INPUT_RATE * word_rates(counts, 0.5)}.get(name, np.full(len(value), CELLS[cell].rate))
+        rate = output_rate * word_rates(counts, 0.5, (3, 6)) if name in "Vc" else rate
+        np.testing.assert_allclose(moved, np.broadcast_to(0.01 * rate[:, None], moved.shape), rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["adagrad", "adam"])
