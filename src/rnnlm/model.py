@@ -133,7 +133,7 @@ class LanguageModel:
             gradients = {**read_backward(dS.reshape(s.shape)), "V": dV, "c": dc}
             if self.settings.tied:
                 ((words, drows),) = gradients.pop("U")
-                gradients["V"] = add_rows(dV, words + len(self.settings.cutoffs), drows)
+                gradients["V"] = add_rows(dV, words + len(self.settings.cutoffs), drows)  # (25)
             return gradients
 
         return (losses.reshape(y.shape), states), backward
@@ -174,7 +174,7 @@ def add_rows(gradient: Gradient, ids: Array, values: Array) -> Gradient:
     apart = np.ones(len(ids), bool)
     for rows, own in gradient:
         here = slice(*np.searchsorted(ids, (rows.start, rows.stop)))
-        own[ids[here] - rows.start] += values[here]
+        own[ids[here] - rows.start] += values[here]  # (25)
         apart[here] = False
     return [*gradient, (ids[apart], values[apart])]
 
@@ -241,12 +241,12 @@ def elman_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
 
 def relu(z: Array, before: Array, after: Array) -> None:
     """S = max(z, 0)."""
-    np.maximum(z, 0, out=after[0])
+    np.maximum(z, 0, out=after[0])  # in the place of (2)
 
 
 def relu_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
     """Take the slope 1 where z > 0, else 0."""
-    np.greater(z, 0, out=z)
+    np.greater(z, 0, out=z)  # of (8) and (9)
     carry[...] = 0
 
 
@@ -273,9 +273,9 @@ def lstm_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
     """Take the slopes of the gates, that of s along c, and from c to the next c the forget gate."""
     H, tanh_c = after.shape[-1], np.tanh(after[1])
     o, i, f, g = split(z, H)
-    carry[0] = o * (1 - tanh_c * tanh_c)  # ds/dc
-    carry[1] = f  # dc/dc'
-    o *= (1 - o) * tanh_c  # ds/dz_o
+    carry[0] = o * (1 - tanh_c * tanh_c)  # ds/dc, of (15)
+    carry[1] = f  # dc/dc', of (17)
+    o *= (1 - o) * tanh_c  # ds/dz_o, of (16), as are all below
     f *= (1 - f) * before[1]  # dc/dz_f
     slope_g = i * (1 - g * g)  # dc/dz_g
     i *= (1 - i) * g  # dc/dz_i
@@ -311,8 +311,8 @@ def gru_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
     """Take ds/dz of each gate; r and q act through n."""
     H = after.shape[-1]
     n, r, u, q = split(z, H)
-    carry[0], new = u, 1 - u  # ds/ds'
-    u *= new * (before[0] - n)
+    carry[0], new = u, 1 - u  # ds/ds', of (21)
+    u *= new * (before[0] - n)  # ds/dz_u, of (20), as are all below
     n *= -n
     n += 1
     n *= new
@@ -396,7 +396,7 @@ class Walk:
     def hand_down(self, delta: Array) -> Array:
         """Return the gradient of what came in, from delta of some steps."""
         came_in = delta[..., self.reads]
-        return came_in if self.layer.X is None else came_in @ self.layer.X
+        return came_in if self.layer.X is None else came_in @ self.layer.X  # (24)
 
     def gradients(self, work: Workspace) -> tuple[Array, list[Array | None]]:
         """Return the gradient of all that came in (T, B, D), and those of X, W and b."""
@@ -407,8 +407,8 @@ class Walk:
         if X is None:
             return self.dz[..., self.reads], [None, dW, db]
         came_in = dz[:, self.reads]
-        dX = work.product("dX", came_in.T, self.inputs.reshape(T * B, D))
-        return work.product("dinputs", came_in, X).reshape(T, B, D), [dX, dW, db]
+        dX = work.product("dX", came_in.T, self.inputs.reshape(T * B, D))  # (23)
+        return work.product("dinputs", came_in, X).reshape(T, B, D), [dX, dW, db]  # (23), (24)
 
 
 def walk(
@@ -423,9 +423,9 @@ def walk(
     way = Walk(cell, layer, mask, inputs, keep, z, dz, path, before, carry)
     z[..., way.reads.stop :] = 0
     if layer.X is None:
-        z[..., way.reads] = inputs
+        z[..., way.reads] = inputs  # (1)
     else:
-        work.product("", inputs.reshape(T * B, D), layer.X.T, out=z.reshape(T * B, G_H)[:, way.reads])  # (1)
+        work.product("", inputs.reshape(T * B, D), layer.X.T, out=z.reshape(T * B, G_H)[:, way.reads])  # (22)
     work.each(lambda streams: way.part(streams).forward(), stream_groups(B, H))
     return way
 
@@ -486,7 +486,7 @@ def by_columns(ds: Array, way: Walk, work: Workspace) -> None:
         own.prepare_back()
         dstates = np.zeros_like(own.path[:, 0])  # (M, B, H)
         for t in reversed(range(len(ds))):
-            dstates[0] += own_ds[t]
+            dstates[0] += own_ds[t]  # (24)
             own.step_back(dstates, t, own.dz[t], t == 0)
 
     work.each(back, stream_groups(*ds.shape[1:]))
@@ -512,7 +512,7 @@ def by_diagonals(ds: Array, ways: list[Walk], streams: slice, truncate: int) -> 
         for number in reversed(range(len(own))):
             one, delta = own[number], deltas[at]  # (T - lag, B, G*H)
             if handed_down is not None:
-                dstates[number][0] += drop(handed_down, one.mask)
+                dstates[number][0] += drop(handed_down, one.mask)  # (24)
             one.step_back(dstates[number], at, delta, lag == last)
             dstates[number] = dstates[number][:, 1:]  # no state of this window lies before its first step
             one.dz[at] += delta
@@ -729,7 +729,7 @@ def draw_masks(
 
 def drop(values: Array, mask: Array | None, out: Array | None = None) -> Array:
     """Multiply by a mask, if there is one; as well the way forward as, of gradients, the way back."""
-    return values if mask is None else np.multiply(values, mask, out=out)
+    return values if mask is None else np.multiply(values, mask, out=out)  # (26)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
