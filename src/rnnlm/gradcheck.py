@@ -30,7 +30,7 @@ differences are zero too, for then nothing was compared.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -136,12 +136,12 @@ def small_kinds() -> list[Kind]:
     K, tails = SMALL_TRUNCATION, {None: (4,), SMALL_TRUNCATION: (2, 5, 6)}
     kinds: list[Kind] = []
 
-    def add(*truncations: int | None, dropout: Dropout = NO_DROPOUT, **settings: Any) -> None:
-        own = [ModelSettings(SMALL_WORDS, SMALL_HIDDEN, cell, truncate, **settings) for truncate in truncations]
-        kinds.extend(Kind(one, dropout) for one in own)
+    def add(truncate: int | None, dropout: Dropout = NO_DROPOUT, **settings: Any) -> None:
+        kinds.append(Kind(ModelSettings(SMALL_WORDS, SMALL_HIDDEN, cell, truncate, **settings), dropout))
 
     for cell in CELLS:
-        add(0, 1, SMALL_STEPS + 3)
+        for truncate in (0, 1, SMALL_STEPS + 3):
+            add(truncate)
         for truncate in (None, K):
             for layers in (1, 2):
                 add(truncate, layers=layers)
@@ -381,28 +381,17 @@ def constant_state_window(model: LanguageModel, window: Window) -> Window:
 
 
 def _side_by_side(windows: list[Window]) -> Window:
-    def join(arrays: Iterable[Array], axis: int = 1) -> Array:
-        return np.concatenate(list(arrays), axis)
-
-    return Window(
-        join(window.inputs for window in windows),
-        join(window.targets for window in windows),
-        join(window.weights for window in windows),
-        join((window.states for window in windows), axis=2),
-        {name: _by_stream(name, [window.masks[name] for window in windows]) for name in windows[0].masks},
-    )
-
-
-def _by_stream(name: str, masks: list[Array]) -> Array:
-    """Put masks (B, n) of streams below each other; the one of W is that of all streams."""
-    return masks[0] if name.startswith("W") else np.concatenate(masks)
+    inputs, targets, weights, states, masks = zip(*windows, strict=True)
+    by_stream = {  # (B, n) each; a mask of W is that of all streams
+        name: mask if name[0] == "W" else np.concatenate([one[name] for one in masks])
+        for name, mask in masks[0].items()
+    }
+    x, y, own_weights = (np.concatenate(arrays, axis=1) for arrays in (inputs, targets, weights))
+    return Window(x, y, own_weights, np.concatenate(states, axis=2), by_stream)
 
 
 def _smooth_step(model: LanguageModel, window: Window, direction: Parameters, step: float) -> float:
-    """Return the step, or the first of its fourths, fourths of these and so on, at which all relus stay as they are.
-
-    They stay at all of the places whose losses are subtracted.
-    """
+    """Divide a step by four until, at all places whose losses are subtracted, each relu stays open or closed."""
     if model.settings.cell != "relu":
         return step
     here = _open_units(model, window)
