@@ -38,7 +38,8 @@ LEGEND = ast.get_docstring(ast.parse(SOURCE)) or ""
 
 TUTORIAL_NAMES = {"bptt", "bptt_step", "bptt_truncate", "delta_o", "delta_t", "dLdU", "dLdV", "dLdW"}
 # Code spans that name neither a file nor something that model.py defines by name.
-OTHER_SPANS = {"</s>", "rnnlm gradcheck", "--lr", "W1", "b1"}
+OTHER_SPANS = {"</s>", "rnnlm gradcheck", "--lr", "X1", "W1", "b1", "X2", "W2", "b2", "b_hn"}
+LAST = 26  # the number of the last equation
 
 Values = dict[str, np.ndarray]
 
@@ -70,10 +71,10 @@ def inline_formulas() -> list[str]:
 
 
 def table(heading: str) -> list[list[str]]:
-    """Return the cells below the header of the table whose first column is called `heading`."""
-    found = re.search(rf"^\| {re.escape(heading)} \|.*\n\| *-.*\n((?:\|.*\n)+)", DOCUMENT, re.M)
+    """Return the cells below the headers of the tables whose first column is called `heading`."""
+    found = re.findall(rf"^\| {re.escape(heading)} \|.*\n\| *-.*\n((?:\|.*\n)+)", DOCUMENT, re.M)
     assert found, f"derivation.md has no table that begins with {heading!r}"
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in found[1].splitlines()]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in "".join(found).splitlines()]
 
 
 def tagged_equations() -> dict[int, str]:
@@ -109,9 +110,10 @@ def legend_equations() -> dict[int, str]:
 
 
 def test_every_equation_of_the_legend_is_derived_and_says_the_same():
-    """The numbered equations of derivation.md and of model.py's docstring are the same eleven, letter for letter."""
-    assert set(legend_equations()) == set(range(1, 12))
-    assert tagged_equations() == legend_equations()
+    """The eleven equations of model.py's docstring are the first of derivation.md, letter for letter."""
+    tagged = tagged_equations()
+    assert list(tagged) == list(range(1, LAST + 1)), "numbers ascend on the page, without a gap"
+    assert {number: tagged[number] for number in range(1, 12)} == legend_equations()
 
 
 def test_the_letters_are_those_of_the_legend():
@@ -139,6 +141,16 @@ def test_the_sources_of_the_legend_are_named():
         assert name in sources
 
 
+def test_whoever_is_named_with_a_year_is_among_the_sources():
+    """Each author and year in the text is an entry of the list at its end."""
+    text, sources = without_fences(DOCUMENT).split("## Sources")
+    others = r"(?: et al\.| and [A-Z][a-z]+|, [A-Z][a-z]+ and [A-Z][a-z]+)?"
+    named = re.findall(rf"([A-Z][a-z]+){others} \(?((?:19|20)\d\d)\b", " ".join(text.split()))
+    assert len(named) > 8
+    for author, year in named:
+        assert re.search(rf"{author}[^()]*\({year}\)", sources), f"{author} ({year})"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The same names
 
@@ -162,10 +174,12 @@ def commented_equations() -> list[tuple[int, int]]:
 
 def places() -> dict[int, set[str]]:
     """Return the functions that derivation.md names as the place where each equation is computed."""
-    return {int(number.strip("()")): set(re.findall(r"`([\w.]+)`", where)) for number, where, *_ in table("equation")}
+    rows = table("equation")
+    assert [number for number, *_ in rows] == [f"({number})" for number in range(1, LAST + 1)]
+    return {int(number.strip("()")): set(re.findall(r"`([\w.]+)`", where)) for number, where, *_ in rows}
 
 
-@pytest.mark.parametrize("number", range(1, 12))
+@pytest.mark.parametrize("number", range(1, LAST + 1))
 def test_each_equation_is_named_where_it_is_computed(number):
     """Each function that the document names for an equation bears its number in a comment."""
     named = places()[number]
@@ -527,15 +541,20 @@ def test_a_truncation_costs_as_many_products_as_the_page_says(K):
 # The listing, the triangle and the exercises
 
 
-(LISTING,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.M | re.S)
+LISTING, LSTM_LISTING = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.M | re.S)
 
 
-def double_loop(source: str = LISTING) -> Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return the function that the page lists."""
-    assert len(source.splitlines()) <= 25
+def listed(source: str, name: str, lines: int) -> Callable[..., tuple[np.ndarray, ...]]:
+    """Return a function that the page lists, in no more than so many lines."""
+    assert len(source.splitlines()) <= lines
     scope: dict[str, Any] = {}
     exec(source, scope)  # our own page
-    return scope["double_loop"]
+    return scope[name]
+
+
+def double_loop(source: str = LISTING) -> Callable[..., tuple[np.ndarray, ...]]:
+    """Return the tutorial's function in the letters of the page."""
+    return listed(source, "double_loop", 25)
 
 
 def random_sentence() -> tuple[np.ndarray, ...]:
@@ -557,6 +576,37 @@ def test_the_listing_is_what_model_computes(K):
     gradients = backward(np.ones((len(x), 1)))
     for name, expected in (("U", dU), ("W1", dW), ("V", dV)):
         np.testing.assert_allclose(in_full(gradients[name], expected.shape), expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("K", [0, 1, 2, 4, 30, None])
+def test_the_lstm_of_the_page_is_that_of_model(K):
+    """The page's second double loop and model.py give the same gradients at each truncation, and without any."""
+    generator, (x, y, *_) = np.random.default_rng(4), random_sentence()
+    U, W, b, V = (generator.normal(0, 0.7, shape) for shape in ((5, 12), (12, 3), (12,), (5, 3)))
+    expected = listed(LSTM_LISTING, "lstm_loop", 40)(x, y, U, W, b, V, len(x) if K is None else K)
+    settings = ModelSettings(5, 3, "lstm", K, embedding=12)
+    language_model = LanguageModel(settings, {"U": U, "W1": W, "b1": b, "V": V, "c": np.zeros(5)})
+    _, backward = language_model.losses(x[:, None], y[:, None], language_model.start(1), Workspace())
+    gradients = backward(np.ones((len(x), 1)))
+    for name, value in zip(("U", "W1", "b1", "V"), expected, strict=True):
+        np.testing.assert_allclose(in_full(gradients[name], value.shape), value, rtol=0, atol=1e-14, err_msg=name)
+
+
+def test_the_second_listing_names_its_equations_in_order():
+    """Equations (1), (3), (5) to (7), (9) to (17) are named in the LSTM's listing, each once."""
+    named = [
+        int(number) for comment in re.findall(r"#(.*)", LSTM_LISTING) for number in re.findall(r"\((\d+)\)", comment)
+    ]
+    assert sorted(named) == [1, 3, 5, 6, 7, *range(9, 18)]
+
+
+def test_what_a_forget_gate_leaves_is_as_the_table_says():
+    """The powers of a sigmoid in the table are right to their last digit."""
+    rows = table("steps")
+    assert [int(row[0]) for row in rows] == [1, 4, 16]
+    for steps, *columns in rows:
+        for bias, text in zip((0, 1, 3), columns, strict=True):
+            assert float(text) == pytest.approx((1 / (1 + math.exp(-bias))) ** int(steps), abs=0.50001e-4)
 
 
 @pytest.mark.parametrize("K", [0, 1, 2, 3, 9])

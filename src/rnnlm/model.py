@@ -137,7 +137,7 @@ class LanguageModel:
             gradients = {**read_backward(dS.reshape(s.shape)), "V": dV, "c": dc}
             if self.settings.tied:
                 ((words, drows),) = gradients.pop("U")
-                gradients["V"] = add_rows(dV, words + len(self.settings.cutoffs), drows)
+                gradients["V"] = add_rows(dV, words + len(self.settings.cutoffs), drows)  # (25)
             return gradients
 
         return (losses.reshape(y.shape), states), backward
@@ -178,7 +178,7 @@ def add_rows(gradient: Gradient, ids: Array, values: Array) -> Gradient:
     apart = np.ones(len(ids), bool)
     for rows, own in gradient:
         here = slice(*np.searchsorted(ids, (rows.start, rows.stop)))
-        own[ids[here] - rows.start] += values[here]
+        own[ids[here] - rows.start] += values[here]  # (25)
         apart[here] = False
     return [*gradient, (ids[apart], values[apart])]
 
@@ -245,12 +245,12 @@ def elman_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
 
 def relu(z: Array, before: Array, after: Array) -> None:
     """S = max(z, 0)."""
-    np.maximum(z, 0, out=after[0])
+    np.maximum(z, 0, out=after[0])  # in the place of (2)
 
 
 def relu_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
     """Take the slope 1 where z > 0, else 0."""
-    np.greater(z, 0, out=z)
+    np.greater(z, 0, out=z)  # of (8) and (9)
     carry[...] = 0
 
 
@@ -277,9 +277,9 @@ def lstm_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
     """Take the slopes of the gates, that of s along c, and from c to the next c the forget gate."""
     H, tanh_c = after.shape[-1], np.tanh(after[1])
     o, i, f, g = split(z, H)
-    carry[0] = o * (1 - tanh_c * tanh_c)  # ds/dc
-    carry[1] = f  # dc/dc'
-    o *= (1 - o) * tanh_c  # ds/dz_o
+    carry[0] = o * (1 - tanh_c * tanh_c)  # ds/dc, of (15)
+    carry[1] = f  # dc/dc', of (17)
+    o *= (1 - o) * tanh_c  # ds/dz_o, of (16), as are all below
     f *= (1 - f) * before[1]  # dc/dz_f
     slope_g = i * (1 - g * g)  # dc/dz_g
     i *= (1 - i) * g  # dc/dz_i
@@ -315,8 +315,8 @@ def gru_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
     """Take ds/dz of each gate; r and q act through n."""
     H = after.shape[-1]
     n, r, u, q = split(z, H)
-    carry[0], new = u, 1 - u  # ds/ds'
-    u *= new * (before[0] - n)
+    carry[0], new = u, 1 - u  # ds/ds', of (21)
+    u *= new * (before[0] - n)  # ds/dz_u, of (20), as are all below
     n *= -n
     n += 1
     n *= new
@@ -380,8 +380,8 @@ class Walk:
         """Put into z what comes in from below: (1) but for the state."""
         z, came_in, b = _rows(self.z[steps]), _rows(self.inputs[steps]), self.layer.b
         if self.layer.X is not None:
-            came_in = np.matmul(came_in, self.layer.X.T, out=z[:, self.reads])
-        np.add(came_in, b[self.reads], out=z[:, self.reads])
+            came_in = np.matmul(came_in, self.layer.X.T, out=z[:, self.reads])  # (22)
+        np.add(came_in, b[self.reads], out=z[:, self.reads])  # (1), but for the state
         z[:, self.reads.stop :] = b[self.reads.stop :]
 
     def forward(self, steps: slice) -> None:
@@ -421,13 +421,13 @@ class Walk:
         self.slopes(steps)
         of_s = self.ds[0]
         for t in reversed(range(steps.start, steps.stop)):
-            of_s += drop(ds[t], self.mask)
+            of_s += drop(ds[t], self.mask)  # (24)
             self.step_back(self.ds, t, self.dz[t], t == 0)
 
     def hand_down(self, steps: slice) -> None:
         """Find the gradient of what came in."""
         if self.layer.X is not None:
-            np.matmul(_rows(self.dz[steps])[:, self.reads], self.layer.X, out=_rows(self.dinputs[steps]))
+            np.matmul(_rows(self.dz[steps])[:, self.reads], self.layer.X, out=_rows(self.dinputs[steps]))  # (24)
 
     def cut(self, steps: slice) -> list[slice]:
         """Cut steps so that each part has about READ_ROWS rows."""
@@ -442,7 +442,7 @@ class Walk:
         """Add what some steps give to some rows of the gradient of X or W, and with W's first rows to that of b."""
         dz, first = _rows(self.dz[steps]), steps.stop == len(self.z)  # the first that come are the last steps
         gates, came_in = (self.reads, self.inputs[steps]) if name == "X" else (self.recalls, self.before[0, steps])
-        add_product(self.gradients[name][rows], dz[:, gates][:, rows].T, _rows(came_in), first)  # (10)
+        add_product(self.gradients[name][rows], dz[:, gates][:, rows].T, _rows(came_in), first)  # (10), (23)
         if name == "W" and rows.start == 0:
             add_product(self.gradients["b"], np.ones(len(dz), dz.dtype), dz, first)  # (11)
 
@@ -569,7 +569,7 @@ def by_diagonals(ds: Array, ways: list[Walk], truncate: int) -> None:
             way.step_back(dstates[n], at, deltas[at], lag == last)  # delta is (T - lag, B, G*H)
             dstates[n] = dstates[n][:, 1:]  # no state of this window lies before its first step
             way.dz[at] += deltas[at]
-            handed_down = deltas[at][..., way.reads] @ way.layer.X if n else None
+            handed_down = deltas[at][..., way.reads] @ way.layer.X if n else None  # (24)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -782,7 +782,7 @@ def draw_masks(
 
 def drop(values: Array, mask: Array | None, out: Array | None = None) -> Array:
     """Multiply by a mask, if there is one; as well the way forward as, of gradients, the way back."""
-    return values if mask is None else np.multiply(values, mask, out=out)
+    return values if mask is None else np.multiply(values, mask, out=out)  # (26)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
