@@ -144,7 +144,7 @@ def test_strong_weight_decay_leaves_nothing_of_the_tables():
 
 
 def test_the_average_of_weights_is_what_is_evaluated():
-    """Of every sixteenth step's weights, the k-th with a weight as (k + 9) over 9: best, and in use, if asked for."""
+    """Of every sixteenth step's weights, the k-th with a weight as (k + 4) over 4: best, and in use, if asked for."""
     settings = TrainingSettings(bptt=6, batch_size=4, epochs=4, average=True, weight_decay=0.01)
     state, corpus, valid, _ = begin(settings)
     met, means = [], []
@@ -152,7 +152,7 @@ def test_the_average_of_weights_is_what_is_evaluated():
         if isinstance(event, Progress) and state.steps % 16 == 0:
             met.append({name: value.astype(float) for name, value in state.model.parameters.items()})
         if isinstance(event, Evaluation) and met:
-            weights = np.array([math.comb(k + 9, 9) for k in range(len(met))])
+            weights = np.array([math.comb(k + 4, 4) for k in range(len(met))])
             wanted = {
                 name: sum(w * one[name] for w, one in zip(weights, met, strict=True)) / weights.sum() for name in met[0]
             }

@@ -38,13 +38,17 @@ A function with a gradient returns `(output, backward)`, and `backward` takes th
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -341,47 +345,61 @@ class Layer(NamedTuple):
     b: Any  # (G*H,)
 
 
-@dataclass(eq=False)
 class Walk:
-    """One layer's way through a window, of all streams or some."""
+    """One layer's way through a window: arrays for all streams, or views of some, and what is done with some steps."""
 
-    cell: Cell
-    layer: Layer
-    mask: Any  # (B, H), of dropout on what goes up; None: nothing is dropped
-    inputs: Array  # (T, B, D)
-    keep: Array  # (T, B, 1): 0 where a step begins a sentence and forgets the states before it, else 1
-    z: Array  # (T, B, G*H); on the way back, its slopes
-    dz: Array  # (T, B, G*H)
-    path: Array  # (M, T + 1, B, H): the states, those before the window first
-    before: Array  # (M, T, B, H): the states that each step starts from
-    carry: Array  # (M, T, B, H)
-
-    def __post_init__(self) -> None:
-        H = self.layer.W.shape[1]
-        self.reads, self.recalls = (self.cell.part(gates, H) for gates in (self.cell.reads, self.cell.recalls))
+    def __init__(
+        self, inputs: Array, keep: Array, states: Array, layer: Layer, cell: Cell, mask: Array | None, work: Workspace
+    ) -> None:
+        """Take inputs (T, B, D), keep (T, B, 1), states before the window (M, B, H), and the mask (B, H) of outputs."""
+        (T, B, _), H, M, type_ = inputs.shape, layer.W.shape[1], len(cell.states), inputs.dtype
+        self.cell, self.layer, self.mask, self.inputs, self.keep = cell, layer, mask, inputs, keep
+        self.reads, self.recalls = cell.part(cell.reads, H), cell.part(cell.recalls, H)
+        self.z, self.dz = (work.array(name, (T, B, len(layer.b)), type_) for name in ("z", "dz"))  # later z has slopes
+        self.path = work.array("path", (M, T + 1, B, H), type_)  # the states, those before the window first
+        self.before, self.carry = (work.array(name, (M, T, B, H), type_) for name in ("before", "carry"))
+        self.ds = work.array("ds", (M, B, H), type_)  # on the way back, the gradient of the states at a step
+        self.s = self.path[0, 1:] if mask is None else work.array("s", (T, B, H), type_)  # what is handed up
+        self.dinputs = self.dz[..., self.reads] if layer.X is None else work.array("dinputs", inputs.shape, type_)
+        self.W_transposed = np.ascontiguousarray(layer.W.T)  # its rows are products' fastest way through W
+        given = {name: value for name, value in layer._asdict().items() if value is not None}
+        self.gradients = {name: work.array(f"d{name}", value.shape, type_) for name, value in given.items()}
+        self.path[:, 0], self.ds[...] = states, 0
 
     def part(self, streams: slice) -> Walk:
-        """Return the same of some streams."""
-        mask = None if self.mask is None else self.mask[streams]
-        by_step = (array[:, streams] for array in (self.inputs, self.keep, self.z, self.dz))
-        by_state = (array[:, :, streams] for array in (self.path, self.before, self.carry))
-        return Walk(self.cell, self.layer, mask, *by_step, *by_state)
+        """Return the same of some streams: views of the arrays."""
+        own = copy(self)
+        own.mask = None if self.mask is None else self.mask[streams]
+        for name in ("inputs", "keep", "z", "dz", "ds", "s", "dinputs"):
+            setattr(own, name, getattr(self, name)[:, streams])
+        for name in ("path", "before", "carry"):
+            setattr(own, name, getattr(self, name)[:, :, streams])
+        return own
 
-    def forward(self) -> None:
-        """Take all steps; z holds what comes in from below."""
-        self.z += self.layer.b
-        recalled, W_transposed = self.z[..., self.recalls], self.layer.W.T.copy()
-        product = np.empty_like(recalled[0])
-        for t, z in enumerate(self.z):
-            np.multiply(self.path[:, t], self.keep[t], out=self.before[:, t])
-            recalled[t] += np.matmul(self.before[0, t], W_transposed, out=product)  # (1)
-            self.cell.forward(z, self.before[:, t], self.path[:, t + 1])
+    def read(self, steps: slice) -> None:
+        """Put into z what comes in from below: (1) but for the state."""
+        z, came_in, b = _rows(self.z[steps]), _rows(self.inputs[steps]), self.layer.b
+        if self.layer.X is not None:
+            came_in = np.matmul(came_in, self.layer.X.T, out=z[:, self.reads])  # (22)
+        np.add(came_in, b[self.reads], out=z[:, self.reads])  # (1), but for the state
+        z[:, self.reads.stop :] = b[self.reads.stop :]
 
-    def prepare_back(self) -> None:
+    def forward(self, steps: slice) -> None:
+        """Take some steps."""
+        product = np.empty(self.z[0, :, self.recalls].shape, self.z.dtype)
+        for t in range(steps.start, steps.stop):
+            before, z = self.before[:, t], self.z[t]
+            recalled = z[:, self.recalls]
+            np.multiply(self.path[:, t], self.keep[t], out=before)
+            recalled += np.matmul(before[0], self.W_transposed, out=product)  # (1)
+            self.cell.forward(z, before, self.path[:, t + 1])
+            drop(self.path[0, t + 1], self.mask, self.s[t])
+
+    def slopes(self, steps: slice) -> None:
         """Put slopes in the place of z, some steps at a time that stay in a core's cache."""
-        for steps in runs(0, len(self.z), max(1, BLOCK // self.z[0].size)):
-            after = self.path[:, steps.start + 1 : steps.stop + 1]
-            self.cell.slopes(self.z[steps], self.before[:, steps], after, self.carry[:, steps])
+        for some in runs(steps.start, steps.stop, max(1, BLOCK // self.z[0].size)):
+            after = self.path[:, some.start + 1 : some.stop + 1]
+            self.cell.slopes(self.z[some], self.before[:, some], after, self.carry[:, some])
 
     def step_back(self, ds: Array, at: Any, delta: Array, last: bool) -> None:
         """Write delta `at` a step or several, from the gradient ds (M, ..., B, H) of the states there.
@@ -390,44 +408,56 @@ class Walk:
         """
         self.cell.backward(ds, self.z[at], self.carry[:, at], delta)
         if not last:
-            ds[0] += (delta.reshape(-1, delta.shape[-1])[:, self.recalls] @ self.layer.W).reshape(ds[0].shape)  # (9)
+            s = ds[0]
+            s += (_rows(delta)[:, self.recalls] @ self.layer.W).reshape(s.shape)  # (9)
             ds *= self.keep[at]  # nothing reaches across the beginning of a sentence
 
-    def hand_down(self, delta: Array) -> Array:
-        """Return the gradient of what came in, from delta of some steps."""
-        came_in = delta[..., self.reads]
-        return came_in if self.layer.X is None else came_in @ self.layer.X  # (24)
+    def by_columns(self, ds: Array, steps: slice) -> None:
+        """Take some steps back without truncation; ds (T, B, H) is the gradient of what was handed up.
 
-    def gradients(self, work: Workspace) -> tuple[Array, list[Array | None]]:
-        """Return the gradient of all that came in (T, B, D), and those of X, W and b."""
-        (T, B, D), X = self.inputs.shape, self.layer.X
-        dz, s = self.dz.reshape(T * B, -1), self.before[0].reshape(T * B, -1)
-        dW = work.product("dW", dz[:, self.recalls].T, s)  # (10)
-        db = np.ones(len(dz), dz.dtype) @ dz  # (11)
-        if X is None:
-            return self.dz[..., self.reads], [None, dW, db]
-        came_in = dz[:, self.reads]
-        dX = work.product("dX", came_in.T, self.inputs.reshape(T * B, D))  # (23)
-        return work.product("dinputs", came_in, X).reshape(T, B, D), [dX, dW, db]  # (23), (24)
+        Lay delta_t(k) out with a row for each error t, a column for each step k. The sum of a column, delta(k) = sum
+        over t >= k of delta_t(k), obeys the same recursion as each delta_t: one pass serves all errors.
+        """
+        self.slopes(steps)
+        of_s = self.ds[0]
+        for t in reversed(range(steps.start, steps.stop)):
+            of_s += drop(ds[t], self.mask)  # (24)
+            self.step_back(self.ds, t, self.dz[t], t == 0)
+
+    def hand_down(self, steps: slice) -> None:
+        """Find the gradient of what came in."""
+        if self.layer.X is not None:
+            np.matmul(_rows(self.dz[steps])[:, self.reads], self.layer.X, out=_rows(self.dinputs[steps]))  # (24)
+
+    def cut(self, steps: slice) -> list[slice]:
+        """Cut steps so that each part has about READ_ROWS rows."""
+        return pieces(steps.start, steps.stop, max(1, (steps.stop - steps.start) * self.z.shape[1] // READ_ROWS))
+
+    def blocks(self) -> list[tuple[str, slice]]:
+        """Cut the gradients into rows for threads to share; b goes with W."""
+        sizes = {name: len(value) for name, value in self.gradients.items() if name != "b"}
+        return [(name, rows) for name, size in sizes.items() for rows in pieces(0, size, 2)]
+
+    def add_gradient(self, name: str, rows: slice, steps: slice) -> None:
+        """Add what some steps give to some rows of the gradient of X or W, and with W's first rows to that of b."""
+        dz, first = _rows(self.dz[steps]), steps.stop == len(self.z)  # the first that come are the last steps
+        gates, came_in = (self.reads, self.inputs[steps]) if name == "X" else (self.recalls, self.before[0, steps])
+        add_product(self.gradients[name][rows], dz[:, gates][:, rows].T, _rows(came_in), first)  # (10), (23)
+        if name == "W" and rows.start == 0:
+            add_product(self.gradients["b"], np.ones(len(dz), dz.dtype), dz, first)  # (11)
 
 
-def walk(
-    inputs: Array, keep: Array, states: Array, layer: Layer, mask: Array | None, cell: Cell, work: Workspace
-) -> Walk:
-    """Walk one layer through a window: inputs (T, B, D), keep (T, B, 1), states before it (M, B, H)."""
-    (T, B, D), G_H, H, M = inputs.shape, len(layer.b), layer.W.shape[1], len(cell.states)
-    z, dz = (work.array(name, (T, B, G_H), inputs.dtype) for name in ("z", "dz"))
-    before, carry = (work.array(name, (M, T, B, H), inputs.dtype) for name in ("before", "carry"))
-    path = work.array("path", (M, T + 1, B, H), inputs.dtype)
-    path[:, 0] = states
-    way = Walk(cell, layer, mask, inputs, keep, z, dz, path, before, carry)
-    z[..., way.reads.stop :] = 0
-    if layer.X is None:
-        z[..., way.reads] = inputs  # (1)
+def add_product(total: Array, left: Array, right: Array, first: bool) -> None:
+    """Add a product to a sum, or begin the sum with it."""
+    if first:
+        np.matmul(left, right, out=total)
     else:
-        work.product("", inputs.reshape(T * B, D), layer.X.T, out=z.reshape(T * B, G_H)[:, way.reads])  # (22)
-    work.each(lambda streams: way.part(streams).forward(), stream_groups(B, H))
-    return way
+        total += left @ right
+
+
+def _rows(array: Array) -> Array:
+    """View an array (..., n) as rows of n numbers."""
+    return array.reshape(-1, array.shape[-1])
 
 
 def recur(
@@ -448,75 +478,98 @@ def recur(
     """
     keep = keep[..., None].astype(states.dtype)  # (T, B, 1), 0 or 1
     ways: list[Walk] = []
-    s = inputs
     for number, (X, W, b) in enumerate(layers, 1):
-        own_work, mask = work.part(f"layer {number}"), masks.get(f"s{number}")
-        layer = Layer(X, drop(W, masks.get(f"W{number}")), b)
-        ways.append(walk(s, keep, states[number - 1], layer, mask, cell, own_work))
-        s = ways[-1].path[0, 1:]
-        s = drop(s, mask, own_work.array("s", s.shape, s.dtype))
+        layer, mask = Layer(X, drop(W, masks.get(f"W{number}")), b), masks.get(f"s{number}")
+        below = ways[-1].s if ways else inputs
+        ways.append(Walk(below, keep, states[number - 1], layer, cell, mask, work.part(f"layer {number}")))
+    walk(ways, work)
 
     def backward(ds: Array) -> tuple[Array, Gradients]:
-        gradients: Gradients = {}
-        if truncate is not None:
-            work.each(lambda streams: by_diagonals(ds, ways, streams, truncate), stream_groups(*ds.shape[1:]))
-        for number, way in reversed(list(enumerate(ways, 1))):
-            if truncate is None:
-                by_columns(ds, way, work)
-            ds, found = way.gradients(work.part(f"layer {number}"))
-            for name, value in zip("XWb", found, strict=True):
-                if value is not None:
-                    value = drop(value, masks.get(f"{name}{number}"), value)
-                    gradients[f"{name}{number}"] = [(slice(0, len(value)), value)]
-        return ds, gradients
+        walk_back(ds, ways, truncate, work)
+        found = {
+            f"{name}{number}": value for number, way in enumerate(ways, 1) for name, value in way.gradients.items()
+        }
+        gradients: Gradients = {
+            name: [(slice(0, len(value)), drop(value, masks.get(name), value))] for name, value in found.items()
+        }
+        return ways[0].dinputs, gradients
 
-    return (s, np.stack([way.path[:, -1] for way in ways])), backward
+    return (ways[-1].s, np.stack([way.path[:, -1] for way in ways])), backward
 
 
-def by_columns(ds: Array, way: Walk, work: Workspace) -> None:
-    """Backpropagate through one layer without truncation; ds (T, B, H) is the gradient of what it hands up.
-
-    Lay delta_t(k) out with a row for each error t, a column for each step k. The sum of a column, delta(k) = sum over
-    t >= k of delta_t(k), obeys the same recursion as each delta_t: one pass serves all errors.
-    """
-    ds = drop(ds, way.mask, ds)
-
-    def back(streams: slice) -> None:
-        own, own_ds = way.part(streams), ds[:, streams]
-        own.prepare_back()
-        dstates = np.zeros_like(own.path[:, 0])  # (M, B, H)
-        for t in reversed(range(len(ds))):
-            dstates[0] += own_ds[t]  # (24)
-            own.step_back(dstates, t, own.dz[t], t == 0)
-
-    work.each(back, stream_groups(*ds.shape[1:]))
+def walk(ways: list[Walk], work: Workspace) -> None:
+    """Take all steps forward: spans of them follow one another in a layer, and wait for those of the layer below."""
+    groups, spans = spread(ways)
+    tasks: Tasks = {}
+    for k, steps in enumerate(spans):
+        for n, way in enumerate(ways):
+            below = [("forward", n - 1, k, g) for g in range(len(groups))]
+            reads: Tasks = {
+                ("read", n, k, i): (partial(way.read, some), below) for i, some in enumerate(way.cut(steps))
+            }
+            tasks |= reads
+            for g, streams in enumerate(groups):
+                go = partial(way.part(streams).forward, steps)
+                tasks["forward", n, k, g] = go, [*reads, ("forward", n, k - 1, g)]
+    work.run(tasks)
 
 
-def by_diagonals(ds: Array, ways: list[Walk], streams: slice, truncate: int) -> None:
-    """Backpropagate through some streams with errors that reach `truncate` steps back, lag by lag, all layers together.
+def walk_back(ds: Array, ways: list[Walk], truncate: int | None, work: Workspace) -> None:
+    """Take all steps back, from the gradient ds (T, B, H) of what the last layer handed up."""
+    groups, spans = spread(ways)
+    if truncate is not None:
+        work.each(lambda streams: by_diagonals(ds[:, streams], [way.part(streams) for way in ways], truncate), groups)
+    tasks: Tasks = {}
+    for k, steps in reversed(list(enumerate(spans))):
+        came_down, above = ds, list[Hashable]()
+        for n, way in reversed(list(enumerate(ways))):
+            for g, streams in enumerate(groups if truncate is None else []):
+                go = partial(way.part(streams).by_columns, came_down[:, streams], steps)
+                tasks["back", n, k, g] = go, [*above, ("back", n, k + 1, g)]
+            done = [("back", n, k, g) for g in range(len(groups))]
+            down: Tasks = {
+                ("down", n, k, i): (partial(way.hand_down, some), done) for i, some in enumerate(way.cut(steps))
+            }
+            tasks |= down
+            came_down, above = way.dinputs, list(down)
+    for k, steps in reversed(list(enumerate(spans))):  # one after the other, as rounding depends on the order
+        for n, way in enumerate(ways):
+            done = [("back", n, k, g) for g in range(len(groups))]
+            for name, rows in way.blocks():
+                go = partial(way.add_gradient, name, rows, steps)
+                tasks[name, n, k, rows.start] = go, [*done, (name, n, k + 1, rows.start)]
+    work.run(tasks)
+
+
+def spread(ways: list[Walk]) -> tuple[list[slice], list[slice]]:
+    """Cut a window for threads: into groups of streams or, where there is only one, into spans of steps."""
+    T, B, H = ways[0].s.shape
+    groups, products = stream_groups(B, H), T * B * ways[0].layer.W.size
+    return groups, pieces(0, T, max(1, min(T // SPAN_STEPS, products // SPAN_PRODUCTS)) if len(groups) == 1 else 1)
+
+
+def by_diagonals(ds: Array, ways: list[Walk], truncate: int) -> None:
+    """Backpropagate with errors that reach `truncate` steps back, lag by lag, all layers together; ds (T, B, H).
 
     At lag j, row k of `delta` is delta_{k+j}(k), and row k of `dstates` is dE_{k+j}/ds_k: a diagonal of the layout in
     `by_columns`. What a layer hands down has spent that many steps of its reach: alone, each layer would reach too far.
     """
-    ds = ds[:, streams]  # (T, B, H)
-    own = [way.part(streams) for way in ways]
-    for one in own:
-        one.prepare_back()
-        one.dz[...] = 0
-    dstates = [np.zeros_like(one.before) for one in own]  # (M, T - lag, B, H) for each layer
-    deltas = np.empty(own[0].z.shape, ds.dtype)
+    for way in ways:
+        way.slopes(slice(0, len(ds)))
+        way.dz[...] = 0
+    dstates = [np.zeros_like(way.before) for way in ways]  # (M, T - lag, B, H) for each layer
+    deltas = np.empty(ways[0].z.shape, ds.dtype)
     last = min(truncate, len(ds) - 1)
     for lag in range(last + 1):
         at = slice(0, len(ds) - lag)
         handed_down: Any = ds if lag == 0 else None
-        for number in reversed(range(len(own))):
-            one, delta = own[number], deltas[at]  # (T - lag, B, G*H)
+        for n, way in reversed(list(enumerate(ways))):
             if handed_down is not None:
-                dstates[number][0] += drop(handed_down, one.mask)  # (24)
-            one.step_back(dstates[number], at, delta, lag == last)
-            dstates[number] = dstates[number][:, 1:]  # no state of this window lies before its first step
-            one.dz[at] += delta
-            handed_down = one.hand_down(delta) if number else None
+                dstates[n][0] += drop(handed_down, way.mask)
+            way.step_back(dstates[n], at, deltas[at], lag == last)  # delta is (T - lag, B, G*H)
+            dstates[n] = dstates[n][:, 1:]  # no state of this window lies before its first step
+            way.dz[at] += deltas[at]
+            handed_down = deltas[at][..., way.reads] @ way.layer.X if n else None  # (24)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -952,6 +1005,12 @@ STREAMS = 16  # streams whose next words' probabilities one thread computes at a
 SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
 GROUP = 32  # streams, at least, that one thread takes through a window: products of fewer rows are slow
 GROUP_NUMBERS = 6400  # numbers in their states, at least: below that, threads wait for the interpreter's lock
+SPAN_PRODUCTS = (
+    20_000_000  # products with W's numbers in a span of steps, at least: shorter ones wait more than they work
+)
+SPAN_STEPS = 4  # steps in it, at least
+READ_ROWS = 512  # rows that are multiplied with X at a time
+Tasks = dict[Hashable, tuple[Callable[[], object], Sequence[Hashable]]]  # functions, and the keys of those before them
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -965,7 +1024,7 @@ class Workspace:
 
     def __init__(self, threads: int = 1, pool: ThreadPoolExecutor | None = None) -> None:
         self.threads = threads
-        self._pool = pool or (ThreadPoolExecutor(threads) if threads > 1 else None)
+        self._pool = pool or (ThreadPoolExecutor(threads - 1) if threads > 1 else None)
         self._buffers: dict[str, Array] = {}
         self._parts: dict[object, Workspace] = {}
 
@@ -997,10 +1056,32 @@ class Workspace:
                     return
                 results[number] = function(item)
 
-        # Each thread works in a copy of this one's context, so that np.errstate holds there too.
-        for call in [self._pool.submit(copy_context().run, work_off) for _ in range(min(self.threads, len(items)))]:
-            call.result()
+        self._together(work_off, len(items))
         return results
+
+    def run(self, tasks: Tasks) -> None:
+        """Call functions on all threads, each after those whose keys it names; a key that there is not counts as done.
+
+        Of those that can be called the earliest in `tasks` is; so each stands behind what it waits for.
+        """
+        if self._pool is None or len(tasks) == 1:
+            for function, _ in tasks.values():
+                function()
+            return
+        self._together(_Plan(tasks).work_off, len(tasks))
+
+    def _together(self, work_off: Callable[[], None], most: int) -> None:
+        """Call a function on this thread and, as far as they come to it, on the others."""
+        assert self._pool is not None
+        # Each thread works in a copy of this one's context, so that np.errstate holds there too.
+        others = range(min(self.threads, most) - 1)
+        calls = [self._pool.submit(copy_context().run, work_off) for _ in others]
+        try:
+            work_off()
+        finally:
+            for call in calls:
+                if not call.cancel():
+                    call.result()
 
     def product(self, name: str, left: Array, right: Array, out: Array | None = None) -> Array:
         """Multiply two matrices into the array called `name`, or `out`, PRODUCT_ROWS rows of the first at a time."""
@@ -1012,6 +1093,46 @@ class Workspace:
         """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
+
+
+class _Plan:
+    """What is left of some tasks, for the threads that work them off together."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        numbers = {key: number for number, key in enumerate(tasks)}
+        self.functions = [function for function, _ in tasks.values()]
+        self.missing = [{numbers[key] for key in keys if key in numbers} for _, keys in tasks.values()]
+        self.followers: list[list[int]] = [[] for _ in tasks]
+        for number, missing in enumerate(self.missing):
+            for before in missing:
+                self.followers[before].append(number)
+        self.ready = [number for number, missing in enumerate(self.missing) if not missing]  # ascending: a heap
+        self.left, self.changed = len(tasks), threading.Condition()
+
+    def work_off(self) -> None:
+        try:
+            while (number := self.take()) is not None:
+                self.functions[number]()
+                self.finish(number)
+        except BaseException:
+            with self.changed:
+                self.left = 0  # the others end too
+                self.changed.notify_all()
+            raise
+
+    def take(self) -> int | None:
+        with self.changed:
+            self.changed.wait_for(lambda: self.ready or not self.left)
+            return heapq.heappop(self.ready) if self.left else None
+
+    def finish(self, number: int) -> None:
+        with self.changed:
+            self.left -= 1
+            for follower in self.followers[number]:
+                self.missing[follower].discard(number)
+                if not self.missing[follower]:
+                    heapq.heappush(self.ready, follower)
+            self.changed.notify_all()
 
 
 def runs(start: int, stop: int, size: int) -> list[slice]:

@@ -37,7 +37,7 @@ from rnnlm.settings import Count, Natural, NotNegative, Perplexity, Positive, Tr
 
 RATE_POWER = 0.5  # of rules whose rates follow word frequencies: measured, see docs/benchmarks.md
 AVERAGE_STEPS = 16  # steps from one that enters the average of weights to the next: a divisor keeps decay exact
-FADING = 9  # the average's weights grow as the ninth power of the step: about the last tenth of all steps counts
+FADING = 4  # the average's weights grow as the fourth power of the step: about the last fifth of all steps counts
 RECENT = 50  # windows over which the loss is averaged before it is called divergent
 
 
