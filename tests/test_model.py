@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -479,6 +480,28 @@ def test_groups_of_streams_change_nothing(
             np.testing.assert_allclose(apart[2][name], expected, rtol=1e-11, atol=1e-13, err_msg=name)
 
 
+@EVERY_CELL
+@pytest.mark.parametrize("truncate", [None, 2])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_spans_of_steps_change_nothing(
+    truncate: int | None, layers: int, cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses, states and gradients are those of a window taken whole, however few steps make a span of it."""
+    model = small_model(cell, truncate=truncate, layers=layers, embedding=3)
+    inputs, targets = sentences(13, 4)
+    arguments = inputs, targets, some_state(4, model), mean_weights(targets)
+    masks = draw_masks(model.settings, 4, Dropout(0.3, 0.3, 0.3, 0.3), np.random.default_rng(0), np.float64)
+    whole = run(model, *arguments, masks=masks)
+    monkeypatch.setattr(mathematics, "SPAN_PRODUCTS", 1)
+    monkeypatch.setattr(mathematics, "READ_ROWS", 5)
+    for span in (1, 2, 5):
+        monkeypatch.setattr(mathematics, "SPAN_STEPS", span)
+        cut = run(model, *arguments, masks=masks)
+        np.testing.assert_allclose(cut[0], whole[0], rtol=1e-13)
+        np.testing.assert_allclose(cut[1], whole[1], rtol=1e-13, atol=1e-15)
+        assert_close(cut[2], whole[2])
+
+
 def test_groups_are_large_enough_to_pay() -> None:
     """Few streams, or small ones, walk together; the cut depends on both numbers and covers each stream once."""
     assert [len(mathematics.stream_groups(*shape)) for shape in ((20, 200), (64, 100), (64, 200), (64, 512))] == [
@@ -488,6 +511,34 @@ def test_groups_are_large_enough_to_pay() -> None:
         2,
     ]
     assert mathematics.stream_groups(100, 200) == [slice(0, 33), slice(33, 66), slice(66, 100)]
+
+
+def three_steps_of_training(kind: ModelSettings, steps: int, streams: int, threads: int) -> list[Array]:
+    """Return all that three steps of training compute, and what a step of reading does after them."""
+    work = Workspace(threads)
+    theta = {name: value.astype(np.float32) for name, value in parameters(scale=0.1, **vars(kind)).items()}
+    model = LanguageModel(kind, theta)
+    text = (np.arange(steps * streams + 1) ** 2 * 7) % kind.words
+    inputs, targets = text[:-1].reshape(steps, streams), text[1:].reshape(steps, streams)
+    masks = draw_masks(kind, streams, Dropout(0.1, 0.1, 0.1, 0.1), np.random.default_rng(0), np.float32)
+    optimizer = Optimizer("momentum", theta, model.settings, np.arange(kind.words), momentum=0.9)
+    results = []
+    for _ in range(3):
+        (losses, state), backward = model.losses(inputs, targets, model.start(streams), work, masks)
+        gradients = backward(mean_weights(targets))
+        results += [losses, state, *in_full(gradients, model).values(), np.array(joint_norm(gradients, work))]
+        optimizer.step(theta, gradients, 0.001, work)
+    results += [model.step(inputs[0], model.start(streams), work)[0], *theta.values()]
+    work.close()
+    return results
+
+
+def assert_threads_change_nothing(kind: ModelSettings, steps: int, streams: int, threads: int) -> None:
+    """Compare several threads with one, bit by bit."""
+    with threadpool_limits(1, user_api="blas"):
+        one, several = (three_steps_of_training(kind, steps, streams, count) for count in (1, threads))
+    assert len(one) == len(several)
+    assert all(np.array_equal(a, b) for a, b in zip(one, several, strict=True))
 
 
 @EVERY_CELL
@@ -505,34 +556,62 @@ def test_groups_are_large_enough_to_pay() -> None:
 def test_threads_do_not_change_a_bit(
     threads: int, settings: dict[str, Any], cell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Losses, gradients, step and three steps of training are bitwise those of one thread, in groups of streams too."""
+    """Losses, gradients, step and training are bitwise those of one thread where streams walk in groups."""
     monkeypatch.setattr(mathematics, "SLICE_WORDS", 64)
     monkeypatch.setattr(mathematics, "GROUP_NUMBERS", 3200)
     kind = ModelSettings(700, **{"hidden": 200, **settings}, cell=cell)
     assert len(mathematics.stream_groups(64, kind.hidden)) == 2
+    assert_threads_change_nothing(kind, 6, 64, threads)
 
-    def train(threads: int) -> list[Array]:
-        work = Workspace(threads)
-        theta = {name: value.astype(np.float32) for name, value in parameters(scale=0.1, **vars(kind)).items()}
-        model = LanguageModel(kind, theta)
-        text = (np.arange(6 * 64 + 1) ** 2 * 7) % 700
-        inputs, targets = text[:-1].reshape(6, 64), text[1:].reshape(6, 64)
-        masks = draw_masks(kind, 64, Dropout(0.1, 0.1, 0.1, 0.1), np.random.default_rng(0), np.float32)
-        optimizer = Optimizer("momentum", theta, model.settings, np.arange(700), momentum=0.9)
-        results = []
-        for _ in range(3):
-            (losses, state), backward = model.losses(inputs, targets, model.start(64), work, masks)
-            gradients = backward(mean_weights(targets))
-            results += [losses, state, *in_full(gradients, model).values(), np.array(joint_norm(gradients, work))]
-            optimizer.step(theta, gradients, 0.1, work)
-        results += [model.step(inputs[0], model.start(64), work)[0], *theta.values()]
-        work.close()
-        return results
 
-    with threadpool_limits(1, user_api="blas"):
-        one, several = train(1), train(threads)
-    assert len(one) == len(several)
-    assert all(np.array_equal(a, b) for a, b in zip(one, several, strict=True))
+@EVERY_CELL
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize(
+    "settings", [{"truncate": 3}, {"layers": 3, "tied": True}, {"layers": 2, "embedding": 30}], ids=str
+)
+def test_threads_do_not_change_a_bit_of_spans(
+    threads: int, settings: dict[str, Any], cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So they are where few streams walk through spans of steps, with one layer beside another."""
+    monkeypatch.setattr(mathematics, "SPAN_PRODUCTS", 1)
+    monkeypatch.setattr(mathematics, "SPAN_STEPS", 3)
+    monkeypatch.setattr(mathematics, "READ_ROWS", 20)
+    kind = ModelSettings(300, 60, cell=cell, **settings)
+    assert len(mathematics.stream_groups(10, kind.hidden)) == 1
+    assert_threads_change_nothing(kind, 16, 10, threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_tasks_wait_for_those_that_they_name(threads: int) -> None:
+    """Each of many tasks begins when all that it names have ended; one that is nowhere is not waited for."""
+    work, ended, early = Workspace(threads), set[int](), list[int]()
+
+    def task(number: int, before: list[int]) -> None:
+        early.extend(other for other in before if other not in ended)
+        ended.add(number)
+
+    named = {number: [number - 1, number // 2, number - 7] for number in range(200)}  # some below zero: nowhere
+    before = {number: [other for other in others if 0 <= other < number] for number, others in named.items()}
+    work.run({number: (partial(task, number, before[number]), named[number] if number else []) for number in named})
+    work.close()
+    assert ended == set(range(200))
+    assert not early
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_an_error_in_a_task_is_not_lost(threads: int) -> None:
+    """What fails in a task fails for the caller, those that wait for it are not called, and nobody waits forever."""
+    work, called = Workspace(threads), list[int]()
+
+    def task(number: int) -> None:
+        called.append(number)
+        if number == 3:
+            raise ArithmeticError("three")
+
+    with pytest.raises(ArithmeticError, match="three"):
+        work.run({number: (partial(task, number), [number - 1]) for number in range(9)})
+    work.close()
+    assert called == [0, 1, 2, 3]
 
 
 def test_an_error_in_a_thread_is_not_lost() -> None:

@@ -140,8 +140,8 @@ def small_kinds() -> list[Kind]:
         kinds.append(Kind(ModelSettings(SMALL_WORDS, SMALL_HIDDEN, cell, truncate, **settings), dropout))
 
     for cell in CELLS:
-        for truncate in (0, 1, SMALL_STEPS + 3):
-            add(truncate)
+        for steps in (0, 1, SMALL_STEPS + 3):
+            add(steps)
         for truncate in (None, K):
             for layers in (1, 2):
                 add(truncate, layers=layers)
