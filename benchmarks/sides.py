@@ -7,7 +7,7 @@ batches of sentences. It is called in the contestant's own process, which alone 
 import functools
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import threadpoolctl
@@ -54,8 +54,8 @@ class Shape:
     @property
     def settings(self) -> ModelSettings:
         """The same as rnnlm's settings of a model."""
-        cutoffs = default_cutoffs(self) if self.cutoffs is None else self.cutoffs
-        return ModelSettings(self.words, self.hidden, self.cell, cutoffs=cutoffs, layers=self.layers, tied=self.tied)
+        settings = ModelSettings(self.words, self.hidden, self.cell, layers=self.layers, tied=self.tied)
+        return replace(settings, cutoffs=default_cutoffs(self) if self.cutoffs is None else self.cutoffs)
 
     @property
     def operations(self) -> int:
@@ -119,7 +119,11 @@ def prepare_torch_product(threads: int) -> Run:
 
 def default_cutoffs(shape: Shape) -> tuple[int, ...]:
     """Return the cutoffs that rnnlm chooses for the text unless told."""
-    return choose_cutoffs(_counts(shape), shape.hidden, shape.streams * shape.window)
+    table = parameter_table(replace(shape, cutoffs=()).settings)
+    dense = sum(
+        math.prod(parameter.shape) for parameter in table.values() if parameter.fan_in and parameter.role == "dense"
+    )
+    return choose_cutoffs(_counts(shape), shape.hidden, shape.streams * shape.window, dense=dense)
 
 
 def _counts(shape: Shape) -> np.ndarray:

@@ -445,13 +445,13 @@ def test_missing_mask_is_caught(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> 
 
     Relus that are shut there stop it anyway: of a few models one parameter or another hears of it.
     """
-    honest = mathematics.Walk.slopes
+    honest = mathematics.Walk.prepare_back
 
-    def slopes(self: mathematics.Walk, steps: slice) -> None:
+    def prepare_back(self: mathematics.Walk, steps: slice) -> None:
         honest(self, steps)
         self.keep[...] = 1
 
-    monkeypatch.setattr(mathematics.Walk, "slopes", slopes)
+    monkeypatch.setattr(mathematics.Walk, "prepare_back", prepare_back)
     if kind.settings.cell == "relu" and not kind.settings.carry_state:
         generator = np.random.default_rng(0)
         wrong = [

@@ -26,8 +26,8 @@ Backward: delta_t(k) = dE_t/dz_k, for steps k <= t; one product with W' moves it
     (10) dW = sum_t sum_{k <= t} delta_t(k) s_{k-1}'
     (11) dU[x_k] += delta_t(k),   db = sum_t sum_{k <= t} delta_t(k)
 
-A word's row may go through a matrix, X U[x_t] in place of U[x_t] in (1). The input of a layer above always does, and is
-the s_t of the layer below. Then dX = sum_t sum_{k <= t} delta_t(k) U[x_k]' and dU[x_k] += X' delta_t(k).
+A word's row may go through a matrix: (22), X U[x_t] in place of U[x_t] in (1). The input of a layer above always does,
+and is the s_t of the layer below. Then (23), dX = sum_t sum_{k <= t} delta_t(k) U[x_k]', dU[x_k] += X' delta_t(k).
 
 References: Elman (1990), "Finding structure in time", the network; Werbos (1990), "Backpropagation through time: what
 it does and how to do it", (8) to (11); Williams and Peng (1990), the truncation; Mikolov et al. (2010), "Recurrent
@@ -184,7 +184,7 @@ def add_rows(gradient: Gradient, ids: Array, values: Array) -> Gradient:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The cells: elementwise functions, in pairs. All products and the walk through time are `recur`'s.
+# The cells: elementwise functions, three for each. All products and the walk through time are `recur`'s.
 
 
 class Cell(NamedTuple):
@@ -244,7 +244,7 @@ def elman_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
 
 
 def relu(z: Array, before: Array, after: Array) -> None:
-    """S = max(z, 0)."""
+    """Rectified linear unit: s = max(z, 0)."""
     np.maximum(z, 0, out=after[0])  # in the place of (2)
 
 
@@ -319,9 +319,9 @@ def gru_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
     u *= new * (before[0] - n)  # ds/dz_u, of (20), as are all below
     n *= -n
     n += 1
-    n *= new
-    slope_q = n * r
-    r *= (1 - r) * n * q
+    n *= new  # ds/dz_n
+    slope_q = n * r  # ds/dz_q
+    r *= (1 - r) * n * q  # ds/dz_r
     q[...] = slope_q
 
 
@@ -395,7 +395,7 @@ class Walk:
             self.cell.forward(z, before, self.path[:, t + 1])
             drop(self.path[0, t + 1], self.mask, self.s[t])
 
-    def slopes(self, steps: slice) -> None:
+    def prepare_back(self, steps: slice) -> None:
         """Put slopes in the place of z, some steps at a time that stay in a core's cache."""
         for some in runs(steps.start, steps.stop, max(1, BLOCK // self.z[0].size)):
             after = self.path[:, some.start + 1 : some.stop + 1]
@@ -418,7 +418,7 @@ class Walk:
         Lay delta_t(k) out with a row for each error t, a column for each step k. The sum of a column, delta(k) = sum
         over t >= k of delta_t(k), obeys the same recursion as each delta_t: one pass serves all errors.
         """
-        self.slopes(steps)
+        self.prepare_back(steps)
         of_s = self.ds[0]
         for t in reversed(range(steps.start, steps.stop)):
             of_s += drop(ds[t], self.mask)  # (24)
@@ -555,7 +555,7 @@ def by_diagonals(ds: Array, ways: list[Walk], truncate: int) -> None:
     `by_columns`. What a layer hands down has spent that many steps of its reach: alone, each layer would reach too far.
     """
     for way in ways:
-        way.slopes(slice(0, len(ds)))
+        way.prepare_back(slice(0, len(ds)))
         way.dz[...] = 0
     dstates = [np.zeros_like(way.before) for way in ways]  # (M, T - lag, B, H) for each layer
     deltas = np.empty(ways[0].z.shape, ds.dtype)
