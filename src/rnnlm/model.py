@@ -361,9 +361,7 @@ class Walk:
         self.ds = work.array("ds", (M, B, H), type_)  # on the way back, the gradient of the states at a step
         self.s = self.path[0, 1:] if mask is None else work.array("s", (T, B, H), type_)  # what is handed up
         self.dinputs = self.dz[..., self.reads] if layer.X is None else work.array("dinputs", inputs.shape, type_)
-        self.W_transposed = (
-            np.ascontiguousarray(layer.W.T) if T > 1 else layer.W.T
-        )  # a copy pays where it is used often
+        self.W_transposed = np.ascontiguousarray(layer.W.T) if T > 1 else layer.W.T  # products like the copy better
         given = {name: value for name, value in layer._asdict().items() if value is not None}
         self.gradients = {name: work.array(f"d{name}", value.shape, type_) for name, value in given.items()}
         self.path[:, 0], self.ds[...] = states, 0
