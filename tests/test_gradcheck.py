@@ -322,7 +322,7 @@ def test_one_wrong_gate_is_caught(check: Check, cell: str, name: str, part: slic
 @BOTH_TRUNCATIONS
 @pytest.mark.parametrize(("cell", "gate"), [(cell, gate) for cell in CELLS for gate in CELLS[cell].gates])
 def test_a_wrong_slope_is_caught(cell: str, gate: str, truncate: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slope of one gate that is 0.1% too large fails in all parameters through which errors reach that gate."""
+    """A slope of one gate that is 0.1% too large fails in b, which has a part for each gate, and not above the cell."""
     honest, part = CELLS[cell], CELLS[cell].part(gate, TRUNCATED.settings.hidden)
 
     def slopes(z: Array, *arrays: Array) -> None:

@@ -33,11 +33,7 @@ PAST = 1.2  # the search ends where a further cluster makes a window cost so man
 
 
 def choose_cutoffs(
-    counts: NDArray[np.int64],
-    hidden: int,
-    positions: int,
-    clusters: int | None = None,
-    dense: int | None = None,
+    counts: NDArray[np.int64], hidden: int, positions: int, clusters: int | None = None, dense: int | None = None
 ) -> tuple[int, ...]:
     """Choose the cutoffs of least expected cost, by dynamic programming: the best tails from a cut on, then the head.
 
@@ -75,9 +71,7 @@ def choose_cutoffs(
         through = tails + least[None, :]
         choices.append(through.argmin(axis=1))
         least = through.min(axis=1)
-    if clusters is not None:
-        return found[-1][1]
-    return _fewest(found)
+    return _fewest(found) if clusters is None else found[-1][1]
 
 
 def _fewest(found: list[tuple[float, tuple[int, ...]]]) -> tuple[int, ...]:

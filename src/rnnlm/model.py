@@ -1,7 +1,8 @@
 """The mathematics of a word-level recurrent language model, from the forward pass to the step of SGD.
 
-This file imports numpy and the standard library only; it can be copied out and read alone. Equation numbers are those
-of docs/derivation.md, where each one is derived from the chain rule.
+This file imports numpy and the standard library only; it can be copied out. Equation numbers are those of
+docs/derivation.md, where each one is derived from the chain rule; (1) to (11) are an Elman network's, those of other
+cells stand with them, and `parameter_table` has the shapes of all.
 
 Letters, everywhere: T steps, B streams, N = T*B positions, V words, D numbers in a word's row, H hidden units, G gates,
 M states of a cell, J tails, L layers, K truncation.
@@ -11,7 +12,7 @@ layer 1 are called W1 and b1.
 
 Forward, for each stream: word x_t comes in, the state s_t sums up all that was read, p_t says which word comes next.
 
-    (1)  z_t = U[x_t] + W s_{t-1} + b           U (V, D): a row for each word;  W (G*H, H);  b (G*H,)
+    (1)  z_t = U[x_t] + W s_{t-1} + b           U (V, H): a row for each word;  W (H, H);  b (H,)
     (2)  s_t = tanh(z_t)                        s_{t-1} = 0 where a sentence begins;  other cells: other functions of z
     (3)  p_t = softmax(V s_t + c)               V (V, H): a row for each word;  c (V,)
     (4)  E_t = -log p_t[y_t],   L = mean of E_t over the positions;  perplexity = exp(L)
@@ -38,7 +39,6 @@ A function with a gradient returns `(output, backward)`, and `backward` takes th
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 import threading
@@ -206,7 +206,7 @@ class Cell(NamedTuple):
     reads: str = ""  # the first gates, to which a word's row, or the layer below, is added; none named: all
     recalls: str = ""  # the gates that W s_{t-1} is added to; none named: all
     ones: str = ""  # the gates whose biases begin at 1
-    rate: float = 1.0  # the learning rate of X, W and b beside the rule's: measured, see docs/benchmarks.md
+    rate: float = 1.0  # times the rule's, the learning rate of X, W and b: measured, see docs/benchmarks.md
 
     def part(self, gates: str, hidden: int) -> slice:
         """Say where neighboring gates lie in z; none named: all of z."""
@@ -220,7 +220,7 @@ def split(z: Array, H: int) -> list[Array]:
 
 
 def through_gates(derror: Array, slopes: Array, delta: Array) -> None:
-    """Write delta = derror * slope for each gate: derror (..., H) of the state that slopes (..., G*H) are of."""
+    """Write delta (..., G*H): dE/dstate (..., H) of the state that some gates act on, times each gate's slope."""
     shape = (*derror.shape[:-1], -1, derror.shape[-1])
     np.multiply(derror[..., None, :], slopes.reshape(shape), out=delta.reshape(shape))
 
@@ -263,7 +263,12 @@ def sigmoid(z: Array) -> None:
 
 
 def lstm(z: Array, before: Array, after: Array) -> None:
-    """Hochreiter and Schmidhuber (1997), with the forget gate of Gers et al. (2000): c = f c' + i g, s = o tanh(c)."""
+    """Hochreiter and Schmidhuber (1997), with the forget gate of Gers et al. (2000).
+
+    (12) o, i, f = sigmoid(z_o), sigmoid(z_i), sigmoid(z_f),   g = tanh(z_g)
+    (13) c_t = f c_{t-1} + i g
+    (14) s_t = o tanh(c_t)
+    """
     (s, c), H = after, after.shape[-1]
     o, i, f, g = split(z, H)
     sigmoid(z[..., : 3 * H])  # (12)
@@ -274,11 +279,17 @@ def lstm(z: Array, before: Array, after: Array) -> None:
 
 
 def lstm_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
-    """Take the slopes of the gates, that of s along c, and from c to the next c the forget gate."""
+    """Take the slopes of the gates, that of s along c, and from c to the next c the forget gate.
+
+    (15) dE/dc_t = dE/ds_t o (1 - tanh(c_t)^2), and what came back from c_{t+1}
+    (16) delta = dE/ds_t tanh(c_t) o (1 - o) for o;  dE/dc_t times g i (1 - i) for i, times c_{t-1} f (1 - f) for f,
+         times i (1 - g^2) for g
+    (17) dE/dc_{t-1} = dE/dc_t f
+    """
     H, tanh_c = after.shape[-1], np.tanh(after[1])
     o, i, f, g = split(z, H)
     carry[0] = o * (1 - tanh_c * tanh_c)  # ds/dc, of (15)
-    carry[1] = f  # dc/dc', of (17)
+    carry[1] = f  # dc_t/dc_{t-1}, of (17)
     o *= (1 - o) * tanh_c  # ds/dz_o, of (16), as are all below
     f *= (1 - f) * before[1]  # dc/dz_f
     slope_g = i * (1 - g * g)  # dc/dz_g
@@ -287,7 +298,7 @@ def lstm_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
 
 
 def lstm_backward(ds: Array, slopes: Array, carry: Array, delta: Array) -> None:
-    """Errors come back on two ways: to s, through W, and to c, past all gates but one."""
+    """Take errors back on two ways: to s, through W, and to c, past all gates but one."""
     H, (ds_, dc) = ds.shape[-1], ds
     dc += ds_ * carry[0]  # (15)
     through_gates(ds_, slopes[..., :H], delta[..., :H])  # (16)
@@ -297,9 +308,12 @@ def lstm_backward(ds: Array, slopes: Array, carry: Array, delta: Array) -> None:
 
 
 def gru(z: Array, before: Array, after: Array) -> None:
-    """Cho et al. (2014), with the reset gate behind the product, as in cuDNN: n = tanh(n + r q), s = (1 - u) n + u s'.
+    """Cho et al. (2014), with the reset gate behind the product, as in cuDNN.
 
-    A word is added to n, r, u, and W s' to r, u, q: so q is the product, with its bias, alone.
+    A word is added to n, r, u, and W s_{t-1} to r, u, q: so q is the product, with its bias, alone.
+
+    (18) r, u = sigmoid(z_r), sigmoid(z_u),   n = tanh(z_n + r z_q)
+    (19) s_t = (1 - u) n + u s_{t-1}
     """
     (s,), H = after, after.shape[-1]
     n, r, u, q = split(z, H)
@@ -312,10 +326,15 @@ def gru(z: Array, before: Array, after: Array) -> None:
 
 
 def gru_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
-    """Take ds/dz of each gate; r and q act through n."""
+    """Take ds/dz of each gate; r and q act through n.
+
+    (20) delta = dE/ds_t times (1 - u) (1 - n^2) for n, that times q r (1 - r) for r and times r for q;
+         (s_{t-1} - n) u (1 - u) for u
+    (21) dE/ds_{t-1} = dE/ds_t u, beside what comes through W
+    """
     H = after.shape[-1]
     n, r, u, q = split(z, H)
-    carry[0], new = u, 1 - u  # ds/ds', of (21)
+    carry[0], new = u, 1 - u  # ds_t/ds_{t-1}, of (21)
     u *= new * (before[0] - n)  # ds/dz_u, of (20), as are all below
     n *= -n
     n += 1
@@ -434,9 +453,9 @@ class Walk:
         return pieces(steps.start, steps.stop, max(1, (steps.stop - steps.start) * self.z.shape[1] // READ_ROWS))
 
     def blocks(self) -> list[tuple[str, slice]]:
-        """Cut the gradients into rows for threads to share; b goes with W."""
+        """Halve the gradients of X and W, so that two threads share each; b goes with W's first rows."""
         sizes = {name: len(value) for name, value in self.gradients.items() if name != "b"}
-        return [(name, rows) for name, size in sizes.items() for rows in pieces(0, size, 2)]
+        return [(name, rows) for name, size in sizes.items() for rows in pieces(0, size, min(2, size))]
 
     def add_gradient(self, name: str, rows: slice, steps: slice) -> None:
         """Add what some steps give to some rows of the gradient of X or W, and with W's first rows to that of b."""
@@ -482,10 +501,11 @@ def recur(
         layer, mask = Layer(X, drop(W, masks.get(f"W{number}")), b), masks.get(f"s{number}")
         below = ways[-1].s if ways else inputs
         ways.append(Walk(below, keep, states[number - 1], layer, cell, mask, work.part(f"layer {number}")))
-    walk(ways, work)
+    groups, spans = spread(ways)
+    walk(ways, groups, spans, work)
 
     def backward(ds: Array) -> tuple[Array, Gradients]:
-        walk_back(ds, ways, truncate, work)
+        walk_back(ds, ways, truncate, groups, spans, work)
         found = {
             f"{name}{number}": value for number, way in enumerate(ways, 1) for name, value in way.gradients.items()
         }
@@ -497,9 +517,8 @@ def recur(
     return (ways[-1].s, np.stack([way.path[:, -1] for way in ways])), backward
 
 
-def walk(ways: list[Walk], work: Workspace) -> None:
+def walk(ways: list[Walk], groups: list[slice], spans: list[slice], work: Workspace) -> None:
     """Take all steps forward: spans of them follow one another in a layer, and wait for those of the layer below."""
-    groups, spans = spread(ways)
     tasks: Tasks = {}
     for k, steps in enumerate(spans):
         for n, way in enumerate(ways):
@@ -514,9 +533,10 @@ def walk(ways: list[Walk], work: Workspace) -> None:
     work.run(tasks)
 
 
-def walk_back(ds: Array, ways: list[Walk], truncate: int | None, work: Workspace) -> None:
+def walk_back(
+    ds: Array, ways: list[Walk], truncate: int | None, groups: list[slice], spans: list[slice], work: Workspace
+) -> None:
     """Take all steps back, from the gradient ds (T, B, H) of what the last layer handed up."""
-    groups, spans = spread(ways)
     if truncate is not None:
         work.each(lambda streams: by_diagonals(ds[:, streams], [way.part(streams) for way in ways], truncate), groups)
     tasks: Tasks = {}
@@ -527,9 +547,8 @@ def walk_back(ds: Array, ways: list[Walk], truncate: int | None, work: Workspace
                 go = partial(way.part(streams).by_columns, came_down[:, streams], steps)
                 tasks["back", n, k, g] = go, [*above, ("back", n, k + 1, g)]
             done = [("back", n, k, g) for g in range(len(groups))]
-            down: Tasks = {
-                ("down", n, k, i): (partial(way.hand_down, some), done) for i, some in enumerate(way.cut(steps))
-            }
+            wanted = way.cut(steps) if truncate is None or n == 0 else []  # by_diagonals hands down by itself
+            down: Tasks = {("down", n, k, i): (partial(way.hand_down, some), done) for i, some in enumerate(wanted)}
             tasks |= down
             came_down, above = way.dinputs, list(down)
     for k, steps in reversed(list(enumerate(spans))):  # one after the other, as rounding depends on the order
@@ -781,7 +800,10 @@ def draw_masks(
 
 
 def drop(values: Array, mask: Array | None, out: Array | None = None) -> Array:
-    """Multiply by a mask, if there is one; as well the way forward as, of gradients, the way back."""
+    """Multiply (..., n) by a mask that broadcasts, into `out`; without a mask return the values, and leave `out` alone.
+
+    It is the way forward, and with gradients the way back.
+    """
     return values if mask is None else np.multiply(values, mask, out=out)  # (26)
 
 
@@ -839,7 +861,7 @@ def initialize(
 
 INPUT_RATE = 4.0  # the rate of U's rows beside the rule's: measured, as is that of each cell
 OUTPUT_RATE = 0.4  # the same of V's and c's rows
-TIED_RATE = 1.2  # the same where V's rows are U's as well
+TIED_RATE = 2.4  # the same where V's rows are U's as well
 DECAY_STEPS = 16  # steps whose weight decay is applied at once, as it passes over all rows of U and V
 EPSILON, ADAM_MEAN, ADAM_SQUARE = 1e-8, 0.9, 0.999
 
@@ -851,7 +873,7 @@ def joint_norm(gradients: Mapping[str, Gradient], work: Workspace) -> float:
 
 
 def word_rates(counts: Array, power: float, cutoffs: tuple[int, ...] = ()) -> Array:
-    """Learning rates for the rows of U, V and c, relative to that of W: p(word)^-power.
+    """Learning rates (V + J,) for the rows of tables of words, before INPUT_RATE and the like: p(word)^-power.
 
     Only p(w) N positions read row w of U: its gradient and the loss's curvature along it shrink with p(w). Newton's
     method would divide by the curvature, power 1; power 0 is plain SGD. Power 1/2 is the middle at which Adagrad (Duchi
@@ -1005,9 +1027,7 @@ STREAMS = 16  # streams whose next words' probabilities one thread computes at a
 SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
 GROUP = 32  # streams, at least, that one thread takes through a window: products of fewer rows are slow
 GROUP_NUMBERS = 6400  # numbers in their states, at least: below that, threads wait for the interpreter's lock
-SPAN_PRODUCTS = (
-    20_000_000  # products with W's numbers in a span of steps, at least: shorter ones wait more than they work
-)
+SPAN_PRODUCTS = 20_000_000  # products with W's numbers in a span of steps, at least: shorter ones wait too long
 SPAN_STEPS = 4  # steps in it, at least
 READ_ROWS = 512  # rows that are multiplied with X at a time
 Tasks = dict[Hashable, tuple[Callable[[], object], Sequence[Hashable]]]  # functions, and the keys of those before them
@@ -1068,14 +1088,37 @@ class Workspace:
             for function, _ in tasks.values():
                 function()
             return
-        self._together(_Plan(tasks).work_off, len(tasks))
+        waiting, open_keys, changed = dict(tasks), set(tasks), threading.Condition()
+
+        def ready() -> Iterator[Hashable]:
+            return (key for key, (_, before) in waiting.items() if open_keys.isdisjoint(before))
+
+        def work_off() -> None:
+            try:
+                while True:
+                    with changed:
+                        changed.wait_for(lambda: not waiting or any(True for _ in ready()))
+                        if not waiting:
+                            return
+                        key = next(ready())
+                        function, _ = waiting.pop(key)
+                    function()
+                    with changed:
+                        open_keys.discard(key)
+                        changed.notify_all()
+            except BaseException:
+                with changed:
+                    waiting.clear()  # the other threads end too
+                    changed.notify_all()
+                raise
+
+        self._together(work_off, len(tasks))
 
     def _together(self, work_off: Callable[[], None], most: int) -> None:
-        """Call a function on this thread and, as far as they come to it, on the others."""
+        """Call a function on this thread and, as far as they come to it, on others."""
         assert self._pool is not None
         # Each thread works in a copy of this one's context, so that np.errstate holds there too.
-        others = range(min(self.threads, most) - 1)
-        calls = [self._pool.submit(copy_context().run, work_off) for _ in others]
+        calls = [self._pool.submit(copy_context().run, work_off) for _ in range(min(self.threads, most) - 1)]
         try:
             work_off()
         finally:
@@ -1083,9 +1126,9 @@ class Workspace:
                 if not call.cancel():
                     call.result()
 
-    def product(self, name: str, left: Array, right: Array, out: Array | None = None) -> Array:
-        """Multiply two matrices into the array called `name`, or `out`, PRODUCT_ROWS rows of the first at a time."""
-        out = self.array(name, (len(left), right.shape[1]), left.dtype) if out is None else out
+    def product(self, name: str, left: Array, right: Array) -> Array:
+        """Multiply two matrices into the array called `name`, PRODUCT_ROWS rows of the first at a time."""
+        out = self.array(name, (len(left), right.shape[1]), left.dtype)
         self.each(lambda rows: np.matmul(left[rows], right, out=out[rows]), runs(0, len(left), PRODUCT_ROWS))
         return out
 
@@ -1093,46 +1136,6 @@ class Workspace:
         """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
-
-
-class _Plan:
-    """What is left of some tasks, for the threads that work them off together."""
-
-    def __init__(self, tasks: Tasks) -> None:
-        numbers = {key: number for number, key in enumerate(tasks)}
-        self.functions = [function for function, _ in tasks.values()]
-        self.missing = [{numbers[key] for key in keys if key in numbers} for _, keys in tasks.values()]
-        self.followers: list[list[int]] = [[] for _ in tasks]
-        for number, missing in enumerate(self.missing):
-            for before in missing:
-                self.followers[before].append(number)
-        self.ready = [number for number, missing in enumerate(self.missing) if not missing]  # ascending: a heap
-        self.left, self.changed = len(tasks), threading.Condition()
-
-    def work_off(self) -> None:
-        try:
-            while (number := self.take()) is not None:
-                self.functions[number]()
-                self.finish(number)
-        except BaseException:
-            with self.changed:
-                self.left = 0  # the others end too
-                self.changed.notify_all()
-            raise
-
-    def take(self) -> int | None:
-        with self.changed:
-            self.changed.wait_for(lambda: self.ready or not self.left)
-            return heapq.heappop(self.ready) if self.left else None
-
-    def finish(self, number: int) -> None:
-        with self.changed:
-            self.left -= 1
-            for follower in self.followers[number]:
-                self.missing[follower].discard(number)
-                if not self.missing[follower]:
-                    heapq.heappush(self.ready, follower)
-            self.changed.notify_all()
 
 
 def runs(start: int, stop: int, size: int) -> list[slice]:

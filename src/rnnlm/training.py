@@ -20,6 +20,7 @@ from rnnlm.checking import Checked, Unfit
 from rnnlm.corpus import Corpus
 from rnnlm.errors import DivergenceError, counted
 from rnnlm.model import (
+    DECAY_STEPS,
     RULES,
     Array,
     Dropout,
@@ -36,8 +37,8 @@ from rnnlm.scoring import Score, perplexity
 from rnnlm.settings import Count, Natural, NotNegative, Perplexity, Positive, TrainingSettings
 
 RATE_POWER = 0.5  # of rules whose rates follow word frequencies: measured, see docs/benchmarks.md
-AVERAGE_STEPS = 16  # steps from one that enters the average of weights to the next: a divisor keeps decay exact
-FADING = 4  # the average's weights grow as the fourth power of the step: about the last fifth of all steps counts
+AVERAGE_STEPS = DECAY_STEPS  # steps from one that enters the average of weights to the next: no decay is owed then
+FADING = 4  # the average's weights grow as the fourth power of the step: the last fifth of all has two thirds of it
 RECENT = 50  # windows over which the loss is averaged before it is called divergent
 
 
@@ -286,7 +287,7 @@ def _check_convergence(state: TrainingState, settings: TrainingSettings, loss: f
 def _divergence(state: TrainingState, settings: TrainingSettings, what: str) -> DivergenceError:
     remedies = [f"lower --lr (now {state.learning_rate:g})"]
     remedies.append(f"--clip (now {settings.clip:g})" if settings.clip else "give --clip 5")
-    remedies += ["lower --dropout"] if settings.dropout else []
+    remedies += ["lower --dropout"] if any(vars(dropout(settings)).values()) else []
     return DivergenceError(
         f"training has diverged in epoch {state.epoch} at window {state.window}, as {what}: "
         f"{' or '.join(remedies)}, and train again"

@@ -104,7 +104,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 @setting(
     TrainingSettings,
     "rate_power",
-    "Scale the learning rates of words by p(word) to minus this power.",
+    "Scale the learning rates of words by p(word) to minus this power; 0: one rate for all parameters.",
     TRAINING,
     "0.5 with sgd",
 )
