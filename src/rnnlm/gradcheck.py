@@ -299,14 +299,10 @@ def check_model(
     progress: Callable[[str], object] | None = None,
     gradients: GradientFunction = model_gradients,
 ) -> list[Row]:
-    """Check a model of any size along random unit directions, on one window: of random words if none is given.
+    """Check a model of any size, in float64, along random unit directions; the window is of random words if not given.
 
-    Parameters of any precision are cast to float64 first. Returns a row for each parameter, and one named "all" for
-    directions in which all parameters move together; `progress` is called with each name once it is done.
-
-    A relu has no derivative at its kink, and of the thousands in a large model a few are always so near to it that a
-    step opens or closes them: the difference is then that of two pieces of the loss. So a step is divided until no
-    relu changes sides at any of the four places; what it covers is one smooth piece, for which the formula holds.
+    Returns a row for each parameter, and one named "all" for directions in which all parameters move together;
+    `progress` is called with each name once it is done.
     """
     model = _in_float64(model)
     if window is None:  # longer than a truncation reaches, unless that is very far
@@ -391,7 +387,12 @@ def _side_by_side(windows: list[Window]) -> Window:
 
 
 def _smooth_step(model: LanguageModel, window: Window, direction: Parameters, step: float) -> float:
-    """Divide a step by four until, at all places whose losses are subtracted, each relu stays open or closed."""
+    """Divide a step by four until, at all places whose losses are subtracted, each relu stays open or closed.
+
+    A relu has no derivative at its kink, and of the thousands in a large model a few are always so near to it that a
+    step opens or closes them: the difference is then that of two pieces of the loss. So a step is divided until no
+    relu changes sides at any of the four places; what it covers is one smooth piece, for which the formula holds.
+    """
     if model.settings.cell != "relu":
         return step
     here = _open_units(model, window)

@@ -861,7 +861,7 @@ def initialize(
 
 INPUT_RATE = 4.0  # the rate of U's rows beside the rule's: measured, as is that of each cell
 OUTPUT_RATE = 0.4  # the same of V's and c's rows
-TIED_RATE = 2.4  # the same where V's rows are U's as well
+TIED_RATE = 1.2  # the same where V's rows are U's as well
 DECAY_STEPS = 16  # steps whose weight decay is applied at once, as it passes over all rows of U and V
 EPSILON, ADAM_MEAN, ADAM_SQUARE = 1e-8, 0.9, 0.999
 
