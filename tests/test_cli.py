@@ -21,7 +21,7 @@ from rnnlm.cli import COMMANDS, STOP_SIGNALS, commands, main
 from rnnlm.cli.options import given
 from rnnlm.cli.train import train as train_command
 from rnnlm.model import CELLS, RULES
-from rnnlm.settings import RunSettings
+from rnnlm.settings import NetworkSettings, RunSettings
 from rnnlm.training import default_batch_size
 
 ROOT = Path(__file__).parent.parent
@@ -283,9 +283,11 @@ def test_defaults_are_the_same_in_library_and_command_line():
 
 def test_default_batch_sizes_leave_steps_enough():
     """A short text is read by a few streams, a long one by 64; between them an epoch has 200 steps."""
-    assert default_batch_size(1_000, 35) == 8
-    assert default_batch_size(929_589, 35) == 64
-    streams = default_batch_size(219_600, 35)
+    assert default_batch_size(NetworkSettings(), 1_000, 35) == 8
+    assert default_batch_size(NetworkSettings(), 929_589, 35) == 64
+    assert default_batch_size(NetworkSettings(layers=2), 929_589, 35) == 20
+    assert default_batch_size(NetworkSettings(tied=True), 929_589, 35) == 20
+    streams = default_batch_size(NetworkSettings(), 219_600, 35)
     assert 219_600 / (35 * streams) == pytest.approx(200, rel=0.05)
 
 

@@ -12,7 +12,7 @@ from rnnlm.checkpoint import ModelFolder, Origin, SavedModel, load_saved, save_t
 from rnnlm.errors import DivergenceError, SettingsError
 from rnnlm.model import RULES, ModelSettings, Workspace, initialize
 from rnnlm.scoring import perplexity
-from rnnlm.settings import RunSettings, TrainingSettings
+from rnnlm.settings import NetworkSettings, RunSettings, TrainingSettings
 from rnnlm.text import Tokenizer
 from rnnlm.training import Evaluation, Progress, TrainingState, finished, resolved, train
 from rnnlm.vocabulary import Vocabulary
@@ -34,7 +34,7 @@ def vocabulary():
 def begin(settings, carry_state=False, truncate=None, hidden=8):
     """Return a fresh state, the corpora and the vocabulary."""
     words = vocabulary()
-    settings = resolved(settings, 100)
+    settings = resolved(settings, NetworkSettings(), 100)
     model_settings = ModelSettings(len(words), hidden, truncate=truncate, carry_state=carry_state)
     model = initialize(model_settings, words.counts, np.random.default_rng(settings.seed))
     state = TrainingState.begin(model, settings, words.counts)
@@ -91,7 +91,7 @@ def test_resuming_is_exact_from_any_event(tmp_path, carry_state, window, truncat
     """Saved at any event and loaded again, training ends with the same bytes and the same history."""
     settings = TrainingSettings(bptt=window, batch_size=4, epochs=3, eval_every=4, **how)
     state, corpus, valid, words = begin(settings, carry_state, truncate)
-    chosen = resolved(settings, 100)
+    chosen = resolved(settings, NetworkSettings(), 100)
     origin = Origin("a run", None, RunSettings(("-",), training=chosen), (), ("", ""), corpus.coverage(words))
     saved = SavedModel(state.model, words, Tokenizer(), origin)
     folder = ModelFolder(tmp_path)

@@ -347,7 +347,7 @@ def gru_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
 CELLS: dict[str, Cell] = {
     "elman": Cell(elman, elman_slopes, one_state_backward),
     "relu": Cell(relu, relu_slopes, one_state_backward),
-    "gru": Cell(gru, gru_slopes, one_state_backward, gates="nruq", reads="nru", recalls="ruq", rate=20),
+    "gru": Cell(gru, gru_slopes, one_state_backward, gates="nruq", reads="nru", recalls="ruq", rate=10),
     "lstm": Cell(lstm, lstm_slopes, lstm_backward, gates="oifg", states="sc", ones="f", rate=20),
 }
 

@@ -180,7 +180,7 @@ def begin(
     if known is not None:
         settings = _of_known(settings, known)
     text, valid = _read_texts(folder, settings, (None, None), known, processes, stage)
-    training, counts = resolved(settings.training, text.train.predictions), text.vocabulary.counts
+    training, counts = resolved(settings.training, settings.network, text.train.predictions), text.vocabulary.counts
     origin = Origin(
         run=secrets.token_hex(8),
         replaces=folder.run_to_replace(),

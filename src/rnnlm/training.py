@@ -34,7 +34,7 @@ from rnnlm.model import (
     mean_weights,
 )
 from rnnlm.scoring import Score, perplexity
-from rnnlm.settings import Count, Natural, NotNegative, Perplexity, Positive, TrainingSettings
+from rnnlm.settings import Count, Natural, NetworkSettings, NotNegative, Perplexity, Positive, TrainingSettings
 
 RATE_POWER = 0.5  # of rules whose rates follow word frequencies: measured, see docs/benchmarks.md
 AVERAGE_STEPS = DECAY_STEPS  # steps from one that enters the average of weights to the next: no decay is owed then
@@ -52,22 +52,23 @@ def _kind(settings: TrainingSettings) -> str:
     return "momentum" if settings.optimizer == "sgd" and settings.momentum else settings.optimizer
 
 
-def resolved(settings: TrainingSettings, predictions: int) -> TrainingSettings:
-    """Return settings with nothing left open: what a text of so many predictions decides, and the rule's rates."""
+def resolved(settings: TrainingSettings, network: NetworkSettings, predictions: int) -> TrainingSettings:
+    """Return settings with nothing left open: the rule's rates, and what network and text (predictions) decide."""
     power = settings.rate_power
     if power is None:
         power = RATE_POWER if RULES[_kind(settings)].row_rates else 0.0
-    batch_size = settings.batch_size or default_batch_size(predictions, settings.bptt)
+    batch_size = settings.batch_size or default_batch_size(network, predictions, settings.bptt)
     return replace(settings, batch_size=batch_size, lr=first_rate(settings), rate_power=power)
 
 
-def default_batch_size(predictions: int, window: int) -> int:
-    """Choose B for a text: as many as leave 200 steps of SGD in an epoch, from 8 to 64.
+def default_batch_size(network: NetworkSettings, predictions: int, window: int) -> int:
+    """Choose B for a text: as many as leave 200 steps of SGD in an epoch, from 8 to 64, or 20 with layers or tying.
 
     More streams make a step cheaper for each word, and fewer, longer steps. Beyond 64 products get hardly quicker, and
-    with 256 the steps are too long.
+    with 256 the steps are too long; with several layers, or tied tables, they are too long with 64.
     """
-    return max(8, min(64, predictions // (200 * (window or 20))))
+    most = 64 if network.layers == 1 and not network.tied else 20
+    return max(8, min(most, predictions // (200 * (window or 20))))
 
 
 def dropout(settings: TrainingSettings) -> Dropout:
@@ -215,8 +216,8 @@ def train(
 def epoch_windows(state: TrainingState, settings: TrainingSettings, corpus: Corpus) -> Windows:
     """Return the windows of the epoch that a run is in."""
     order = np.random.default_rng([settings.seed, state.epoch])
-    batch_size = settings.batch_size or default_batch_size(corpus.predictions, settings.bptt)
-    return windows(corpus, batch_size, settings.bptt, order, state.model.settings.carry_state)
+    assert settings.batch_size is not None  # as `resolved` has seen to
+    return windows(corpus, settings.batch_size, settings.bptt, order, state.model.settings.carry_state)
 
 
 def finished(state: TrainingState, settings: TrainingSettings) -> str | None:
@@ -286,6 +287,7 @@ def _check_convergence(state: TrainingState, settings: TrainingSettings, loss: f
 
 def _divergence(state: TrainingState, settings: TrainingSettings, what: str) -> DivergenceError:
     remedies = [f"lower --lr (now {state.learning_rate:g})"]
+    remedies.append(f"--batch-size (now {settings.batch_size})")
     remedies.append(f"--clip (now {settings.clip:g})" if settings.clip else "give --clip 5")
     remedies += ["lower --dropout"] if any(vars(dropout(settings)).values()) else []
     return DivergenceError(

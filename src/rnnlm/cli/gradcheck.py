@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import textwrap
 from typing import TYPE_CHECKING
 
 import click
@@ -128,7 +129,7 @@ def _as_table(rows: list[Row], tolerance: float, checked: str) -> str:
     lines = [f"  {line}".rstrip() for line in lines]
     text = [lines[0]]
     for kind, group in itertools.groupby(zip(rows, lines[1:], strict=True), key=lambda pair: pair[0].kind):
-        text += [kind, *(line for _, line in group)]
+        text += [textwrap.fill(kind, 80, subsequent_indent="  "), *(line for _, line in group)]
     passed, worst = sum(row.passed for row in rows), max(row.worst_error for row in rows)
     text.append(f"{passed} of {len(rows)} ok; worst relative error {worst:.1e}, tolerance {tolerance:g}")
     return "\n".join(text)

@@ -199,6 +199,8 @@ def _clean(words: Iterable[str]) -> list[str]:
 def _shown(value: object) -> str:
     """Return a value as people write it."""
     match value:
+        case bool():
+            return "yes" if value else "no"
         case int():
             return f"{value:,}"
         case float():

@@ -92,7 +92,13 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     help="Begin with this model's weights, vocabulary and network.",
 )
 @setting(TrainingSettings, "bptt", "Steps between updates; 0: one sentence per sequence.", TRAINING)
-@setting(TrainingSettings, "batch_size", "Sequences trained side by side.", TRAINING, "8 to 64, by the text's size")
+@setting(
+    TrainingSettings,
+    "batch_size",
+    "Sequences trained side by side.",
+    TRAINING,
+    "8 to 64 by the text's size, at most 20 with layers or tying",
+)
 @setting(TrainingSettings, "optimizer", "Optimizer.", TRAINING)
 @setting(
     TrainingSettings,
