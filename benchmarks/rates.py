@@ -49,7 +49,7 @@ TABLES = {  # what a table is about, and what each of its rows changes
     ],
     "Rates of cells": [
         *({"--cell": "relu", "CELL_RATE": rate} for rate in (0.5, 1, 2)),
-        *({"--cell": cell, "CELL_RATE": rate} for cell in ("gru", "lstm") for rate in (5, 20, 80)),
+        *({"--cell": cell, "CELL_RATE": rate} for cell in ("gru", "lstm") for rate in (5, 10, 20, 80)),
         *({"--cell": "lstm", "CELL_RATE": 20, "OUTPUT_RATE": rate} for rate in (0.2, 0.8)),
         *({"--cell": "lstm", "CELL_RATE": 20, "--tied": True, "TIED_RATE": rate} for rate in (0.4, 1.2, 2.4)),
     ],
