@@ -242,7 +242,7 @@ def test_a_tied_table_has_one_size(model):
     ("cell", "value", "sound"), [("relu", 1e30, True), ("relu", -1e-9, False), ("elman", -1.1, False)]
 )
 def test_states_are_those_that_the_cell_gives(model, cell, value, sound):
-    """A state beyond what its cell gives is an error; c of an LSTM may be of any size, and s of `relu` if not negative."""
+    """A state beyond what its cell gives is an error; c of an LSTM may be of any size, s of `relu` if not negative."""
     states = np.full_like(np.load(model.last)["states"], value)
     alter(model.last, lambda about: about["model"].update(cell=cell), states=states)
     if sound:

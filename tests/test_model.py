@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -612,6 +614,26 @@ def test_an_error_in_a_task_is_not_lost(threads: int) -> None:
         work.run({number: (partial(task, number), [number - 1]) for number in range(9)})
     work.close()
     assert called == [0, 1, 2, 3]
+
+
+def test_nothing_goes_on_after_an_error() -> None:
+    """Who catches what failed finds every thread at rest, those that were in the midst of a task included."""
+    work, slow, done = Workspace(3), threading.Event(), list[int]()
+
+    def task(number: int) -> None:
+        if number == 0:
+            slow.wait(5)  # until another one is in a task
+            raise ArithmeticError("first")
+        slow.set()
+        time.sleep(0.05)
+        done.append(number)
+
+    with pytest.raises(ArithmeticError, match="first"):
+        work.run({number: (partial(task, number), ()) for number in range(3)})
+    before = list(done)
+    time.sleep(0.2)
+    assert done == before
+    work.close()
 
 
 def test_an_error_in_a_thread_is_not_lost() -> None:

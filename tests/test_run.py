@@ -411,6 +411,16 @@ def test_a_run_begins_with_another_model(tmp_path, settings):
             RunSettings.of(str(text), {"initial": str(old.path), name: 4 if name != "lines" else True})
 
 
+def test_a_model_that_truncates_goes_on_in_shorter_windows(tmp_path, settings):
+    """A truncation that was asked for with longer windows has no effect in these, and is nothing to refuse."""
+    old, new = ModelFolder(tmp_path / "old"), ModelFolder(tmp_path / "new")
+    train(old, replace(settings, network=replace(settings.network, bptt_truncate=2)))
+    chosen = RunSettings.of(settings.corpus, {"initial": str(old.path), "epochs": 1, "bptt": 2})
+    with working(1) as work, new.held():
+        assert list(follow(begin(new, chosen), new, work))[-1] == Stopped("1 epoch done")
+    assert load_model(new.path).model.settings.truncate == 2
+
+
 def test_a_fork_has_no_part_in_a_run(tmp_path, settings):
     """A forked process that ends neither saves the run that its parent goes on with, nor lets the folder go."""
     folder = ModelFolder(tmp_path / "model")

@@ -44,7 +44,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from copy import copy
 from dataclasses import dataclass
@@ -1118,13 +1118,14 @@ class Workspace:
         """Call a function on this thread and, as far as they come to it, on others."""
         assert self._pool is not None
         # Each thread works in a copy of this one's context, so that np.errstate holds there too.
-        calls = [self._pool.submit(copy_context().run, work_off) for _ in range(min(self.threads, most) - 1)]
+        calls: list[Future[None]] = []
         try:
+            calls += (self._pool.submit(copy_context().run, work_off) for _ in range(min(self.threads, most) - 1))
             work_off()
-        finally:
-            for call in calls:
-                if not call.cancel():
-                    call.result()
+        finally:  # none may go on when the caller does
+            failures = [call.exception() for call in calls if not call.cancel()]
+        for failure in filter(None, failures):
+            raise failure
 
     def product(self, name: str, left: Array, right: Array) -> Array:
         """Multiply two matrices into the array called `name`, PRODUCT_ROWS rows of the first at a time."""

@@ -190,9 +190,9 @@ class RunSettings(Settings):
         if (self.corpus + self.valid).count(STANDARD_INPUT) > 1:
             raise SettingsError("standard input is one text; name a file for the other of CORPUS and --valid")
         reach, window = self.network.bptt_truncate, self.training.bptt
-        if reach is not None and window and reach >= window - 1:
+        if self.initial is None and reach is not None and window and reach >= window - 1:
             message = f"--bptt-truncate {reach} has no effect in windows of --bptt {window} steps"
-            raise SettingsError(f"{message}; give a smaller one, or leave it out")
+            raise SettingsError(f"{message}; {'give a smaller one, or ' if reach else ''}leave it out")
         if self.initial is None:
             self.check_dropout()
 

@@ -112,7 +112,8 @@ def _failure(error: Exception) -> int:
         case RnnlmError():
             _say(f"Error: {error}.")
         case MemoryError():
-            _say("Error: there is not enough memory; make --threads, --hidden, --batch-size or --vocab-size smaller.")
+            sizes = "--threads, --hidden, --layers, --embedding, --batch-size or --vocab-size"
+            _say(f"Error: there is not enough memory; make {sizes} smaller.")
         case ImportError():
             name = error.name or "a package"
             _say(f"Error: {name} cannot be loaded; see to memory, or install again: pip install rnnlm-numpy.")
