@@ -1164,8 +1164,8 @@ def test_adaptive_optimizers_equal_their_formulas(kind: str) -> None:
     expected = {name: value.copy() for name, value in theta.items()}
     first, second = ({name: np.zeros_like(value) for name, value in theta.items()} for _ in range(2))
     optimizer, work = Optimizer(kind, theta, ModelSettings(WORDS, HIDDEN), np.ones(WORDS)), Workspace()
-    for time, ids in enumerate(([0, 3, 4], [3, 10], [0, 1, 10]), start=1):
-        gradients = some_gradients(theta, ids, time)
+    for step, ids in enumerate(([0, 3, 4], [3, 10], [0, 1, 10]), start=1):
+        gradients = some_gradients(theta, ids, step)
         full = in_full(gradients, LanguageModel(ModelSettings(WORDS), theta))
         gradients["V"] = [(slice(start, stop), full["V"][start:stop]) for start, stop in ((0, 4), (6, 7))]
         touched = {"U": ids, "V": [0, 1, 2, 3, 6]}
@@ -1178,10 +1178,10 @@ def test_adaptive_optimizers_equal_their_formulas(kind: str) -> None:
                 else:
                     first[name][row] = 0.9 * first[name][row] + 0.1 * g
                     second[name][row] = 0.999 * second[name][row] + 0.001 * g**2
-                    mean, square = first[name][row] / (1 - 0.9**time), second[name][row] / (1 - 0.999**time)
+                    mean, square = first[name][row] / (1 - 0.9**step), second[name][row] / (1 - 0.999**step)
                     change = mean / (np.sqrt(square) + 1e-8)
                 expected[name][row] = expected[name][row] - 0.1 * change
-        optimizer.step(theta, gradients, 0.1, work, shrink=0.5, time=time)
+        optimizer.step(theta, gradients, 0.1, work, shrink=0.5, time=step)
     assert_close(theta, expected, 1e-12)
 
 
