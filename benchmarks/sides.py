@@ -23,6 +23,7 @@ from rnnlm.model import (
     ModelSettings,
     Optimizer,
     Workspace,
+    dense_size,
     initialize,
     parameter_table,
     recur,
@@ -119,10 +120,7 @@ def prepare_torch_product(threads: int) -> Run:
 
 def default_cutoffs(shape: Shape) -> tuple[int, ...]:
     """Return the cutoffs that rnnlm chooses for the text unless told."""
-    table = parameter_table(replace(shape, cutoffs=()).settings)
-    dense = sum(
-        math.prod(parameter.shape) for parameter in table.values() if parameter.fan_in and parameter.role == "dense"
-    )
+    dense = dense_size(replace(shape, cutoffs=()).settings)
     return choose_cutoffs(_counts(shape), shape.hidden, shape.streams * shape.window, dense=dense)
 
 

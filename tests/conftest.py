@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rnnlm.corpus import Corpus
+from rnnlm.model import Array, Gradient, Gradients, LanguageModel, Parameters
 from rnnlm.sources import Source
 from rnnlm.text import TextSettings, Tokenizer
 from rnnlm.vocabulary import SENTENCE_END, Vocabulary
@@ -20,6 +21,19 @@ very wet. The cats, who don't like rain, were in the house.
 
 Mr. Jones went home. Dr. Brown stayed in the garden. Who knows why? I don't.
 """
+
+
+def in_full(gradient: Gradient, like: Array) -> Array:
+    """Write a gradient's rows out, into zeros of the shape of its parameter."""
+    full = np.zeros_like(like)
+    for rows, values in gradient:
+        full[rows] = values
+    return full
+
+
+def all_in_full(gradients: Gradients, model: LanguageModel) -> Parameters:
+    """Write the rows of all gradients out."""
+    return {name: in_full(gradient, model.parameters[name]) for name, gradient in gradients.items()}
 
 
 def corpus_of(sentences: Sequence[Sequence[str]], vocabulary: Vocabulary) -> Corpus:

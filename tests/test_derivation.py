@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import in_full
 from rnnlm import model
 from rnnlm.model import (
     CELLS,
@@ -334,14 +335,6 @@ def example_by_loops(truncate: int | None = None, parameters: Values = PARAMETER
     return {name: np.array(value) for name, value in found.items()} | {f"d{name}": gradients[name] for name in GIVEN}
 
 
-def in_full(gradient: Gradient, shape: tuple[int, ...]) -> np.ndarray:
-    """Write the rows of a gradient out."""
-    full = np.zeros(shape)
-    for rows, values in gradient:
-        full[rows] = values
-    return full
-
-
 def example_by_model(truncate: int | None = None) -> Values:
     """Compute every number of the worked example with rnnlm.model, in float64."""
     work, (U, W, b, V, c) = Workspace(), (PARAMETERS[name] for name in GIVEN)
@@ -359,7 +352,7 @@ def example_by_model(truncate: int | None = None) -> Values:
         dS, _, dc = softmax_backward(np.ones(1))
         log_p, state = language_model.step(x[t - 1], state, work)
         found |= {f"z_{t}": np.arctanh(s[t]), f"s_{t}": s[t], f"p_{t}": np.exp(log_p[0]), f"E_{t}": loss}
-        found |= {f"p_{t} - 1_y{t}": in_full(dc, c.shape), f"dE_{t}/ds_{t}": dS[0].copy()}
+        found |= {f"p_{t} - 1_y{t}": in_full(dc, c), f"dE_{t}/ds_{t}": dS[0].copy()}
         ds = np.zeros((len(x), 1, len(b)))
         ds[t - 1] = dS
         deltas = back(ds)[0]
@@ -368,7 +361,7 @@ def example_by_model(truncate: int | None = None) -> Values:
             found |= {f"delta_{t}({k})": delta, f"delta_{t}({k}) s_{k - 1}'": np.outer(delta, s[k - 1])}
     (losses, _), backward = language_model.losses(x, y, language_model.start(1), work)
     gradients = backward(mean_weights(y))
-    found |= {f"d{name}": in_full(gradients[MODEL_NAMES[name]], PARAMETERS[name].shape) for name in GIVEN}
+    found |= {f"d{name}": in_full(gradients[MODEL_NAMES[name]], PARAMETERS[name]) for name in GIVEN}
     return found | {"L": np.array([losses.mean()]), "perplexity": np.exp([losses.mean()])}
 
 
@@ -513,7 +506,7 @@ def test_the_three_ways_of_adding_up_are_one_sum(K):
     dz, gradients = backward(ds[:, None])
     np.testing.assert_allclose(dz[:, 0], by_rows, atol=1e-12)
     expected = sum(np.outer(by_rows[k], remembered[k] * s[k]) for k in range(T))
-    np.testing.assert_allclose(in_full(gradients["W1"], W.shape), expected, atol=1e-12)
+    np.testing.assert_allclose(in_full(gradients["W1"], W), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("K", [0, 1, 2, 4, 30])
@@ -575,7 +568,7 @@ def test_the_listing_is_what_model_computes(K):
     _, backward = language_model.losses(x[:, None], y[:, None], language_model.start(1), Workspace())
     gradients = backward(np.ones((len(x), 1)))
     for name, expected in (("U", dU), ("W1", dW), ("V", dV)):
-        np.testing.assert_allclose(in_full(gradients[name], expected.shape), expected, rtol=0, atol=1e-14)
+        np.testing.assert_allclose(in_full(gradients[name], expected), expected, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("K", [0, 1, 2, 4, 30, None])
@@ -589,7 +582,7 @@ def test_the_lstm_of_the_page_is_that_of_model(K):
     _, backward = language_model.losses(x[:, None], y[:, None], language_model.start(1), Workspace())
     gradients = backward(np.ones((len(x), 1)))
     for name, value in zip(("U", "W1", "b1", "V"), expected, strict=True):
-        np.testing.assert_allclose(in_full(gradients[name], value.shape), value, rtol=0, atol=1e-14, err_msg=name)
+        np.testing.assert_allclose(in_full(gradients[name], value), value, rtol=0, atol=1e-14, err_msg=name)
 
 
 def test_the_second_listing_names_its_equations_in_order():
@@ -683,7 +676,7 @@ def test_a_rate_is_for_the_sum_of_the_errors():
         (_, _), backward = language_model.losses(x, y, language_model.start(1), work)
         return backward(weights)
 
-    of_the_sum = {name: in_full(found, before[name].shape) for name, found in gradients(np.ones(y.shape)).items()}
+    of_the_sum = {name: in_full(found, before[name]) for name, found in gradients(np.ones(y.shape)).items()}
     optimizer.step(parameters, gradients(mean_weights(y)), optimizer.rate(0.005, N), work)
     for name, value in parameters.items():
         np.testing.assert_allclose(value, before[name] - 0.005 * of_the_sum[name], rtol=0, atol=1e-15, err_msg=name)

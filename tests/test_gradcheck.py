@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from conftest import all_in_full
 from rnnlm import gradcheck as referee
 from rnnlm import model as mathematics
 from rnnlm.cli.gradcheck import gradcheck as command
@@ -92,15 +93,6 @@ def failed(rows: list[Row]) -> set[str]:
     return {row.parameter for row in rows if not row.passed}
 
 
-def in_full(gradients: Gradients, model: LanguageModel) -> Parameters:
-    """Gradients in which every row is written out."""
-    full = {name: np.zeros_like(model.parameters[name]) for name in gradients}
-    for name, gradient in gradients.items():
-        for rows, values in gradient:
-            full[name][rows] = values
-    return full
-
-
 def whole(full: Parameters) -> Gradients:
     """Gradients that say something of every row."""
     return {name: [(slice(0, len(value)), value)] for name, value in full.items()}
@@ -110,7 +102,7 @@ def planted(name: str, fault: Callable[[Array], Array]) -> Callable[[LanguageMod
     """Return the model's gradients, with a fault put into one parameter's."""
 
     def gradients(model: LanguageModel, window: Window) -> Gradients:
-        full = in_full(model_gradients(model, window), model)
+        full = all_in_full(model_gradients(model, window), model)
         return whole({**full, name: fault(full[name])})
 
     return gradients
@@ -357,7 +349,7 @@ def test_a_relu_that_is_open_on_the_wrong_side_is_caught(
 def test_one_wrong_coordinate_is_caught_and_named(name: str) -> None:
     """A single number that is 0.1% too large fails, be it the smallest of its parameter, and the row says where."""
     model, window = small_case(TRUNCATED)
-    honest = in_full(model_gradients(model, window), model)[name]
+    honest = all_in_full(model_gradients(model, window), model)[name]
     by_size = sorted((place for place in np.ndindex(honest.shape) if honest[place]), key=lambda p: abs(honest[p]))
     for place in (by_size[0], by_size[len(by_size) // 2], by_size[-1]):
 
@@ -503,9 +495,9 @@ def test_a_tied_gradient_without_its_input_part_is_caught(check: Check, cell: st
         """Give the gradients, and the two parts of V's: those of a model that has the rows twice."""
         table = {**model.parameters, "U": model.parameters["V"][len(cutoffs) :].copy()}
         apart = LanguageModel(replace(model.settings, tied=False), table)
-        found, honest = in_full(model_gradients(apart, window), apart), model_gradients(model, window)
+        found, honest = all_in_full(model_gradients(apart, window), apart), model_gradients(model, window)
         two = [found["V"], np.concatenate((np.zeros((len(cutoffs), 3)), found["U"]))]
-        np.testing.assert_allclose(sum(two), in_full(honest, model)["V"], atol=1e-14)
+        np.testing.assert_allclose(sum(two), all_in_full(honest, model)["V"], atol=1e-14)
         return honest, two
 
     def as_outputs(model: LanguageModel, window: Window) -> Gradients:

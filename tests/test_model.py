@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from conftest import all_in_full
 from rnnlm import model as mathematics
 from rnnlm.model import (
     CELLS,
@@ -83,15 +84,6 @@ def some_state(streams: int, model: LanguageModel | None = None) -> Array:
 EVERY_CELL = pytest.mark.parametrize("cell", CELLS)
 
 
-def in_full(gradients: Gradients, model: LanguageModel) -> Parameters:
-    """Write the rows out."""
-    full = {name: np.zeros_like(model.parameters[name]) for name in gradients}
-    for name, gradient in gradients.items():
-        for rows, values in gradient:
-            full[name][rows] = values
-    return full
-
-
 def run(
     model: LanguageModel,
     inputs: Array,
@@ -103,7 +95,7 @@ def run(
 ) -> tuple[Array, Array, Parameters]:
     """Return losses, the state after, and gradients in full."""
     (losses, after), backward = model.losses(inputs, targets, state, work or Workspace(), masks)
-    return losses, after, in_full(backward(weights), model)
+    return losses, after, all_in_full(backward(weights), model)
 
 
 def assert_close(found: Parameters, expected: Parameters, tolerance: float = 1e-12) -> None:
@@ -528,7 +520,7 @@ def three_steps_of_training(kind: ModelSettings, steps: int, streams: int, threa
     for _ in range(3):
         (losses, state), backward = model.losses(inputs, targets, model.start(streams), work, masks)
         gradients = backward(mean_weights(targets))
-        results += [losses, state, *in_full(gradients, model).values(), np.array(joint_norm(gradients, work))]
+        results += [losses, state, *all_in_full(gradients, model).values(), np.array(joint_norm(gradients, work))]
         optimizer.step(theta, gradients, 0.001, work)
     results += [model.step(inputs[0], model.start(streams), work)[0], *theta.values()]
     work.close()
@@ -986,7 +978,7 @@ def test_tied_table_is_stepped_once(kind: str, settings: dict[str, Any], cell: s
     (_, _), backward = model.losses(inputs, targets, some_state(3, model), Workspace())
     gradients = backward(mean_weights(targets))
     ids = np.concatenate([np.arange(len(model.parameters["V"]))[rows] for rows, _ in gradients["V"]])
-    dense = [(slice(0, len(value)), value) for value in [in_full(gradients, model)["V"]]]
+    dense = [(slice(0, len(value)), value) for value in [all_in_full(gradients, model)["V"]]]
     before = model.parameters["V"].copy()
     other = {name: value.copy() for name, value in model.parameters.items()}
     for theta, found in ((model.parameters, gradients), (other, {**gradients, "V": dense})):
@@ -1128,7 +1120,7 @@ def test_sgd_equals_its_formula(momentum: float, power: float) -> None:
     optimizer, work = Optimizer(kind, theta, ModelSettings(WORDS, HIDDEN), counts, momentum, power), Workspace()
     for step, (ids, rate) in enumerate((([0, 3, 4], 0.1), ([3, 10], 0.2), ([0, 1, 10], 0.05))):
         gradients = some_gradients(theta, ids, step)
-        full = in_full(gradients, LanguageModel(ModelSettings(WORDS), theta))
+        full = all_in_full(gradients, LanguageModel(ModelSettings(WORDS), theta))
         for name in NAMES:
             for row in ids if name == "U" else range(len(theta[name])):
                 own_rate = rate * relative[row] * scales[name] if name in scales else rate
@@ -1166,7 +1158,7 @@ def test_adaptive_optimizers_equal_their_formulas(kind: str) -> None:
     optimizer, work = Optimizer(kind, theta, ModelSettings(WORDS, HIDDEN), np.ones(WORDS)), Workspace()
     for step, ids in enumerate(([0, 3, 4], [3, 10], [0, 1, 10]), start=1):
         gradients = some_gradients(theta, ids, step)
-        full = in_full(gradients, LanguageModel(ModelSettings(WORDS), theta))
+        full = all_in_full(gradients, LanguageModel(ModelSettings(WORDS), theta))
         gradients["V"] = [(slice(start, stop), full["V"][start:stop]) for start, stop in ((0, 4), (6, 7))]
         touched = {"U": ids, "V": [0, 1, 2, 3, 6]}
         for name in NAMES:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from conftest import in_full
 from rnnlm.model import CELLS, LanguageModel, Layer, ModelSettings, Workspace, mean_weights, parameter_table, recur
 
 torch = pytest.importorskip("torch")
@@ -56,14 +57,6 @@ def read(cell, theirs, rows, before):
     """Let PyTorch's layers read, from states (L, M, B, H). Returns their outputs, and the states after."""
     outputs, after = theirs(rows, tuple(before.unbind(1)) if cell == "lstm" else before[:, 0])
     return outputs, (torch.stack(after, 1) if cell == "lstm" else after[:, None]).detach().numpy()
-
-
-def in_full(gradient, shape):
-    """Write a gradient's rows out."""
-    full = np.zeros(shape)
-    for rows, values in gradient:
-        full[rows] = values
-    return full
 
 
 @pytest.mark.parametrize("embedding", [HIDDEN, 4], ids=["D=H", "D<H"])
@@ -120,4 +113,4 @@ def compare(gradients, expected):
     """Compare gradients by name: none may be missing, and none too many."""
     assert set(gradients) == set(expected)
     for name, value in expected.items():
-        close(in_full(gradients[name], value.shape), value, name)
+        close(in_full(gradients[name], value), value, name)

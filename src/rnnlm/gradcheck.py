@@ -316,9 +316,7 @@ def check_model(
         analytic, numeric = np.empty(directions), np.empty(directions)
         size = sum(gradient.size for gradient in dense.values())
         for index in range(directions):
-            drawn = {key: generator.standard_normal(gradient.shape) for key, gradient in dense.items()}
-            length = np.sqrt(sum(np.vdot(part, part) for part in drawn.values()))
-            direction = {key: part / length for key, part in drawn.items()}
+            direction = _unit_direction(dense, generator)
             analytic[index] = sum(np.vdot(gradient, direction[key]) for key, gradient in dense.items())
             step = _smooth_step(model, parts, direction, DIRECTION_STEP * np.sqrt(size))
             numeric[index] = _derivative(loss, direction, step)
@@ -384,6 +382,12 @@ def _side_by_side(windows: list[Window]) -> Window:
     }
     x, y, own_weights = (np.concatenate(arrays, axis=1) for arrays in (inputs, targets, weights))
     return Window(x, y, own_weights, np.concatenate(states, axis=2), by_stream)
+
+
+def _unit_direction(parameters: Parameters, generator: np.random.Generator) -> Parameters:
+    drawn = {name: generator.standard_normal(value.shape) for name, value in parameters.items()}
+    length = np.sqrt(sum(np.vdot(part, part) for part in drawn.values()))
+    return {name: part / length for name, part in drawn.items()}
 
 
 def _smooth_step(model: LanguageModel, window: Window, direction: Parameters, step: float) -> float:

@@ -509,9 +509,7 @@ def recur(
         found = {
             f"{name}{number}": value for number, way in enumerate(ways, 1) for name, value in way.gradients.items()
         }
-        gradients: Gradients = {
-            name: [(slice(0, len(value)), drop(value, masks.get(name), value))] for name, value in found.items()
-        }
+        gradients: Gradients = {name: whole(drop(value, masks.get(name), value)) for name, value in found.items()}
         return ways[0].dinputs, gradients
 
     return (ways[-1].s, np.stack([way.path[:, -1] for way in ways])), backward
@@ -836,6 +834,12 @@ def parameter_table(settings: ModelSettings) -> dict[str, Parameter]:
     return {**table, "V": Parameter((rows, H), H, "outputs"), "c": Parameter((rows,), role="outputs")}
 
 
+def dense_size(settings: ModelSettings) -> int:
+    """Count the numbers in X and W of all layers."""
+    dense = (shape for shape, fan_in, role, _ in parameter_table(settings).values() if fan_in and role == "dense")
+    return sum(map(math.prod, dense))
+
+
 def initialize(
     settings: ModelSettings, counts: Array, generator: np.random.Generator, dtype: DTypeLike = np.float32
 ) -> LanguageModel:
@@ -947,14 +951,13 @@ class Optimizer:
         weight_decay: float = 0.0,
     ) -> None:
         self.rule, self.momentum, self.weight_decay, self.owed = RULES[kind], momentum, weight_decay, 0.0
-        table, outputs = parameter_table(settings), TIED_RATE if settings.tied else OUTPUT_RATE
-        rates: dict[str, Any] = {
-            "dense": CELLS[settings.cell].rate,
-            "inputs": INPUT_RATE * word_rates(counts, power),  # (V,)
-            "outputs": outputs * word_rates(counts, power, settings.cutoffs),  # (V + J,)
-        }
-        self.rates: Parameters = {}  # for each parameter (rows,) or (rows, 1); none: all have the rule's
+        table, self.rates = parameter_table(settings), Parameters()  # (rows,) or (rows, 1); none: all have the rule's
         if self.rule.row_rates and power:
+            rates: dict[str, Any] = {
+                "dense": CELLS[settings.cell].rate,
+                "inputs": INPUT_RATE * word_rates(counts, power),  # (V,)
+                "outputs": (TIED_RATE if settings.tied else OUTPUT_RATE) * word_rates(counts, power, settings.cutoffs),
+            }
             for name, value in parameters.items():
                 rows = np.broadcast_to(rates[table[name].role], len(value))
                 self.rates[name] = rows.reshape(-1, *(1 for _ in value.shape[1:])).astype(value.dtype)
@@ -1002,7 +1005,7 @@ class Optimizer:
             return
         factor, self.owed = math.exp(-self.owed), 0.0
         tables = [parameters[name] for name in self.decaying]
-        blocks = [values for table in tables for _, values in _blocks([(slice(0, len(table)), table)])]
+        blocks = [values for table in tables for _, values in _blocks(whole(table))]
         work.each(lambda block: np.multiply(block, factor, out=block), blocks)
 
 
@@ -1013,8 +1016,7 @@ def average(mean: Parameters, parameters: Parameters, share: float, work: Worksp
         name, rows = block
         mean[name][rows] += mean[name].dtype.type(share) * (parameters[name][rows] - mean[name][rows])
 
-    wholes = {name: [(slice(0, len(value)), value)] for name, value in parameters.items()}
-    work.each(move, [(name, rows) for name, gradient in wholes.items() for rows, _ in _blocks(gradient)])
+    work.each(move, [(name, rows) for name, value in parameters.items() for rows, _ in _blocks(whole(value))])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1153,6 +1155,11 @@ def pieces(start: int, stop: int, count: int) -> list[slice]:
 def stream_groups(streams: int, hidden: int) -> list[slice]:
     """Cut B streams of H units into groups, each of which walks through a whole window on one thread."""
     return pieces(0, streams, max(1, min(streams // GROUP, streams * hidden // GROUP_NUMBERS)))
+
+
+def whole(values: Array) -> Gradient:
+    """Return a gradient that is given in all its rows, (rows, ...)."""
+    return [(slice(0, len(values)), values)]
 
 
 def _blocks(gradient: Gradient) -> Iterator[tuple[Any, Array]]:

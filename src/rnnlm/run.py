@@ -12,7 +12,6 @@ all of this in one call.
 
 from __future__ import annotations
 
-import math
 import secrets
 import shlex
 import threading
@@ -32,7 +31,7 @@ from rnnlm.clusters import choose_cutoffs
 from rnnlm.corpus import Corpus, Stage, TrainingText, encode, prepare, reopen, silent
 from rnnlm.curve import draw_curve
 from rnnlm.errors import DivergenceError, ModelError, SettingsError
-from rnnlm.model import LanguageModel, ModelSettings, Workspace, initialize, parameter_table
+from rnnlm.model import LanguageModel, ModelSettings, Workspace, dense_size, initialize
 from rnnlm.settings import SAVE_EVERY, NetworkSettings, RunSettings, SaveEvery, TrainingSettings
 from rnnlm.sources import STANDARD_INPUT, spooled
 from rnnlm.training import (
@@ -220,9 +219,7 @@ def _new_model(network: NetworkSettings, training: TrainingSettings, text: Train
         truncate=network.bptt_truncate,
         carry_state=network.carry_state,
     )
-    table = parameter_table(settings).values()
-    dense = sum(math.prod(parameter.shape) for parameter in table if parameter.fan_in and parameter.role == "dense")
-    cutoffs = choose_cutoffs(counts, network.hidden, positions, network.clusters, dense)
+    cutoffs = choose_cutoffs(counts, network.hidden, positions, network.clusters, dense_size(settings))
     return initialize(replace(settings, cutoffs=cutoffs), counts, np.random.default_rng(training.seed))
 
 

@@ -21,6 +21,7 @@ from rnnlm.corpus import Corpus
 from rnnlm.errors import DivergenceError, counted
 from rnnlm.model import (
     DECAY_STEPS,
+    NO_MASKS,
     RULES,
     Array,
     Dropout,
@@ -236,9 +237,10 @@ def _train_window(
     began = time.perf_counter()
     model = state.model
     assert state.states is not None  # `train` has seen to it
-    # A generator of its own for each window, so that a resumed run draws the same zeros.
-    generator = np.random.default_rng([settings.seed, state.epoch, state.window])
-    masks = draw_masks(model.settings, targets.shape[1], dropout(settings), generator, np.float32)
+    rates, masks = dropout(settings), NO_MASKS
+    if rates != Dropout():  # a generator of its own for each window, so that a resumed run draws the same zeros
+        generator = np.random.default_rng([settings.seed, state.epoch, state.window])
+        masks = draw_masks(model.settings, targets.shape[1], rates, generator, np.float32)
     weights = mean_weights(targets)
     predictions = int(np.count_nonzero(weights))
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as divergence, in a sentence
@@ -289,7 +291,7 @@ def _divergence(state: TrainingState, settings: TrainingSettings, what: str) -> 
     remedies = [f"lower --lr (now {state.learning_rate:g})"]
     remedies.append(f"--batch-size (now {settings.batch_size})")
     remedies.append(f"--clip (now {settings.clip:g})" if settings.clip else "give --clip 5")
-    remedies += ["lower --dropout"] if any(vars(dropout(settings)).values()) else []
+    remedies += ["lower --dropout"] if dropout(settings) != Dropout() else []
     return DivergenceError(
         f"training has diverged in epoch {state.epoch} at window {state.window}, as {what}: "
         f"{' or '.join(remedies)}, and train again"

@@ -97,7 +97,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "batch_size",
     "Sequences trained side by side.",
     TRAINING,
-    "8 to 64 by the text's size, at most 20 with layers or tying",
+    "8 to 64 by the text's size, at most 20 with several layers or --tied",
 )
 @setting(TrainingSettings, "optimizer", "Optimizer.", TRAINING)
 @setting(
