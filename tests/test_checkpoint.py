@@ -50,7 +50,7 @@ def origin():
     settings = RunSettings(("a.txt", "-"), ("b.txt",), 0.1, None, TextSettings(lowercase=True), words)
     settings = replace(settings, training=TRAINING)
     coverage = Coverage(sentences=4, words=11, types=3, vocabulary=5, unknown=0)
-    record = Record(3, 7, 13.5, 12.5, None, 0.00075, 1.5, 1000)
+    record = Record(3, 7, 13.5, None, 12.5, None, 0.00075, 1.5, 1000)
     return Origin("a run", None, settings, ("lr",), ("one", "two"), coverage, 3, 7, 12.5, (record,))
 
 
@@ -218,7 +218,7 @@ def test_nothing_is_pickled(best):
     archive = np.load(io.BytesIO(best.read_bytes()), allow_pickle=False)
     assert all(archive[name].dtype.kind in "fiu" for name in archive.files)
     about = json.loads(archive["rnnlm"].tobytes())
-    assert (about["format"], about["version"]) == ("rnnlm model", 3)
+    assert (about["format"], about["version"]) == ("rnnlm model", 4)
 
 
 def test_training_is_read_as_it_was_written(tmp_path, model, vocabulary, saved):

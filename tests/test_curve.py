@@ -12,7 +12,7 @@ figure = pytest.importorskip("matplotlib.figure")
 
 def record(epoch, window, train, valid):
     """Return an evaluation."""
-    return Record(epoch, window, train, valid, None, 0.1, 1.0, 100)
+    return Record(epoch, window, train, train, valid, None, 0.1, 1.0, 100)
 
 
 @pytest.fixture

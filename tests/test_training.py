@@ -69,7 +69,7 @@ def test_training_learns():
     assert state.best_perplexity < unigram / 3
     evaluations = [event for event in events if isinstance(event, Evaluation)]
     assert [event.record for event in evaluations] == state.history
-    assert {"epoch", "train_perplexity", "valid_perplexity", "learning_rate", *TIMINGS} <= set(vars(state.history[0]))
+    assert {"epoch", "train_perplexity", "running_perplexity", "valid_perplexity", "learning_rate", *TIMINGS} <= set(vars(state.history[0]))
     assert evaluations[0].improved
     seen = sum(event.predictions for event in events if isinstance(event, Progress) and event.epoch == 1)
     assert seen == corpus.predictions

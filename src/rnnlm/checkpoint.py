@@ -36,7 +36,7 @@ from rnnlm.training import AVERAGE_STEPS, Record, TrainingState, make_optimizer
 from rnnlm.vocabulary import Vocabulary
 
 FORMAT = "rnnlm model"
-VERSION = 3
+VERSION = 4
 WORD_BYTES = 256  # of words in a file, the average that a reader accepts; a text of longer words has few of them
 SPARE_BYTES = 2**26  # and so many more
 ORTHOGRAPHY_BYTES = 2**25  # of the words that Punkt has seen in the first four million characters of a text

@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,6 +107,11 @@ class Corpus:
     def words(self) -> int:
         """The number of words, ends of sentences not among them."""
         return self.predictions - self.sentences
+
+    def beginning(self, predictions: int) -> "Corpus":
+        """Return the first sentences, of at least so many predictions, if there are; other counts stay the whole's."""
+        sentences = min(int(np.searchsorted(self.offsets, predictions)), self.sentences)
+        return replace(self, ids=self.ids[: self.offsets[sentences]], offsets=self.offsets[: sentences + 1])
 
     def coverage(self, vocabulary: Vocabulary) -> Coverage:
         """Tell how the text and the vocabulary that it was encoded with fit."""

@@ -29,17 +29,17 @@ def draw_curve(history: Sequence[Record], path: Path) -> str | None:
     axes = figure.subplots()
     whole = max(record.window for record in history)  # windows of an epoch
     epochs = [record.epoch - 1 + min(record.window / whole, 1) for record in history]
-    training, validation = (
-        [getattr(record, name) for record in history] for name in ("train_perplexity", "valid_perplexity")
-    )
-    axes.plot(epochs, training, marker=".", label="training, mean over the epoch")
+    validation = [record.valid_perplexity for record in history]
+    known = {at: record.train_perplexity for at, record in zip(epochs, history, strict=True) if record.train_perplexity}
+    axes.plot(list(known), list(known.values()), marker=".", label="training")
     axes.plot(epochs, validation, marker=".", label="validation")
     best = min(range(len(history)), key=validation.__getitem__)
     axes.plot(
         epochs[best], validation[best], "o", mfc="none", ms=10, color="black", label=f"best: {validation[best]:.2f}"
     )
     axes.set(xlabel="epoch", ylabel="perplexity", yscale="log", xlim=(0, 1.03 * max(1, epochs[-1])))
-    _set_ticks(axes, min(training + validation), max(training + validation))
+    shown = [*validation, *known.values()]
+    _set_ticks(axes, min(shown), max(shown))
     axes.grid(alpha=0.3)
     axes.legend()
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ from rnnlm.settings import Count, Natural, NetworkSettings, NotNegative, Perplex
 RATE_POWER = 0.5  # of rules whose rates follow word frequencies: measured, see docs/benchmarks.md
 AVERAGE_STEPS = DECAY_STEPS  # steps from one that enters the average of weights to the next: no decay is owed then
 FADING = 4  # the average's weights grow as the fourth power of the step: the last fifth of all has two thirds of it
+WORSE = 1.003  # a validation perplexity that is higher than another by this factor has risen
 RECENT = 50  # windows over which the loss is averaged before it is called divergent
 
 
@@ -91,7 +92,8 @@ class Record(Checked):
 
     epoch: Count
     window: Natural  # windows of this epoch that were done
-    train_perplexity: Positive  # over this epoch's training text so far
+    running_perplexity: Positive  # over this epoch's training text so far, by the weights and the dropout of each window
+    train_perplexity: Positive | None  # without dropout, over a part of the training text; None: within an epoch
     valid_perplexity: Positive  # over the validation text
     valid_perplexity_excluding_unknown: Positive | None  # over its predictions of known words; None: it has none
     learning_rate: NotNegative  # of the steps before
@@ -171,6 +173,7 @@ class Evaluation:
     record: Record
     improved: bool  # whether this is the best model so far
     epoch_done: bool
+    overfitting: bool = False  # whether the training perplexity has fallen in this epoch, and that of validation risen
 
 
 def train(
@@ -187,6 +190,7 @@ def train(
     `evaluating` is told the number of predictions that an evaluation has made since its last call; `unknown_id` is that
     of `<unk>`, if unknown words are to be told apart.
 
+    At the end of an epoch the training text is evaluated as well: its beginning, as long as `valid`.
     Ends when `finished` says so. Raises DivergenceError when the loss is no longer a number, or ten times as perplexed
     over many windows as at the first one; the state is then that before the offending step.
     """
@@ -201,8 +205,10 @@ def train(
                 began = time.perf_counter()
                 state.optimizer.decay(state.model.parameters, work)
                 score = perplexity(state.result, valid, work, unknown_id=unknown_id, progress=evaluating)
-                improved = _evaluated(state, settings, score, time.perf_counter() - began, at_end)
-                yield Evaluation(state.history[-1], improved, at_end)
+                part, many = corpus.beginning(valid.predictions), epoch.streams
+                known = perplexity(state.result, part, work, streams=many).perplexity if at_end else None
+                improved = _evaluated(state, settings, score, known, time.perf_counter() - began)
+                yield Evaluation(state.history[-1], improved, at_end, at_end and overfitting(state.history))
             if at_end:
                 break
             predictions = _train_window(state, settings, *epoch[state.window], work)
@@ -298,8 +304,24 @@ def _divergence(state: TrainingState, settings: TrainingSettings, what: str) -> 
     )
 
 
-def _evaluated(state: TrainingState, settings: TrainingSettings, score: Score, seconds: float, at_end: bool) -> bool:
-    """Record a perplexity, and let the learning rate follow at an epoch's end. Says whether it is the best."""
+def overfitting(history: Sequence[Record]) -> bool:
+    """Say whether the perplexity in validation has risen, and that in training fallen, since the epoch before."""
+    epochs = [record for record in history if record.train_perplexity is not None]
+    if len(epochs) < 2:
+        return False
+    before, now = epochs[-2:]
+    assert before.train_perplexity is not None and now.train_perplexity is not None
+    return now.train_perplexity < before.train_perplexity and now.valid_perplexity > before.valid_perplexity * WORSE
+
+
+def _evaluated(
+    state: TrainingState, settings: TrainingSettings, score: Score, train_perplexity: float | None, seconds: float
+) -> bool:
+    """Record perplexities, and let the learning rate follow at an epoch's end. Says whether it is the best model.
+
+    `train_perplexity` is None within an epoch.
+    """
+    at_end = train_perplexity is not None
     value, known = score.perplexity, score.perplexity_excluding_unknown
     if not math.isfinite(value) or not all(np.isfinite(array).all() for array in state.result.parameters.values()):
         raise _divergence(state, settings, "the model, or its validation perplexity, is no longer a number")
@@ -310,7 +332,8 @@ def _evaluated(state: TrainingState, settings: TrainingSettings, score: Score, s
         Record(
             epoch=state.epoch,
             window=state.window,
-            train_perplexity=math.exp(min(state.loss_sum / state.predictions, 700)),
+            running_perplexity=math.exp(min(state.loss_sum / state.predictions, 700)),
+            train_perplexity=train_perplexity,
             valid_perplexity=value,
             valid_perplexity_excluding_unknown=known if math.isfinite(known) else None,
             learning_rate=state.learning_rate,

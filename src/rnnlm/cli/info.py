@@ -183,10 +183,15 @@ def _training(saved: SavedModel) -> dict[str, str]:
 def _evaluation(record: Record, best: bool) -> str:
     known = record.valid_perplexity_excluding_unknown
     return (
-        f"{'*' if best else ' '} {record.epoch:>5}{record.window:>8,}{record.train_perplexity:>10.2f}"
+        f"{'*' if best else ' '} {record.epoch:>5}{record.window:>8,}{_training_figure(record):>10.2f}"
         f"{record.valid_perplexity:>12.2f}{'none' if known is None else f'{known:.2f}':>15}"
         f"{record.learning_rate:>9.1e}{record.seconds:>8,.0f}{record.words_per_second:>9,}"
     )
+
+
+def _training_figure(record: Record) -> float:
+    """Return the perplexity in training: within an epoch only that with dropout is known."""
+    return record.train_perplexity or record.running_perplexity
 
 
 def _clean(words: Iterable[str]) -> list[str]:

@@ -148,8 +148,8 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: bool, log: str | None, **_: Any) -> None:
     """Train a model on CORPUS: one or more texts, plain or gzip, or - for standard input.
 
-    Each epoch's line has the perplexity in training and in validation (* the best so far; known: excluding unknown
-    words), the learning rate, the seconds of training and words per second. Ctrl-C saves, and --resume goes on; only
+    Each epoch's line has the perplexity on a part of the training text and in validation (* the best so far; known:
+    excluding unknown words), the learning rate, the seconds of training and words per second. Ctrl-C saves, and --resume goes on; only
     --epochs and --patience may then change.
     """
     from rnnlm.api import train
@@ -308,6 +308,7 @@ class _Bars:
         self.epoch, self.windows = 0, 1
         self.bar: tqdm[Any] | None = None
         self.evaluation: tqdm[Any] | None = None
+        self.warned = False  # of overfitting, which is said once
 
     def close(self) -> None:
         for shown in (self.bar, self.evaluation):
@@ -342,13 +343,17 @@ class _Bars:
         done = record.epoch - 1 + record.window / self.windows
         line = (
             f"epoch {f'{record.epoch:>2}' if event.epoch_done else f'{done:.2f}'}"
-            f"  train {_figure(record.train_perplexity):>5}  valid {_figure(record.valid_perplexity):>5} "
+            f"  train {_figure(record.train_perplexity or record.running_perplexity):>5}  valid {_figure(record.valid_perplexity):>5} "
             f"{'*' if event.improved else ' '}{f'  known {known}' if known else ''}  lr {record.learning_rate:.1e}"
             f"  {_duration(record.seconds)}"
         )
         speed = record.words_per_second
         speeds = (f"{speed:,} words/s", f"{speed:,}/s", f"{speed / 1000:.0f}k/s")
         say(f"{line}  {next((text for text in speeds if len(line) + 2 + len(text) <= WIDTH), speeds[-1])}")
+        if event.overfitting and not self.warned:
+            self.warned = True
+            now = f"a higher --dropout than {rate:g}" if (rate := self.run.settings.dropout) else "--dropout 0.3"
+            warn(f"the model overfits: it improves on the training text and not in validation; {now} may help.")
 
 
 class _Stop:
