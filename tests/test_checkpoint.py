@@ -48,10 +48,10 @@ def origin():
     """Return where a model may come from, with settings of every kind."""
     words = VocabularySettings(vocab_size=None, min_count=2, vocab=Path("words.txt"))
     settings = RunSettings(("a.txt", "-"), ("b.txt",), 0.1, None, TextSettings(lowercase=True), words)
-    settings = replace(settings, training=TRAINING)
+    settings = replace(settings, training=TRAINING, chosen=("lr",))
     coverage = Coverage(sentences=4, words=11, types=3, vocabulary=5, unknown=0)
     record = Record(3, 7, 13.5, None, 12.5, None, 0.00075, 1.5, 1000)
-    return Origin("a run", None, settings, ("lr",), ("one", "two"), coverage, 3, 7, 12.5, (record,))
+    return Origin("a run", None, settings, ("one", "two"), coverage, 3, 7, 12.5, (record,))
 
 
 @pytest.fixture

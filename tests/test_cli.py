@@ -20,9 +20,9 @@ from rnnlm.checkpoint import ModelFolder
 from rnnlm.cli import COMMANDS, STOP_SIGNALS, commands, main
 from rnnlm.cli.options import given
 from rnnlm.cli.train import train as train_command
+from rnnlm.defaults import choose
 from rnnlm.model import CELLS, RULES
-from rnnlm.settings import NetworkSettings, RunSettings
-from rnnlm.training import default_batch_size
+from rnnlm.settings import CHOSEN, RunSettings
 
 ROOT = Path(__file__).parent.parent
 SENTENCE = re.compile(r"Error: .*[^.]\.\n\Z")  # what a user's mistake prints: one line, one full stop, nothing else
@@ -250,6 +250,41 @@ def test_recipes_are_accepted(run, corpus, name):
     assert {key: made["training"][key.replace("-", "_")] for key in rates} == rates
 
 
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("demo.toml", "small.toml")])
+def test_recipes_leave_nothing_to_the_size_of_the_text(name):
+    """A recipe is the same training on any text, now and when defaults have changed."""
+    with (ROOT / "configs" / name).open("rb") as file:
+        options = {key.replace("-", "_"): value for key, value in tomllib.load(file).items()}
+    settings = RunSettings.of("text.txt", options)
+    assert set(settings.chosen) <= {"rate_power", "dropout_state"}
+    assert settings.network == choose(settings, 10**5, 10_000).network
+    assert choose(settings, 10**4, 10_000) == choose(settings, 10**7, 10_000)
+
+
+def test_recipes_go_by_their_names(run, corpus):
+    """--config takes the name of a shipped recipe; a file of that name in this folder is ./tutorial."""
+    code, _, err = run("train", corpus, "--config", "tutorial", "--hidden", 4, "--epochs", 1)
+    assert code == 0, err
+    assert json.loads(run("info", "--json")[1])["training"]["lr"] == 0.005
+    Path("tutorial").write_text("lr = 0.5\n")
+    code, _, err = run("train", corpus, "--config", "./tutorial", "--hidden", 4, "--epochs", 1, "--overwrite")
+    assert code == 0, err
+    assert json.loads(run("info", "--json")[1])["training"]["lr"] == 0.5
+    code, _, err = run("train", corpus, "--config", "tutoral", "--overwrite")
+    assert code == 2
+    assert "tutoral: cannot be read" in err
+    assert "mikolov2010" in err
+    assert all(name.removesuffix(".toml") in run("train", "--help")[1] for name in RECIPES)
+
+
+def test_a_switch_of_a_recipe_can_be_unset(run, corpus):
+    """What a file sets, --no-... unsets."""
+    Path("tied.toml").write_text("tied = true\ncell = 'lstm'\n")
+    code, _, err = run("train", corpus, *SMALL, "--config", "tied.toml", "--no-tied")
+    assert code == 0, err
+    assert json.loads(run("info", "--json")[1])["model"]["tied"] is False
+
+
 def test_the_example_of_the_readme_is_accepted(run, corpus):
     """The network that README.md asks for is one."""
     (example,) = re.findall(r"^rnnlm train corpus\.txt (--cell .*)$", (ROOT / "README.md").read_text("utf-8"), re.M)
@@ -265,7 +300,7 @@ def test_recipes_convert_the_rates_of_others():
         assert read[name]["clip"] * read[name]["bptt"] == pytest.approx(5, rel=1e-3)
     example = read["word-language-model.toml"]
     assert example["lr"] * example["batch-size"] * example["bptt"] == pytest.approx(20, rel=2e-3)
-    for name in ("tutorial.toml", "mikolov-2010.toml", "word-language-model.toml", "zaremba-small.toml"):
+    for name in ("tutorial.toml", "mikolov2010.toml", "word-language-model.toml", "zaremba-small.toml"):
         assert read[name]["rate-power"] == 0
 
 
@@ -273,7 +308,7 @@ def test_defaults_are_the_same_in_library_and_command_line():
     """A run with no option has the settings that a Python user gets who names a text and nothing else."""
     context = train_command.make_context("train", ["corpus.txt"])
     assert given(context) == {"corpus": ("corpus.txt",)}
-    assert RunSettings.of("corpus.txt", {}) == RunSettings(("corpus.txt",))
+    assert RunSettings.of("corpus.txt", {}) == RunSettings(("corpus.txt",), chosen=CHOSEN)
     for name, value in context.params.items():
         groups = [RunSettings(("corpus.txt",)), *(group() for group in RunSettings.groups().values())]
         for owner in groups:
@@ -281,13 +316,19 @@ def test_defaults_are_the_same_in_library_and_command_line():
                 assert getattr(owner, name) == value, name
 
 
-def test_default_batch_sizes_leave_steps_enough():
-    """A short text is read by a few streams, a long one by 64; between them an epoch has 200 steps."""
-    assert default_batch_size(NetworkSettings(), 1_000, 35) == 8
-    assert default_batch_size(NetworkSettings(), 929_589, 35) == 64
-    assert default_batch_size(NetworkSettings(layers=2), 929_589, 35) == 20
-    assert default_batch_size(NetworkSettings(tied=True), 929_589, 35) == 20
-    streams = default_batch_size(NetworkSettings(), 219_600, 35)
+@pytest.mark.parametrize(
+    ("options", "predictions", "streams"),
+    [({}, 1_000, 8), ({}, 929_589, 64), ({"layers": 2}, 929_589, 20), ({"cell": "lstm"}, 929_589, 20)],
+)
+def test_default_batch_sizes_leave_steps_enough(options, predictions, streams):
+    """A short text is read by a few streams, a long one by 64, or by 20 with several layers or tied tables."""
+    chosen = choose(RunSettings.of("text.txt", options), predictions, 10_000)
+    assert chosen.training.batch_size == streams
+
+
+def test_between_them_an_epoch_has_200_steps():
+    """So a text of a fifth of the treebank has 31 streams."""
+    streams = choose(RunSettings.of("text.txt", {}), 219_600, 8_000).training.batch_size
     assert 219_600 / (35 * streams) == pytest.approx(200, rel=0.05)
 
 

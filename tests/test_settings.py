@@ -147,8 +147,10 @@ def test_neutral_values_of_options_without_effect_are_allowed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tied": True, "embedding": 50}, "--tied has one table of words for both, and --embedding is 50"),
-        ({"tied": True, "embedding": 50, "hidden": 60}, "where --hidden is 60; leave --embedding out"),
+        (
+            {"tied": True, "embedding": 50, "hidden": 60},
+            "--embedding is 50 where --hidden is 60; leave",
+        ),
         ({"dropout_hidden": 0.1}, "--dropout-hidden is between layers and has no effect on one"),
         (
             {"dropout": 0.1, "dropout_input": 0.2, "dropout_output": 0.0},
@@ -158,6 +160,7 @@ def test_neutral_values_of_options_without_effect_are_allowed():
             {"dropout": 0.1, "dropout_input": 0.2, "dropout_hidden": 0.1, "dropout_output": 0.0, "layers": 2},
             "--dropout has no effect beside --dropout-input and --dropout-hidden and --dropout-output",
         ),
+        ({"dropout_state": 0.3, "carry_state": False}, "--dropout-state has no effect without --carry-state"),
         ({"cell": "rnn"}, "--cell is 'rnn'; it takes one of elman, relu, gru, lstm"),
         ({"layers": 0}, "--layers is 0; it takes a whole number from 1 up to 100"),
         ({"dropout_weights": 1}, "--dropout-weights is 1; it takes a number from 0 to below 1"),

@@ -9,12 +9,13 @@ import pytest
 
 from conftest import corpus_of
 from rnnlm.checkpoint import ModelFolder, Origin, SavedModel, load_saved, save_training
+from rnnlm.defaults import choose
 from rnnlm.errors import DivergenceError, SettingsError
 from rnnlm.model import RULES, ModelSettings, Workspace, initialize
 from rnnlm.scoring import perplexity
-from rnnlm.settings import NetworkSettings, RunSettings, TrainingSettings
+from rnnlm.settings import RunSettings, TrainingSettings
 from rnnlm.text import Tokenizer
-from rnnlm.training import Evaluation, Progress, TrainingState, finished, resolved, train
+from rnnlm.training import Evaluation, Progress, Record, TrainingState, finished, overfitting, train
 from rnnlm.vocabulary import Vocabulary
 
 SUBJECTS, VERBS = ("the cat", "a dog", "the old cat", "my dog"), ("sleeps", "eats", "sees the cat", "hears a dog")
@@ -31,10 +32,15 @@ def vocabulary():
     return Vocabulary.from_counts(counts, len(SENTENCES))
 
 
+def open_chosen(settings):
+    """Return settings with nothing left open."""
+    return choose(RunSettings(("a.txt",), training=settings), 100, 20).training
+
+
 def begin(settings, carry_state=False, truncate=None, hidden=8):
     """Return a fresh state, the corpora and the vocabulary."""
     words = vocabulary()
-    settings = resolved(settings, NetworkSettings(), 100)
+    settings = open_chosen(settings)
     model_settings = ModelSettings(len(words), hidden, truncate=truncate, carry_state=carry_state)
     model = initialize(model_settings, words.counts, np.random.default_rng(settings.seed))
     state = TrainingState.begin(model, settings, words.counts)
@@ -69,8 +75,10 @@ def test_training_learns():
     assert state.best_perplexity < unigram / 3
     evaluations = [event for event in events if isinstance(event, Evaluation)]
     assert [event.record for event in evaluations] == state.history
-    assert {"epoch", "train_perplexity", "running_perplexity", "valid_perplexity", "learning_rate", *TIMINGS} <= set(vars(state.history[0]))
+    names = {"epoch", "train_perplexity", "running_perplexity", "valid_perplexity", "learning_rate"}
+    assert names | TIMINGS <= set(vars(state.history[0]))
     assert evaluations[0].improved
+    assert all(record.train_perplexity < record.valid_perplexity * 1.5 for record in state.history)
     seen = sum(event.predictions for event in events if isinstance(event, Progress) and event.epoch == 1)
     assert seen == corpus.predictions
 
@@ -91,8 +99,8 @@ def test_resuming_is_exact_from_any_event(tmp_path, carry_state, window, truncat
     """Saved at any event and loaded again, training ends with the same bytes and the same history."""
     settings = TrainingSettings(bptt=window, batch_size=4, epochs=3, eval_every=4, **how)
     state, corpus, valid, words = begin(settings, carry_state, truncate)
-    chosen = resolved(settings, NetworkSettings(), 100)
-    origin = Origin("a run", None, RunSettings(("-",), training=chosen), (), ("", ""), corpus.coverage(words))
+    chosen = open_chosen(settings)
+    origin = Origin("a run", None, RunSettings(("-",), training=chosen), ("", ""), corpus.coverage(words))
     saved = SavedModel(state.model, words, Tokenizer(), origin)
     folder = ModelFolder(tmp_path)
     total = len(list(train(copy.deepcopy(state), settings, corpus, valid, Workspace())))
@@ -287,3 +295,15 @@ def test_clipping_bounds_the_step():
     next(train(state, settings, corpus, valid, Workspace()))
     moved = sum(np.sum((state.model.parameters[name] - before[name]) ** 2.0) for name in before)
     assert np.sqrt(moved) == pytest.approx(0.01 * 6 * 4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("trained", "valid", "expected"),
+    [((9, 8), (7, 7.1), True), ((9, 9.1), (7, 7.1), False), ((9, 8), (7, 7.01), False), ((9,), (7,), False)],
+)
+def test_overfitting_is_a_fall_in_training_and_a_rise_in_validation(trained, valid, expected):
+    """It is told from one epoch to the next; what was evaluated within them has no part in it."""
+    history = []
+    for epoch, (one, other) in enumerate(zip(trained, valid, strict=True), 1):
+        history += [Record(epoch, 1, 5, None, 99, None, 0.1, 1, 1), Record(epoch, 2, 5, one, other, None, 0.1, 1, 1)]
+    assert overfitting(history) == expected

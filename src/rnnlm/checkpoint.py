@@ -58,7 +58,6 @@ class Origin(Checked):
     run: str  # a random name, which all files of a run share
     replaces: str | None  # the run whose files were here when this one began
     settings: RunSettings  # with what was chosen in the place of None
-    chosen: tuple[str, ...]  # the names of the training settings that were not given
     keys: tuple[str, str]  # of the encoded corpora, training and validation
     coverage: Coverage  # of the training text
     epoch: Natural = 0  # 0: not trained yet

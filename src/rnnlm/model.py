@@ -98,7 +98,7 @@ class LanguageModel:
     ) -> tuple[tuple[Array, Array], Callable[[Array], Gradients]]:
         """Read words x (T, B) from the states before (L, M, B, H): s (T, B, H), the states after, and backward."""
         settings, find = self.settings, self.parameters.get
-        keep = (x != SENTENCE_END) | settings.carry_state  # (T, B)
+        keep = (x != SENTENCE_END) | masks.get("keep", settings.carry_state)  # (T, B)
         U = self.parameters["V"][len(settings.cutoffs) :] if settings.tied else self.parameters["U"]
         rows, embed_backward = embed(x, U, masks.get("rows"), work)
         layers = [Layer(*(find(f"{name}{number}") for name in "XWb")) for number in range(1, settings.layers + 1)]
@@ -782,6 +782,7 @@ def draw_masks(
 
     A stream has the same zeros at all steps of the window (Gal and Ghahramani 2016), and W the same in all streams
     (Merity et al. 2018). Names are "rows" (B, D), "s1" and so on (B, H), "W1" and so on, each if it has a rate.
+    There may be one more, of booleans: "keep" (T, B), whether a sentence that begins there keeps the carried state.
     """
     B, H, L = streams, settings.hidden, settings.layers
     wanted: dict[str, tuple[tuple[int, ...], float]] = {

@@ -25,13 +25,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from rnnlm.checking import fit_option, flag
+from rnnlm.checking import fit_option, flag, kinds
 from rnnlm.checkpoint import ModelFolder, Origin, SavedModel, load_model, load_training, save_model, save_training
 from rnnlm.clusters import choose_cutoffs
 from rnnlm.corpus import Corpus, Stage, TrainingText, encode, prepare, reopen, silent
 from rnnlm.curve import draw_curve
+from rnnlm.defaults import choose, model_settings
 from rnnlm.errors import DivergenceError, ModelError, SettingsError
-from rnnlm.model import LanguageModel, ModelSettings, Workspace, dense_size, initialize
+from rnnlm.model import LanguageModel, Workspace, dense_size, initialize
 from rnnlm.settings import SAVE_EVERY, NetworkSettings, RunSettings, SaveEvery, TrainingSettings
 from rnnlm.sources import STANDARD_INPUT, spooled
 from rnnlm.training import (
@@ -40,7 +41,6 @@ from rnnlm.training import (
     TrainingState,
     epoch_windows,
     finished,
-    resolved,
     train,
 )
 
@@ -179,12 +179,12 @@ def begin(
     if known is not None:
         settings = _of_known(settings, known)
     text, valid = _read_texts(folder, settings, (None, None), known, processes, stage)
-    training, counts = resolved(settings.training, settings.network, text.train.predictions), text.vocabulary.counts
+    settings = choose(settings, text.train.predictions, len(text.vocabulary))
+    training, counts = settings.training, text.vocabulary.counts
     origin = Origin(
         run=secrets.token_hex(8),
         replaces=folder.run_to_replace(),
-        settings=_absolute(replace(settings, training=training)),
-        chosen=tuple(name for name, value in vars(settings.training).items() if value is None),
+        settings=_absolute(settings),
         keys=(text.train.key, valid.key),
         coverage=text.train.coverage(text.vocabulary),
     )
@@ -207,18 +207,9 @@ def _of_known(settings: RunSettings, known: SavedModel) -> RunSettings:
 def _new_model(network: NetworkSettings, training: TrainingSettings, text: TrainingText) -> LanguageModel:
     """Return a model of random weights for the words of a text."""
     counts = text.vocabulary.counts
-    assert training.batch_size is not None  # as `resolved` has seen to
+    assert training.batch_size is not None  # as `choose` has seen to
     positions = training.batch_size * (training.bptt or text.train.predictions // text.train.sentences)
-    settings = ModelSettings(
-        words=len(text.vocabulary),
-        hidden=network.hidden,
-        cell=network.cell,
-        layers=network.layers,
-        embedding=network.embedding,
-        tied=network.tied,
-        truncate=network.bptt_truncate,
-        carry_state=network.carry_state,
-    )
+    settings = model_settings(network, len(text.vocabulary))
     cutoffs = choose_cutoffs(counts, network.hidden, positions, network.clusters, dense_size(settings))
     return initialize(replace(settings, cutoffs=cutoffs), counts, np.random.default_rng(training.seed))
 
@@ -294,10 +285,11 @@ def _changes(origin: Origin, given: Mapping[str, Any]) -> dict[str, Any]:
         owner = next((group for group in groups if name in {item.name for item in fields(group)}), None)
         if owner is None:
             raise SettingsError(f"there is no option {name!r}; rnnlm train --help lists them")
-        before, now = getattr(owner, name), getattr(replace(owner, **{name: value}), name)
+        before, now = getattr(owner, name), fit_option(kinds(type(owner))[name], value, name)
         now = now.absolute() if isinstance(now, Path) else now
         if now != before and value is not None:
-            was = f"not given ({before})" if name in origin.chosen else "not given" if before in (None, ()) else before
+            was = "not given" if before in (None, ()) else before
+            was = f"not given ({before})" if name in origin.settings.chosen else was
             now = " ".join(now) if isinstance(now, tuple) else now
             message = f"{flag(name)} is {now} here and was {was} when this training began"
             raise SettingsError(f"{message}; leave it out to resume, or train anew with --overwrite")

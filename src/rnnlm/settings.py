@@ -28,6 +28,13 @@ Probability = Annotated[float, Range(0, 1, below=True)]
 NotNegative = Annotated[float, Range(0, 1e30)]
 
 
+# What rnnlm chooses by the cell and the size of the text where it is not given: see `defaults`.
+CHOSEN = (
+    *("hidden", "tied", "carry_state"),
+    *("batch_size", "lr", "rate_power", "dropout", "dropout_state", "weight_decay", "average", "epochs", "lr_decay"),
+)
+
+
 def cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -75,12 +82,6 @@ class NetworkSettings(Settings):
     bptt_truncate: Natural | None = None  # K; None: to the window's first step
     carry_state: bool = False  # from sentence to sentence, in text order
 
-    def check(self) -> None:
-        """Refuse what contradicts itself."""
-        if self.tied and self.embedding not in (None, self.hidden):
-            message = f"--tied has one table of words for both, and --embedding is {self.embedding}"
-            raise SettingsError(f"{message} where --hidden is {self.hidden}; leave --embedding out")
-
 
 @dataclass(frozen=True)
 class TrainingSettings(Settings):
@@ -97,6 +98,7 @@ class TrainingSettings(Settings):
     dropout_hidden: Probability | None = None  # between layers; None: as `dropout`
     dropout_output: Probability | None = None  # of outputs; None: as `dropout`
     dropout_weights: Probability = 0.0  # of each layer's recurrent weights
+    dropout_state: Share = 0.0  # of sentences that begin with a state of zero, where it is carried
     weight_decay: NotNegative = 0.0  # of half the squared norm of U and V, beside the mean loss
     average: bool = False  # evaluate and keep a running mean of the weights
     clip: NotNegative = 5.0  # greatest joint norm of the gradients of the mean loss; 0: none
@@ -182,6 +184,7 @@ class RunSettings(Settings):
     vocabulary: VocabularySettings = field(default_factory=VocabularySettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    chosen: tuple[str, ...] = ()  # those of CHOSEN that were not given, and that rnnlm may choose
 
     def check(self) -> None:
         """Refuse what contradicts itself or has no effect."""
@@ -189,7 +192,11 @@ class RunSettings(Settings):
             raise SettingsError("there is no text to train on; name one, or - for standard input")
         if (self.corpus + self.valid).count(STANDARD_INPUT) > 1:
             raise SettingsError("standard input is one text; name a file for the other of CORPUS and --valid")
-        reach, window = self.network.bptt_truncate, self.training.bptt
+        network, known = self.network, self.initial is not None or "hidden" in self.chosen
+        if network.tied and not known and network.embedding not in (None, network.hidden):
+            message = f"--tied has one table of words for both, and --embedding is {network.embedding}"
+            raise SettingsError(f"{message} where --hidden is {network.hidden}; leave --embedding out")
+        reach, window = network.bptt_truncate, self.training.bptt
         if self.initial is None and reach is not None and window and reach >= window - 1:
             message = f"--bptt-truncate {reach} has no effect in windows of --bptt {window} steps"
             raise SettingsError(f"{message}; {'give a smaller one, or ' if reach else ''}leave it out")
@@ -198,11 +205,15 @@ class RunSettings(Settings):
 
     def check_dropout(self) -> None:
         """Refuse rates without effect in the network, which with `initial` is known only when that model is read."""
-        training, several = self.training, self.network.layers > 1
+        training, network = self.training, self.network
+        several = network.layers > 1
         if training.dropout_hidden and not several:
             raise SettingsError("--dropout-hidden is between layers and has no effect on one; leave it out")
+        given = training.dropout and "dropout" not in self.chosen
         own = ("dropout_input", *(["dropout_hidden"] if several else []), "dropout_output")
-        if training.dropout and all(getattr(training, name) is not None for name in own):
+        if training.dropout_state and not network.carry_state and "carry_state" not in self.chosen:
+            raise SettingsError("--dropout-state has no effect without --carry-state; give both, or leave it out")
+        if given and all(getattr(training, name) is not None for name in own):
             message = f"--dropout has no effect beside {' and '.join(map(flag, own))}"
             raise SettingsError(f"{message}; leave one of them out")
 
@@ -224,6 +235,8 @@ class RunSettings(Settings):
         another that is given too.
         """
         rest, parts = dict(given), {}
+        decided = vars(NetworkSettings()) if given.get("initial") is not None else {}
+        chosen = tuple(name for name in CHOSEN if name not in given and name not in decided)
         for name, group in cls.groups().items():
             own = [item.name for item in fields(group) if item.name in rest]  # type: ignore[arg-type]  # a dataclass
             parts[name] = group(**{key: rest.pop(key) for key in own})
@@ -233,7 +246,7 @@ class RunSettings(Settings):
         unknown = [name for name in rest if name not in ("valid", "valid_fraction", "initial")]
         if unknown:
             raise SettingsError(f"there is no option {unknown[0]!r}; rnnlm train --help lists them")
-        settings = cls(corpus, **rest, **parts)  # type: ignore[arg-type]  # the constructor checks
+        settings = cls(corpus, chosen=chosen, **rest, **parts)  # type: ignore[arg-type]  # the constructor checks
         for name, other in (("valid_fraction", "valid"), ("vocab_size", "vocab"), ("min_count", "vocab")):
             if name in given and (settings.valid if other == "valid" else settings.vocabulary.vocab):
                 raise SettingsError(f"{flag(name)} has no effect beside {flag(other)}; leave one of them out")

@@ -18,14 +18,15 @@ import numpy as np
 from rnnlm.batches import Windows, windows
 from rnnlm.checking import Checked, Unfit
 from rnnlm.corpus import Corpus
+from rnnlm.defaults import rule
 from rnnlm.errors import DivergenceError, counted
 from rnnlm.model import (
     DECAY_STEPS,
     NO_MASKS,
-    RULES,
     Array,
     Dropout,
     LanguageModel,
+    Masks,
     Optimizer,
     Parameters,
     Workspace,
@@ -35,42 +36,12 @@ from rnnlm.model import (
     mean_weights,
 )
 from rnnlm.scoring import Score, perplexity
-from rnnlm.settings import Count, Natural, NetworkSettings, NotNegative, Perplexity, Positive, TrainingSettings
+from rnnlm.settings import Count, Natural, NotNegative, Perplexity, Positive, TrainingSettings
 
-RATE_POWER = 0.5  # of rules whose rates follow word frequencies: measured, see docs/benchmarks.md
 AVERAGE_STEPS = DECAY_STEPS  # steps from one that enters the average of weights to the next: no decay is owed then
 FADING = 4  # the average's weights grow as the fourth power of the step: the last fifth of all has two thirds of it
 WORSE = 1.003  # a validation perplexity that is higher than another by this factor has risen
 RECENT = 50  # windows over which the loss is averaged before it is called divergent
-
-
-def first_rate(settings: TrainingSettings) -> float:
-    """Return the learning rate to begin with: the one asked for, or the rule's."""
-    return settings.lr or RULES[_kind(settings)].learning_rate
-
-
-def _kind(settings: TrainingSettings) -> str:
-    """Return the key of the optimizer's rule."""
-    return "momentum" if settings.optimizer == "sgd" and settings.momentum else settings.optimizer
-
-
-def resolved(settings: TrainingSettings, network: NetworkSettings, predictions: int) -> TrainingSettings:
-    """Return settings with nothing left open: the rule's rates, and what network and text (predictions) decide."""
-    power = settings.rate_power
-    if power is None:
-        power = RATE_POWER if RULES[_kind(settings)].row_rates else 0.0
-    batch_size = settings.batch_size or default_batch_size(network, predictions, settings.bptt)
-    return replace(settings, batch_size=batch_size, lr=first_rate(settings), rate_power=power)
-
-
-def default_batch_size(network: NetworkSettings, predictions: int, window: int) -> int:
-    """Choose B for a text: as many as leave 200 steps of SGD in an epoch, from 8 to 64, or 20 with layers or tying.
-
-    More streams make a step cheaper for each word, and fewer, longer steps. Beyond 64 products get hardly quicker, and
-    with 256 the steps are too long; with several layers, or tied tables, they are too long with 64.
-    """
-    most = 64 if network.layers == 1 and not network.tied else 20
-    return max(8, min(most, predictions // (200 * (window or 20))))
 
 
 def dropout(settings: TrainingSettings) -> Dropout:
@@ -83,7 +54,7 @@ def dropout(settings: TrainingSettings) -> Dropout:
 def make_optimizer(settings: TrainingSettings, model: LanguageModel, counts: Array) -> Optimizer:
     """Make the optimizer of a run; `counts` (V,) says how often each word occurs in training."""
     power, weight_decay = settings.rate_power or 0.0, settings.weight_decay
-    return Optimizer(_kind(settings), model.parameters, model.settings, counts, settings.momentum, power, weight_decay)
+    return Optimizer(rule(settings), model.parameters, model.settings, counts, settings.momentum, power, weight_decay)
 
 
 @dataclass(frozen=True)
@@ -92,7 +63,7 @@ class Record(Checked):
 
     epoch: Count
     window: Natural  # windows of this epoch that were done
-    running_perplexity: Positive  # over this epoch's training text so far, by the weights and the dropout of each window
+    running_perplexity: Positive  # over this epoch's training text so far, with dropout, as the weights then were
     train_perplexity: Positive | None  # without dropout, over a part of the training text; None: within an epoch
     valid_perplexity: Positive  # over the validation text
     valid_perplexity_excluding_unknown: Positive | None  # over its predictions of known words; None: it has none
@@ -146,7 +117,8 @@ class TrainingState(Checked):
     @classmethod
     def begin(cls, model: LanguageModel, settings: TrainingSettings, counts: Array) -> TrainingState:
         """Return the state before the first window; `counts` (V,) says how often each word occurs in training."""
-        return cls(model, make_optimizer(settings, model, counts), first_rate(settings))
+        assert settings.lr is not None  # as `choose` has seen to
+        return cls(model, make_optimizer(settings, model, counts), settings.lr)
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the arrays."""
@@ -223,7 +195,7 @@ def train(
 def epoch_windows(state: TrainingState, settings: TrainingSettings, corpus: Corpus) -> Windows:
     """Return the windows of the epoch that a run is in."""
     order = np.random.default_rng([settings.seed, state.epoch])
-    assert settings.batch_size is not None  # as `resolved` has seen to
+    assert settings.batch_size is not None  # as `choose` has seen to
     return windows(corpus, settings.batch_size, settings.bptt, order, state.model.settings.carry_state)
 
 
@@ -243,10 +215,7 @@ def _train_window(
     began = time.perf_counter()
     model = state.model
     assert state.states is not None  # `train` has seen to it
-    rates, masks = dropout(settings), NO_MASKS
-    if rates != Dropout():  # a generator of its own for each window, so that a resumed run draws the same zeros
-        generator = np.random.default_rng([settings.seed, state.epoch, state.window])
-        masks = draw_masks(model.settings, targets.shape[1], rates, generator, np.float32)
+    masks = _window_masks(state, settings, targets)
     weights = mean_weights(targets)
     predictions = int(np.count_nonzero(weights))
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as divergence, in a sentence
@@ -268,6 +237,16 @@ def _train_window(
     state.epoch_seconds += seconds
     state.seconds += seconds
     return predictions
+
+
+def _window_masks(state: TrainingState, settings: TrainingSettings, targets: Array) -> Masks:
+    """Draw the masks of a window, whose generator is its own, so that a resumed run draws the same."""
+    rates, of_states = dropout(settings), settings.dropout_state
+    if rates == Dropout() and not of_states:
+        return NO_MASKS
+    generator = np.random.default_rng([settings.seed, state.epoch, state.window])
+    masks = draw_masks(state.model.settings, targets.shape[1], rates, generator, np.float32)
+    return {**masks, "keep": generator.random(targets.shape) >= of_states} if of_states else masks
 
 
 def _average(state: TrainingState, work: Workspace) -> None:
@@ -310,7 +289,8 @@ def overfitting(history: Sequence[Record]) -> bool:
     if len(epochs) < 2:
         return False
     before, now = epochs[-2:]
-    assert before.train_perplexity is not None and now.train_perplexity is not None
+    assert before.train_perplexity is not None
+    assert now.train_perplexity is not None
     return now.train_perplexity < before.train_perplexity and now.valid_perplexity > before.valid_perplexity * WORSE
 
 

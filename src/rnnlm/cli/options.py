@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+import rnnlm
 from rnnlm.checking import Unfit, brief, fit, flag, kinds
 from rnnlm.errors import SettingsError
 from rnnlm.settings import SaveEvery, Threads, cores
@@ -68,12 +69,22 @@ OTHER_NAMES = {
 }
 
 
+RECIPES = Path(rnnlm.__file__).parent / "configs"
+
+
 class Option(click.Option):
     """An option that the help lists under the heading `group`."""
 
     def __init__(self, *arguments: Any, group: str = "Options", **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.group = group
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the line of the help; a switch and its opposite are one name."""
+        record = super().get_help_record(ctx)
+        if record is None or not self.secondary_opts:
+            return record
+        return f"--[no-]{self.opts[0].removeprefix('--')}", record[1]
 
 
 class Command(click.Command):
@@ -139,7 +150,8 @@ def setting(owner: Any, name: str, help: str, group: str, default: str | None = 
     kind = kinds(owner)[name]
     (item,) = (item for item in fields(owner) if item.name == name)
     if kind is bool:
-        return option(flag(name), name, is_flag=True, group=group, show_default=False, help=help)
+        names = f"{flag(name)}/--no-{flag(name)[2:]}"
+        return option(names, name, default=False, group=group, show_default=default or False, help=help)
     several = get_origin(kind) is tuple
     while type(None) in get_args(kind) or (several and get_origin(kind) is tuple):
         kind = get_args(kind)[0]
@@ -191,27 +203,34 @@ def config_option(group: str = "Options") -> Callable[[Any], Any]:
     return option(
         "--config",
         type=Value(str),
-        metavar="FILE",
+        metavar="NAME|FILE",
         is_eager=True,
         expose_value=False,
         callback=_read_config,
         group=group,
-        help="Read options from this TOML file, as in hidden = 200; the command line wins.",
+        help="Read options from a recipe or a TOML file, as in hidden = 200; the command line wins. Recipes: "
+        f"{', '.join(recipes())}.",
     )
+
+
+def recipes() -> list[str]:
+    """List the names of the recipes that come with rnnlm."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def _read_config(ctx: click.Context, _parameter: click.Parameter, path: str | None) -> None:
     if path is None:
         return
+    file = RECIPES / f"{path}.toml" if path in recipes() else Path(path)
     names = {
         name.removeprefix("--"): parameter
         for parameter in ctx.command.params
         if isinstance(parameter, click.Option) and parameter.name not in ("config", "resume", "overwrite")
-        for name in (*parameter.opts, *parameter.secondary_opts)
+        for name in parameter.opts
         if name.startswith("--")
     }
     defaults: dict[str, Any] = {}
-    for key, value in _toml(path).items():
+    for key, value in _toml(path, file).items():
         name = key.replace("_", "-")
         if name in ("config", "resume", "overwrite"):
             raise click.UsageError(f"{path}: {name} stands on the command line only.")
@@ -225,15 +244,16 @@ def _read_config(ctx: click.Context, _parameter: click.Parameter, path: str | No
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
 
-def _toml(path: str) -> dict[str, Any]:
-    """Read a TOML file; raises UsageError, in a sentence."""
+def _toml(path: str, place: Path) -> dict[str, Any]:
+    """Read a TOML file, which messages call `path`; raises UsageError, in a sentence."""
     from rnnlm.files import open_plain, reason
 
     try:
-        with open_plain(Path(path)) as file:
+        with open_plain(place) as file:
             return tomllib.loads(file.read(2**20).decode("utf-8-sig"))
     except OSError as error:
-        raise click.UsageError(f"{path}: cannot be read ({reason(error)}); name a TOML file with --config.") from None
+        remedy = f"name a TOML file with --config, or a recipe: {', '.join(recipes())}"
+        raise click.UsageError(f"{path}: cannot be read ({reason(error)}); {remedy}.") from None
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of thousands of digits, very deep
         detail = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "its values are too long or too deep"
         detail = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else detail
@@ -291,7 +311,8 @@ def usage_sentence(error: click.ClickException) -> str:
     """Return what is wrong with a command line, as a sentence that ends."""
     message = error.format_message()
     if isinstance(error, click.NoSuchOption) and error.ctx:
-        names = [name for item in error.ctx.command.params if isinstance(item, click.Option) for name in item.opts]
+        options = [item for item in error.ctx.command.params if isinstance(item, click.Option)]
+        names = [name for item in options for name in (*item.opts, *item.secondary_opts)]
         hint = _nearest(error.option_name, names, error.ctx.command_path)
         message = f"There is no option {brief(error.option_name)[1:-1]}{hint}"
     return message if message.endswith((".", "?")) else f"{message}."

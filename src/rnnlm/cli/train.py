@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -70,10 +71,10 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 )
 @setting(VocabularySettings, "vocab", "Read the vocabulary from this file, one word per line.", TEXT)
 @setting(NetworkSettings, "cell", "Kind of recurrent cell.", SHAPE)
-@setting(NetworkSettings, "hidden", "Hidden units of each layer.", SHAPE)
+@setting(NetworkSettings, "hidden", "Hidden units of each layer.", SHAPE, "100 or 200, by the text's size")
 @setting(NetworkSettings, "layers", "Recurrent layers.", SHAPE)
 @setting(NetworkSettings, "embedding", "Size of the input embeddings.", SHAPE, "as --hidden")
-@setting(NetworkSettings, "tied", "Tie the input and output embeddings.", SHAPE)
+@setting(NetworkSettings, "tied", "Tie the input and output embeddings.", SHAPE, "yes with gru and lstm")
 @setting(
     NetworkSettings,
     "clusters",
@@ -82,7 +83,13 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "as many as are fastest",
 )
 @setting(NetworkSettings, "bptt_truncate", "Truncate backpropagation after this many steps.", SHAPE, "the whole window")
-@setting(NetworkSettings, "carry_state", "Carry the hidden state from sentence to sentence, in text order.", SHAPE)
+@setting(
+    NetworkSettings,
+    "carry_state",
+    "Carry the hidden state from sentence to sentence, in text order.",
+    SHAPE,
+    "yes with gru and lstm",
+)
 @option(
     "--from",
     "from_",
@@ -115,15 +122,40 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "0.5 with sgd",
 )
 @setting(TrainingSettings, "momentum", "SGD momentum, below 1.", TRAINING)
-@setting(TrainingSettings, "dropout", "Dropout probability on embeddings, between layers and on outputs.", TRAINING)
+@setting(
+    TrainingSettings,
+    "dropout",
+    "Dropout probability on embeddings, between layers and on outputs.",
+    TRAINING,
+    "0 to 0.5, by the text's size",
+)
 @setting(TrainingSettings, "dropout_input", "Dropout probability on embeddings.", TRAINING, "as --dropout")
 @setting(TrainingSettings, "dropout_hidden", "Dropout probability between layers.", TRAINING, "as --dropout")
 @setting(TrainingSettings, "dropout_output", "Dropout probability on outputs.", TRAINING, "as --dropout")
 @setting(TrainingSettings, "dropout_weights", "Dropout probability on recurrent weights.", TRAINING)
-@setting(TrainingSettings, "weight_decay", "L2 penalty on input and output embeddings.", TRAINING)
-@setting(TrainingSettings, "average", "Evaluate and keep a running average of the weights.", TRAINING)
+@setting(
+    TrainingSettings,
+    "dropout_state",
+    "Probability of a zero state at the beginning of a sentence, with --carry-state.",
+    TRAINING,
+    "0.5 unless --carry-state is given",
+)
+@setting(
+    TrainingSettings,
+    "weight_decay",
+    "L2 penalty on input and output embeddings.",
+    TRAINING,
+    "by the text's size; 0 with gru and lstm",
+)
+@setting(
+    TrainingSettings,
+    "average",
+    "Evaluate and keep a running average of the weights.",
+    TRAINING,
+    "yes with gru and lstm",
+)
 @setting(TrainingSettings, "clip", "Clip the global norm of the gradient; 0: never.", TRAINING)
-@setting(TrainingSettings, "epochs", "Passes over the training text, at most.", TRAINING)
+@setting(TrainingSettings, "epochs", "Passes over the training text, at most.", TRAINING, "5 to 40, by the text's size")
 @setting(TrainingSettings, "eval_every", "Also validate every N updates; 0: after each epoch only.", TRAINING)
 @setting(
     TrainingSettings, "min_improvement", "Smallest relative improvement in validation perplexity that counts.", TRAINING
@@ -133,6 +165,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "lr_decay",
     "Divide the learning rate by this after each epoch, once one has not improved.",
     TRAINING,
+    "1 with gru and lstm, else 1.35",
 )
 @setting(TrainingSettings, "patience", "Stop after this many epochs without improvement.", TRAINING)
 @setting(TrainingSettings, "seed", "Random seed.", TRAINING)
@@ -149,8 +182,8 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
     """Train a model on CORPUS: one or more texts, plain or gzip, or - for standard input.
 
     Each epoch's line has the perplexity on a part of the training text and in validation (* the best so far; known:
-    excluding unknown words), the learning rate, the seconds of training and words per second. Ctrl-C saves, and --resume goes on; only
-    --epochs and --patience may then change.
+    excluding unknown words), the learning rate, the seconds of training and words per second. Ctrl-C saves, and
+    --resume goes on; only --epochs and --patience may then change.
     """
     from rnnlm.api import train
     from rnnlm.checkpoint import ModelFolder
@@ -213,10 +246,28 @@ def _tell_start(run: Run, resumed: bool) -> None:
         "Validation": ", ".join(counted(getattr(valid, f"{name}s"), name) for name in ("sentence", "word")),
     }
     rows["Validation"] += f", {valid.unknown:,} unknown{share}"
+    if chosen := _chosen(settings):
+        rows["Chosen"] = f"{', '.join(chosen)}: by the size of the text and the cell; see --help"
     for name, row in rows.items():
-        say(f"{name:<11} {row}")
+        say(textwrap.fill(f"{name:<11} {row}", WIDTH, subsequent_indent=" " * 12, break_on_hyphens=False))
     for warning in _warnings(run):
         warn(warning)
+
+
+def _chosen(settings: RunSettings) -> list[str]:
+    """Describe what was chosen, as it was not given, where it has an effect."""
+    network, training = settings.network, settings.training
+    described = {
+        "hidden": (network.hidden, f"{network.hidden} units"),
+        "tied": (network.tied, "tied embeddings"),
+        "carry_state": (network.carry_state, "carried state"),
+        "dropout": (training.dropout, f"dropout {training.dropout:g}"),
+        "weight_decay": (training.weight_decay, f"weight decay {training.weight_decay:.2g}"),
+        "batch_size": (training.batch_size, f"{training.batch_size} streams"),
+        "average": (training.average, "averaged weights"),
+        "epochs": (training.epochs, counted(training.epochs, "epoch")),
+    }
+    return [text for name, (value, text) in described.items() if name in settings.chosen and value]
 
 
 def _warnings(run: Run) -> Iterator[str]:
@@ -339,11 +390,11 @@ class _Bars:
             self.evaluation = None
         if event.epoch_done:
             self.close()
-        known = _known(record)
+        known, training = _known(record), record.train_perplexity or record.running_perplexity
         done = record.epoch - 1 + record.window / self.windows
         line = (
             f"epoch {f'{record.epoch:>2}' if event.epoch_done else f'{done:.2f}'}"
-            f"  train {_figure(record.train_perplexity or record.running_perplexity):>5}  valid {_figure(record.valid_perplexity):>5} "
+            f"  train {_figure(training):>5}  valid {_figure(record.valid_perplexity):>5} "
             f"{'*' if event.improved else ' '}{f'  known {known}' if known else ''}  lr {record.learning_rate:.1e}"
             f"  {_duration(record.seconds)}"
         )

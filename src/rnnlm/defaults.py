@@ -1,0 +1,96 @@
+"""What is chosen where nothing is said: by the cell, the vocabulary and the size of the text, as measured.
+
+docs/benchmarks.md has the trials that these figures come from. Most were made on the Penn Treebank.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from rnnlm.model import CELLS, RULES, ModelSettings, parameter_table
+from rnnlm.settings import NetworkSettings, RunSettings, TrainingSettings
+
+RATE_POWER = 0.5  # of rules whose rates follow word frequencies
+TREEBANK = 929_589  # predictions in the training part of the Penn Treebank
+TREEBANK_SHARE = 4.35  # parameters of an Elman network of 200 units for each of them
+
+
+def choose(settings: RunSettings, predictions: int, words: int) -> RunSettings:
+    """Return settings in which nothing is left open, for a training text of so many predictions of so many words."""
+    network = _filled(settings.network, _network(settings, predictions), settings.chosen)
+    settings = replace(settings, network=network)
+    parameters = sum(math.prod(row.shape) for row in parameter_table(model_settings(network, words)).values())
+    values = _training(settings, predictions, parameters / predictions)
+    return replace(settings, training=_filled(settings.training, values, settings.chosen))
+
+
+def model_settings(network: NetworkSettings, words: int) -> ModelSettings:
+    """Return what kind of model a network for so many words is, with one softmax."""
+    return ModelSettings(
+        words=words,
+        hidden=network.hidden,
+        cell=network.cell,
+        layers=network.layers,
+        embedding=network.embedding,
+        tied=network.tied,
+        truncate=network.bptt_truncate,
+        carry_state=network.carry_state,
+    )
+
+
+def rule(settings: TrainingSettings) -> str:
+    """Return the key of the optimizer's rule."""
+    return "momentum" if settings.optimizer == "sgd" and settings.momentum else settings.optimizer
+
+
+def _filled(settings: Any, values: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """Put values in the place of those that may be chosen, and of None."""
+    chosen = {name for name in values if name in names or getattr(settings, name) is None}
+    return replace(settings, **{name: values[name] for name in chosen})
+
+
+def _gated(network: NetworkSettings) -> bool:
+    return len(CELLS[network.cell].gates) > 1
+
+
+def _network(settings: RunSettings, predictions: int) -> dict[str, Any]:
+    """Choose the network. Cells with gates profit from tied tables and a carried state, an Elman network does not."""
+    network, gated = settings.network, _gated(settings.network)
+    hidden = 200 if predictions > TREEBANK / 10 else 100
+    if "hidden" not in settings.chosen:
+        hidden = network.hidden
+    elif network.tied and network.embedding:
+        hidden = network.embedding
+    return {
+        "hidden": hidden,
+        "tied": gated and network.embedding in (None, hidden),
+        "carry_state": gated or settings.training.dropout_state > 0,
+    }
+
+
+def _training(settings: RunSettings, predictions: int, share: float) -> dict[str, Any]:
+    """Choose how a network is trained; `share` is how many parameters it has for each prediction of the text.
+
+    The more, the sooner it learns the text by heart: dropout and weight decay grow with it. Streams make a step cheaper
+    for each word, and steps fewer and longer: there are as many as leave 200 steps in an epoch. Beyond 64 products get
+    hardly quicker; with several layers, or tied tables, steps of 64 streams are too long.
+    """
+    network, training = settings.network, settings.training
+    own_rule, most = RULES[rule(training)], 64 if network.layers == 1 and not network.tied else 20
+    size, share = predictions / TREEBANK, share / TREEBANK_SHARE
+    values = {
+        "dropout": round(min(0.5, max(0.0, 0.3 + 0.3 * math.log10(share))), 2),
+        "dropout_state": 0.5 if network.carry_state and "carry_state" in settings.chosen else 0.0,
+        "batch_size": max(8, min(most, predictions // (200 * (training.bptt or 20)))),
+        "lr": own_rule.learning_rate,
+        "rate_power": RATE_POWER if own_rule.row_rates else 0.0,
+    }
+    if _gated(network):
+        epochs = 8 / math.sqrt(size)
+        values |= {"weight_decay": 0.0, "average": True, "lr_decay": 1.0}
+    else:
+        epochs = 24 / math.sqrt(size)
+        values |= {"weight_decay": float(f"{0.001 * min(1, share):.1g}"), "average": False, "lr_decay": 1.35}
+    return {**values, "epochs": round(min(40, max(5, epochs)))}
