@@ -143,6 +143,7 @@ class Model:
         *files: Path,
         pretokenized: bool = False,
         lines: bool = False,
+        carry_state: bool | None = None,
         encoding: str | None = None,
         stage: Stage = silent,
         scoring: Callable[[int], Callable[[int], object]] | None = None,
@@ -152,6 +153,7 @@ class Model:
         Arguments:
             files: in order.
             pretokenized, lines: cut them so, whatever the training text was; else as that was.
+            carry_state: whether the state is carried from sentence to sentence; None: as in training.
             encoding: of the files; None: that of the training text.
             stage: called when a stage of reading begins.
             scoring: called with the number of predictions; what it returns is told how many are made since its last
@@ -167,11 +169,14 @@ class Model:
         if pretokenized or lines:
             settings = replace(settings, pretokenized=pretokenized, lines=lines)
         tokenizer = replace(tokenizer, settings=settings, punkt=None if pretokenized or lines else tokenizer.punkt)
-        vocabulary, threads = self.saved.vocabulary, self.threads
+        vocabulary, threads, model = self.saved.vocabulary, self.threads, self.saved.model
+        if carry_state is not None:
+            carried = fit_option(bool, carry_state, "carry_state")
+            model = replace(model, settings=replace(model.settings, carry_state=carried))
         with spooled(names) as sources, working(threads) as work:
             corpus = encode_once(sources, tokenizer, vocabulary, processes=threads, stage=stage)
             progress = scoring(corpus.predictions) if scoring else None
-            score = perplexity(self.saved.model, corpus, work, unknown_id=vocabulary.unknown_id, progress=progress)
+            score = perplexity(model, corpus, work, unknown_id=vocabulary.unknown_id, progress=progress)
         if not math.isfinite(score.log_likelihood):
             raise _no_numbers()
         return score

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from rnnlm.model import CELLS, RULES, ModelSettings, parameter_table
-from rnnlm.settings import NetworkSettings, RunSettings, TrainingSettings
+from rnnlm.settings import CHOSEN, NetworkSettings, RunSettings, TrainingSettings
 
 RATE_POWER = 0.5  # of rules whose rates follow word frequencies
 TREEBANK = 929_589  # predictions in the training part of the Penn Treebank
@@ -19,6 +19,8 @@ TREEBANK_SHARE = 4.35  # parameters of an Elman network of 200 units for each of
 
 def choose(settings: RunSettings, predictions: int, words: int) -> RunSettings:
     """Return settings in which nothing is left open, for a training text of so many predictions of so many words."""
+    unsaid = {name for name in CHOSEN if getattr(settings.training, name, ...) is None}
+    settings = replace(settings, chosen=tuple(name for name in CHOSEN if name in unsaid.union(settings.chosen)))
     network = _filled(settings.network, _network(settings, predictions), settings.chosen)
     settings = replace(settings, network=network)
     parameters = sum(math.prod(row.shape) for row in parameter_table(model_settings(network, words)).values())
@@ -46,9 +48,8 @@ def rule(settings: TrainingSettings) -> str:
 
 
 def _filled(settings: Any, values: dict[str, Any], names: tuple[str, ...]) -> Any:
-    """Put values in the place of those that may be chosen, and of None."""
-    chosen = {name for name in values if name in names or getattr(settings, name) is None}
-    return replace(settings, **{name: values[name] for name in chosen})
+    """Put values in the place of those that may be chosen."""
+    return replace(settings, **{name: value for name, value in values.items() if name in names})
 
 
 def _gated(network: NetworkSettings) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rnnlm.cli.options import Command, Value, json_option, model_option, option, setting, threads_option
+from rnnlm.cli.options import Command, Value, json_option, model_option, option, threads_option
 from rnnlm.cli.progress import bar, stage_bar, warn
 from rnnlm.settings import TextSettings
 
@@ -27,8 +27,16 @@ if TYPE_CHECKING:
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(allow_dash=True))
 @model_option()
-@setting(TextSettings, "pretokenized", "Read one sentence per line, words separated by spaces.", "Options")
-@setting(TextSettings, "lines", "Read one sentence per line, and tokenize it into words.", "Options")
+@option(
+    "--pretokenized", is_flag=True, show_default=False, help="Read one sentence per line, words separated by spaces."
+)
+@option("--lines", is_flag=True, show_default=False, help="Read one sentence per line, and tokenize it into words.")
+@option(
+    "--carry-state/--no-carry-state",
+    default=None,
+    show_default="as in training",
+    help="Carry the hidden state from sentence to sentence.",
+)
 @option("--encoding", type=Value(str), show_default="that of the training text", help="Encoding of the files.")
 @threads_option()
 @json_option()
@@ -37,6 +45,7 @@ def evaluate(
     model: str,
     pretokenized: bool,
     lines: bool,
+    carry_state: bool | None,
     encoding: str | None,
     threads: int,
     as_json: bool,
@@ -44,7 +53,8 @@ def evaluate(
     """Print the perplexity of FILE...: texts, plain or gzip, or - for standard input.
 
     The files are cut into sentences and words as the training text was. Perplexity is over all words and the end of
-    each sentence, once with unknown words, as <unk>, and once without.
+    each sentence, once with unknown words, as <unk>, and once without. With --no-carry-state each sentence is scored
+    by itself.
     """
     import rnnlm
 
@@ -59,7 +69,13 @@ def evaluate(
             return stack.enter_context(bar("scoring", predictions, " words")).update
 
         score = lm.perplexity(
-            *files, pretokenized=pretokenized, lines=lines, encoding=encoding, stage=stage_bar, scoring=scoring
+            *files,
+            pretokenized=pretokenized,
+            lines=lines,
+            carry_state=carry_state,
+            encoding=encoding,
+            stage=stage_bar,
+            scoring=scoring,
         )
     vocabulary = lm.saved.vocabulary
     if score.unknown > score.words / 2:

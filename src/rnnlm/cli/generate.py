@@ -40,7 +40,7 @@ SENTENCES, WORDS = "Sentences", "Choice of words"
     WORDS,
     "all words",
 )
-@setting(GenerationSettings, "allow_unk", "Allow <unk> in sentences.", WORDS)
+@option("--allow-unk", is_flag=True, show_default=False, group=WORDS, help="Allow <unk> in sentences.")
 @option("--seed", type=Value(Natural), group=WORDS, show_default="a new one, which is printed", help="Random seed.")
 @threads_option(SENTENCES)
 @click.pass_context

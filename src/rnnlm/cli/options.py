@@ -13,7 +13,6 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-import rnnlm
 from rnnlm.checking import Unfit, brief, fit, flag, kinds
 from rnnlm.errors import SettingsError
 from rnnlm.settings import SaveEvery, Threads, cores
@@ -69,7 +68,7 @@ OTHER_NAMES = {
 }
 
 
-RECIPES = Path(rnnlm.__file__).parent / "configs"
+RECIPES = Path(__file__).parent.parent / "configs"
 
 
 class Option(click.Option):
@@ -208,8 +207,8 @@ def config_option(group: str = "Options") -> Callable[[Any], Any]:
         expose_value=False,
         callback=_read_config,
         group=group,
-        help="Read options from a recipe or a TOML file, as in hidden = 200; the command line wins. Recipes: "
-        f"{', '.join(recipes())}.",
+        help=f"Read options from a recipe ({', '.join(recipes())}) or a TOML file, as in hidden = 200; the command "
+        "line wins.",
     )
 
 
