@@ -52,7 +52,7 @@ bench: .venv/benching .venv/developing  ## measure speed on this machine, beside
 	$(BIN)/pytest tests/test_torch.py
 	$(BIN)/python benchmarks/bench.py
 
-bench-ptb: .venv/developing  ## measure time to perplexities on CORPUS=FOLDER; FULL=1: by the long recipe as well
+bench-ptb: .venv/developing  ## measure time to perplexities on CORPUS=FOLDER; FULL=1: longer ones as well
 	$(BIN)/python benchmarks/ptb.py $(or $(CORPUS),$(error name the folder of ptb.train.txt: make bench-ptb CORPUS=FOLDER)) $(if $(FULL),--full)
 
 docs: .venv/developing  ## write docs/cli.md anew from the commands' help

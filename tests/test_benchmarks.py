@@ -111,7 +111,7 @@ def test_time_to_perplexity(tmp_path):
         lines = (ROOT / f"data/{part}.txt").read_text("utf-8").splitlines(keepends=True)
         (tmp_path / f"ptb.{part}.txt").write_text("".join(lines[:200]))
     (tmp_path / "tiny.toml").write_text("hidden = 10\nepochs = 2\n")
-    call("ptb.py", tmp_path, "--recipes", tmp_path / "tiny.toml", "--output", tmp_path / "page.md")
+    call("ptb.py", tmp_path, "--runs", tmp_path / "tiny.toml", "--output", tmp_path / "page.md")
     header, row = tables((tmp_path / "page.md").read_text("utf-8"))["Validation perplexity"]
     assert header[:2] == ["recipe", "200"]
     assert row[0] == "tiny"
