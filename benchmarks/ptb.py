@@ -2,9 +2,9 @@
 
     python benchmarks/ptb.py CORPUS --runs default ptb-lstm
 
-CORPUS is a folder with ptb.train.txt and ptb.valid.txt. Each training leaves its history in benchmarks/ptb/; of all that
-are there, benchmarks/ptb.md has a table, and ptb.svg beside it the curves. A run is `default`, no option at all; a cell,
-such as `lstm`, and nothing else; the name of a recipe; or a TOML file.
+CORPUS is a folder with ptb.train.txt and ptb.valid.txt. Each training leaves its history in benchmarks/ptb/; of all
+that are there, benchmarks/ptb.md has a table, and ptb.svg beside it the curves. A run is `default`, no option at all; a
+cell, such as `lstm`, and nothing else; the name of a recipe; or a TOML file.
 """
 
 import argparse
@@ -92,8 +92,8 @@ def perplexity_table(histories: dict[str, History]) -> Table:
         rows.append((name, *(first_seconds(history, mark) for mark in MARKS), found, f"{speed:,.0f}"))
     note = (
         "Seconds on the training clock, evaluations and savings counted, at the first evaluation on the validation text"
-        "\nthat gave the perplexity or less; in the last columns the best one, and the mean words/s of training. States are"
-        "\nreset at each sentence by an Elman network, and carried through the text by an LSTM."
+        "\nthat gave the perplexity or less; in the last columns the best one, and the mean words/s of training. States"
+        "\nare reset at each sentence by an Elman network, and carried through the text by an LSTM."
     )
     return Table("Validation perplexity", note, ("run", *(f"{mark:g}" for mark in MARKS), "best", "words/s"), rows)
 

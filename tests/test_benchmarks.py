@@ -113,7 +113,7 @@ def test_time_to_perplexity(tmp_path):
     (tmp_path / "tiny.toml").write_text("hidden = 10\nepochs = 2\n")
     call("ptb.py", tmp_path, "--runs", tmp_path / "tiny.toml", "--output", tmp_path / "page.md")
     header, row = tables((tmp_path / "page.md").read_text("utf-8"))["Validation perplexity"]
-    assert header[:2] == ["recipe", "200"]
+    assert header[:2] == ["run", "200"]
     assert row[0] == "tiny"
     best = float(row[-2].split()[0])
     for mark, seconds in zip(header[1:-2], row[1:-2], strict=True):

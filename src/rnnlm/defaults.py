@@ -93,5 +93,5 @@ def _training(settings: RunSettings, predictions: int, share: float) -> dict[str
         values |= {"weight_decay": 0.0, "average": True, "lr_decay": 1.0}
     else:
         epochs = 24 / math.sqrt(size)
-        values |= {"weight_decay": float(f"{0.001 * min(1, share):.1g}"), "average": False, "lr_decay": 1.35}
+        values |= {"weight_decay": float(f"{0.001 * min(4, share):.1g}"), "average": False, "lr_decay": 1.35}
     return {**values, "epochs": round(min(40, max(5, epochs)))}
