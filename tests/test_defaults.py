@@ -1,0 +1,80 @@
+"""What is chosen where nothing is said."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from rnnlm.defaults import choose
+from rnnlm.settings import CHOSEN, RunSettings
+
+TREEBANK = 929_589
+
+
+def chosen(predictions=TREEBANK, words=10_000, **options):
+    """Return the settings of a training with these options."""
+    return choose(RunSettings.of("text.txt", options), predictions, words)
+
+
+def test_what_is_given_is_left():
+    """Each option of those that may be chosen stays as it was said, and is not among the chosen."""
+    given = {
+        "hidden": 77,
+        "tied": False,
+        "carry_state": False,
+        "batch_size": 3,
+        "lr": 0.1,
+        "rate_power": 0.25,
+        "dropout": 0.05,
+        "weight_decay": 0.0,
+        "average": False,
+        "epochs": 2,
+        "lr_decay": 3.0,
+    }
+    settings = chosen(cell="lstm", **given)
+    assert {**vars(settings.network), **vars(settings.training)}.items() >= given.items()
+    assert settings.chosen == ("dropout_state",)
+    assert set(given) | {"dropout_state"} == set(CHOSEN)
+
+
+@pytest.mark.parametrize("cell", ["elman", "relu", "gru", "lstm"])
+def test_cells_with_gates_are_tied_and_carry_their_state(cell):
+    """The others have tables of their own and a state of zero at each sentence."""
+    gated = cell in ("gru", "lstm")
+    settings = chosen(cell=cell)
+    assert (settings.network.tied, settings.network.carry_state, settings.training.average) == (gated,) * 3
+    assert settings.training.dropout_state == 0.5 * gated
+    assert chosen(cell=cell, carry_state=True).training.dropout_state == 0  # as published
+
+
+def test_small_texts_have_more_dropout_and_more_epochs():
+    """Dropout, weight decay and epochs fall as the text grows, within their limits."""
+    found = [chosen(predictions).training for predictions in (2_000, 10**5, TREEBANK, 10**7, 10**9)]
+    for name in ("dropout", "weight_decay", "epochs"):
+        values = [getattr(settings, name) for settings in found]
+        assert values == sorted(values, reverse=True)
+        assert values[0] > values[-1]
+    assert found[0].dropout == 0.5
+    assert found[2].dropout == 0.3
+    assert found[-1].epochs == 5
+
+
+def test_a_small_vocabulary_needs_little_dropout():
+    """It is the parameters for each word of the text that are learned by heart."""
+    assert chosen(200_000, 313).training.dropout < 0.15 < chosen(200_000, 7_000).training.dropout
+
+
+def test_tied_tables_decide_the_size():
+    """One table of words for both is as wide as the embedding that is given; an LSTM's is tied where that can be."""
+    assert chosen(tied=True, embedding=60).network.hidden == 60
+    assert not chosen(cell="lstm", embedding=60).network.tied
+    assert chosen(cell="lstm", embedding=60, hidden=60).network.tied
+
+
+def test_nothing_stays_open():
+    """Every setting has a value, and choosing again changes nothing."""
+    settings = chosen(cell="gru", optimizer="adam")
+    assert None not in (settings.training.batch_size, settings.training.lr, settings.training.rate_power)
+    assert choose(settings, TREEBANK, 10_000) == settings
+    assert math.isclose(settings.training.lr, 0.002)
+    assert choose(replace(settings, chosen=()), 5_000, 100) == replace(settings, chosen=())
