@@ -373,6 +373,20 @@ def test_window_in_pieces_equals_one_long_window(
 
 
 @EVERY_CELL
+@pytest.mark.parametrize("truncate", [None, 2])
+def test_a_mask_says_where_the_carried_state_is_kept(truncate: int | None, cell: str) -> None:
+    """Where all is kept it changes nothing; where nothing is, losses and gradients are those of a reset state."""
+    carried, reset = (small_model(cell, truncate=truncate, carry_state=carry) for carry in (True, False))
+    inputs, targets = sentences(13, 3)
+    start, weights = some_state(3, carried), np.linspace(0.1, 1, inputs.size).reshape(inputs.shape)
+    for keep, same in ((np.ones(inputs.shape, bool), carried), (np.zeros(inputs.shape, bool), reset)):
+        masked = run(carried, inputs, targets, start, weights, masks={"keep": keep})
+        plain = run(same, inputs, targets, start, weights)
+        np.testing.assert_array_equal(masked[0], plain[0])
+        assert_close(masked[2], plain[2])
+
+
+@EVERY_CELL
 @pytest.mark.parametrize("carry_state", [False, True])
 @pytest.mark.parametrize("truncate", [None, 0, 2])
 def test_batch_equals_runs_of_one(truncate: int | None, carry_state: bool, cell: str) -> None:

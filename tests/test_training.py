@@ -89,6 +89,7 @@ def test_training_learns():
         {},
         {"momentum": 0.5},
         {"dropout": 0.2, "weight_decay": 0.1, "average": True},
+        {"dropout_state": 0.5},
         {"optimizer": "adagrad"},
         {"optimizer": "adam"},
     ],
