@@ -23,7 +23,8 @@ def choose(settings: RunSettings, predictions: int, words: int) -> RunSettings:
     settings = replace(settings, chosen=tuple(name for name in CHOSEN if name in unsaid.union(settings.chosen)))
     network = _filled(settings.network, _network(settings, predictions), settings.chosen)
     settings = replace(settings, network=network)
-    parameters = sum(math.prod(row.shape) for row in parameter_table(model_settings(network, words)).values())
+    two_tables = model_settings(replace(network, tied=False), words)  # a tied one learns what both would
+    parameters = sum(math.prod(row.shape) for row in parameter_table(two_tables).values())
     values = _training(settings, predictions, parameters / predictions)
     return replace(settings, training=_filled(settings.training, values, settings.chosen))
 
