@@ -98,7 +98,9 @@ def estimate(all_grams: list[Grams], counts: list[Ids], vocabulary: int) -> tupl
     return p, [*gammas[1:], np.ones(len(p[-1]))]
 
 
-def write(path: Path, words: list[str], text: Ids, all_grams: list[Grams], p: list[Numbers], bow: list[Numbers]) -> None:
+def write(
+    path: Path, words: list[str], text: Ids, all_grams: list[Grams], p: list[Numbers], bow: list[Numbers]
+) -> None:
     """Write the model in ARPA format."""
     strings = np.array(words, object)[text]
     with path.open("w", encoding="utf-8") as file:
