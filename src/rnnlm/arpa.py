@@ -11,7 +11,7 @@ import math
 import mmap
 import re
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Arpa:
         """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself."""
         return [np.array(self._sentence(words)) * math.log(10) for words in sentences]
 
-    def unknown(self, words: Iterable[str]) -> list[bool]:
+    def unknown(self, words: Sequence[str]) -> list[bool]:
         """Say of each word whether it is read as `<unk>`."""
         return [word not in self.words for word in words]
 
@@ -231,7 +231,7 @@ class KenlmBinary:
         """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself."""
         return [np.array(self._sentence(words)) * math.log(10) for words in sentences]
 
-    def unknown(self, words: Iterable[str]) -> list[bool]:
+    def unknown(self, words: Sequence[str]) -> list[bool]:
         """Say of each word whether it is read as `<unk>`."""
         return [word not in self.words for word in words]
 

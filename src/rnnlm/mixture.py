@@ -48,7 +48,7 @@ ROUNDED = 1e-6
 _FILE_LIMIT = 2**20  # bytes of a mixture's file
 
 
-class Scorer(Protocol):
+class Part(Protocol):
     """A language model that can be mixed."""
 
     @property
@@ -58,7 +58,7 @@ class Scorer(Protocol):
     def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[Array]:
         """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself."""
 
-    def unknown(self, words: Iterable[str]) -> list[bool]:
+    def unknown(self, words: Sequence[str]) -> list[bool]:
         """Say of each word whether it is read as `<unk>`."""
 
 
@@ -70,7 +70,7 @@ class Network:
         self.words = frozenset(model.saved.vocabulary.words) - {UNKNOWN}
 
     def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[Array]:
-        """Do as `Scorer` says; raises ModelError where the model's numbers are none."""
+        """Do as `Part` says; raises ModelError where the model's numbers are none."""
         saved = self.model.saved
         ids = [saved.vocabulary.encode((*words, SENTENCE_END)) for words in sentences]
         with working(self.model.threads) as work:
@@ -79,13 +79,13 @@ class Network:
             raise ModelError(f"{self._name}: its probabilities are no longer numbers; train it again with a lower --lr")
         return [-loss.astype(np.float64) for loss in losses]
 
-    def unknown(self, words: Iterable[str]) -> list[bool]:
-        """Do as `Scorer` says."""
+    def unknown(self, words: Sequence[str]) -> list[bool]:
+        """Do as `Part` says."""
         return [word not in self.words for word in words]
 
 
 class Mixture:
-    """Models, and how much of each: a Scorer too.
+    """Models, and how much of each; it answers as they do.
 
     Arguments:
         parts: the models (M).
@@ -93,7 +93,7 @@ class Mixture:
         oov: what a model gives to a word that it lacks: `share`, as above; `mikolov`: nothing.
     """
 
-    def __init__(self, parts: Sequence[Scorer], weights: Sequence[float], oov: Oov = "share") -> None:
+    def __init__(self, parts: Sequence[Part], weights: Sequence[float], oov: Oov = "share") -> None:
         self.parts, self.weights, self.oov = list(parts), np.array(weights, float), oov
         self.words: Collection[str] = frozenset().union(*(part.words for part in parts))
         self._shares = [math.log(len(self.words) - len(part.words) + 1) for part in parts]
@@ -111,7 +111,7 @@ class Mixture:
         ends = np.cumsum([len(words) + 1 for words in sentences])
         return np.split(mixed(self.part_log_probs(sentences), self.weights), ends[:-1]) if sentences else []
 
-    def unknown(self, words: Iterable[str]) -> list[bool]:
+    def unknown(self, words: Sequence[str]) -> list[bool]:
         """Say of each word whether no model has it: whether it is u."""
         return [word not in self.words for word in words]
 
@@ -137,7 +137,7 @@ def mixed(table: Array, weights: Array) -> Array:
     return np.asarray(np.logaddexp.reduce(weighted, axis=1))
 
 
-def tokenizer_of(parts: Iterable[Scorer], settings: TextSettings, encoding: str | None = None) -> Tokenizer:
+def tokenizer_of(parts: Iterable[Part], settings: TextSettings, encoding: str | None = None) -> Tokenizer:
     """Return how a text is cut; raises SettingsError where models of ours cut it differently."""
     kinds: list[Tokenizer] = []
     for part in parts:
@@ -255,7 +255,7 @@ def load(path: PathLike, threads: int = 1, stage: Stage = silent) -> Mixture:
     return Mixture(parts, [part.weight for part in found.model])
 
 
-def open_scorer(path: PathLike, threads: int = 1, stage: Stage = silent) -> api.Model | Mixture | Scorer:
+def open_scorer(path: PathLike, threads: int = 1, stage: Stage = silent) -> api.Model | Mixture | Part:
     """Open a model of any kind: ours, an ARPA file, a binary of KenLM, a mixture's .toml.
 
     Raises ModelError or TextError where there is none, or it is damaged.
@@ -263,7 +263,7 @@ def open_scorer(path: PathLike, threads: int = 1, stage: Stage = silent) -> api.
     return load(path, threads, stage) if Path(path).suffix == ".toml" else _single(path, threads, stage)
 
 
-def open_part(path: PathLike, threads: int = 1, stage: Stage = silent) -> Scorer:
+def open_part(path: PathLike, threads: int = 1, stage: Stage = silent) -> Part:
     """Open a model that can be a part of a mixture; raises as `open_scorer` does, and ModelError for a mixture."""
     if Path(path).suffix == ".toml":
         raise ModelError(
@@ -273,7 +273,7 @@ def open_part(path: PathLike, threads: int = 1, stage: Stage = silent) -> Scorer
     return Network(opened, shown(os.fspath(path))) if isinstance(opened, api.Model) else opened
 
 
-def _single(path: PathLike, threads: int, stage: Stage) -> api.Model | Scorer:
+def _single(path: PathLike, threads: int, stage: Stage) -> api.Model | Part:
     """Open a model that is no mixture; its first bytes say of which kind it is."""
     place = Path(path)
     name = shown(os.fspath(path))

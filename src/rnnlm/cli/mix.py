@@ -51,8 +51,8 @@ class Weights(click.ParamType):  # type: ignore[type-arg]  # generic in some ver
     type=click.Path(),
     metavar="FILE",
     group=READING,
-    help="Mix what another program gives to each word of TEXT too: Mikolov's -lm-prob, SRILM's -debug 2, KenLM's "
-    "query. Give it again for several.",
+    help="Mix in what another program gives to each word of TEXT, as Mikolov's -lm-prob, SRILM's -debug 2 and KenLM's "
+    "query write it; give it again for several.",
 )
 @setting(TextSettings, "pretokenized", "Read one sentence per line, words separated by spaces.", READING)
 @setting(TextSettings, "lines", "Read one sentence per line, and tokenize it into words.", READING)
@@ -90,9 +90,9 @@ class Weights(click.ParamType):  # type: ignore[type-arg]  # generic in some ver
     "-o",
     "--output",
     type=Value(str),
-    metavar="FILE",
+    metavar="MIX.toml",
     group=RESULT,
-    help="Write the mixture to this file, which is a model too; its name ends in .toml.",
+    help="Write the mixture to this file, which is a model too.",
 )
 @option(
     "--format",
