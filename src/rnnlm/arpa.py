@@ -12,6 +12,7 @@ import mmap
 import re
 from array import array
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,11 @@ def read_arpa(source: Source, progress: Progress | None = None) -> Arpa:
     `progress` is told of the bytes read. Raises ModelError, with the line, where the file is no model, and TextError
     where it cannot be read.
     """
-    lines = _Lines(source, progress)
+    with closing(source.lines(progress)) as rows:
+        return _read(_Lines(source.name, rows))
+
+
+def _read(lines: _Lines) -> Arpa:
     counts = _counts(lines)
     ngrams: dict[str, int] = {}
     model = Arpa(len(counts), ngrams, log_p := array("f"), backoff := array("f"))
@@ -98,18 +103,18 @@ def read_arpa(source: Source, progress: Progress | None = None) -> Arpa:
     for _ in lines:
         raise lines.error("there is text after \\end\\; remove it, or make the file again")
     if SENTENCE_END not in model.words:
-        raise ModelError(f"{source.name}: has no {SENTENCE_END}, so that no sentence ends; make it of whole sentences")
+        raise ModelError(f"{lines.name}: has no {SENTENCE_END}, so that no sentence ends; make it of whole sentences")
     return model
 
 
 class _Lines:
     """The lines of a file that are not blank, without what ends them, and the number of the last one."""
 
-    def __init__(self, source: Source, progress: Progress | None) -> None:
-        self._name, self._lines, self._number = source.name, source.lines(progress), 0
+    def __init__(self, name: str, rows: Iterator[bytes]) -> None:
+        self.name, self._rows, self._number = name, rows, 0
 
     def __iter__(self) -> Iterator[str]:
-        for row in self._lines:
+        for row in self._rows:
             self._number += 1
             try:
                 line = row.decode().strip(" \t\r\n")
@@ -120,7 +125,7 @@ class _Lines:
 
     def error(self, message: str) -> ModelError:
         """Return what is wrong with the last line, as an error."""
-        return ModelError(f"{self._name}, line {max(1, self._number)}: {message}")
+        return ModelError(f"{self.name}, line {max(1, self._number)}: {message}")
 
 
 def _said(line: str) -> str:
@@ -169,9 +174,8 @@ def _section(
         except ValueError:
             log_p = backoff = math.nan
         key = " ".join(fields[1 : order + 1])
-        if not (log_p <= 0 and -_GREATEST < backoff < _GREATEST and key.count(" ") == blanks and key) or (
-            len(fields) > order + 2 or (highest and backoff)
-        ):
+        sound = log_p <= 0 and -_GREATEST < backoff < _GREATEST and len(fields) <= order + 2
+        if not sound or not key or key.count(" ") != blanks or (highest and backoff):
             raise lines.error(_wrong(fields, order, log_p, highest))
         if "<UNK>" in key:
             key = " ".join(UNKNOWN if word == "<UNK>" else word for word in fields[1 : order + 1])

@@ -7,12 +7,11 @@ l_M p_M / sum_N l_N p_N, and its next weight is the mean of its shares.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +33,14 @@ from rnnlm.mixture import (
     tokenizer_of,
 )
 from rnnlm.scoring import Score
-from rnnlm.settings import Share, TextSettings, Threads
+from rnnlm.settings import Share, Threads
 from rnnlm.sources import spooled
 from rnnlm.streams import Aligned
 from rnnlm.text import Tokenizer
 from rnnlm.vocabulary import SENTENCE_END
 
-SENTENCES = 4096  # of a text are scored at once
+Precision = Annotated[float, Range(1e-12, 1)]
+
 _PENALTY = math.log(1e-8)  # what Mikolov's tool gives a word that its network lacks, where no mixture helps
 
 
@@ -117,49 +117,49 @@ def mix(  # noqa: D417 -- some are described together
     weights: Sequence[float] | None = None,
     precision: float = 1e-6,
     oov: Oov = "share",
-    pretokenized: bool = False,
-    lines: bool = False,
-    encoding: str | None = None,
     output: PathLike | None = None,
     threads: int = 1,
     stage: Stage = silent,
     told: Told = lambda _: None,
+    **reading: Any,
 ) -> Mixed:
     """Mix models, with the weights that suit a text best.
 
     Arguments:
         text: plain or gzip, or `-` for standard input.
-        models: folders and `.npz` of ours, ARPA files, binaries of KenLM.
-        streams: what other programs give to each word of the text; see `streams`.
+        models, streams: folders and `.npz` of ours, ARPA files, binaries of KenLM; and what `streams` reads, of `text`.
         weights: of models and then streams, instead of the best ones.
-        precision, told: see `best_weights`.
-        oov: see `Mixture`; a stream's numbers are taken as they are.
-        pretokenized, lines: cut the text so; else as for the models of ours, else pretokenized.
-        encoding: of the text; None: that of our models' training text, else UTF-8.
+        precision, told, oov: see `best_weights` and `Mixture`; a stream's numbers are taken as they are.
         output: write the mixture to this file, whose name ends in .toml.
-        threads: how many compute; they change no result.
-        stage: called when a stage of reading begins.
+        threads, stage: how many compute, without changing a result; called when a stage of reading begins.
+        reading: `pretokenized`, `lines`, `encoding`; else the text is read as for models of ours, else pretokenized.
 
     Raises TextError, ModelError and SettingsError, each with the file.
     """
-    threads = fit_option(Threads, threads, "threads")
-    precision = fit_option(Annotated[float, Range(1e-12, 1)], precision, "precision")
-    names = [os.fspath(path) for path in (*models, *streams)]
-    given = None if weights is None else _fit_weights(weights, len(names))
-    if not names:
-        raise SettingsError("there is nothing to mix; name a model, or a stream with --stream")
+    names, given, threads = _fit_options(models, streams, weights, threads)
+    precision = fit_option(Precision, precision, "precision")
     if output is not None:
         check_output(Path(output), bool(streams), oov)
     parts = [open_part(path, threads, stage) for path in models]
     digests = [digest(path) for path in models] if output is not None else []
     mixture = Mixture(parts, [1 / len(names)] * len(parts), oov)
-    tokenizer = tokenizer_of(parts, TextSettings(pretokenized, lines), encoding)
-    scored = _scored(text, mixture, streams, tokenizer, threads, stage)
+    scored = _scored(text, mixture, streams, tokenizer_of(parts, **reading), threads, stage)
     best, iterations = (given, 0) if given is not None else best_weights(scored.table, precision, told)
     found = _mixed(names, scored, best, iterations, oov)
     if output is not None:
-        save(Path(output), [os.fspath(path) for path in models], found.weights, digests)
+        save(Path(output), names, found.weights, digests)
     return found
+
+
+def _fit_options(
+    models: Sequence[PathLike], streams: Sequence[PathLike], weights: Sequence[float] | None, threads: int
+) -> tuple[list[str], Array | None, int]:
+    """Return all names, the weights as an array, and the threads; raises SettingsError where they are none."""
+    names = [*fit_option(tuple[str, ...], models, "models"), *fit_option(tuple[str, ...], streams, "stream")]
+    if not names:
+        raise SettingsError("there is nothing to mix; name a model, or a stream with --stream")
+    given = None if weights is None else _fit_weights(weights, len(names))
+    return names, given, fit_option(Threads, threads, "threads")
 
 
 def _fit_weights(weights: Sequence[float], wanted: int) -> Array:
@@ -173,17 +173,18 @@ def _fit_weights(weights: Sequence[float], wanted: int) -> Array:
 def _scored(
     text: PathLike, mixture: Mixture, streams: Sequence[PathLike], tokenizer: Tokenizer, threads: int, stage: Stage
 ) -> _Text:
-    """Score a text with every model and stream, some thousand sentences at a time."""
+    """Score a text with every model and stream, a block of it at a time."""
     tables, unknown, count = [], [], 0
-    with spooled([text, *streams]) as (source, *others):
-        aligned = [Aligned(other) for other in others]
-        with stage(f"scoring {source.name}", source.size) as progress:
-            sentences = tokenizer.sentences([source], threads, progress)
-            while batch := list(islice(sentences, SENTENCES)):
-                table, strange = _rows(batch, mixture, aligned)
-                tables.append(table)
-                unknown.append(strange)
-                count += len(batch)
+    with ExitStack() as stack:
+        source, *others = stack.enter_context(spooled([text, *streams]))
+        aligned = [stack.enter_context(closing(Aligned(other))) for other in others]
+        progress = stack.enter_context(stage(f"scoring {source.name}", source.size))
+        for block in stack.enter_context(closing(tokenizer.blocks([source], threads, progress))):
+            sentences = [line.split(" ") for line in block[:-1].split("\n")]
+            table, strange = _rows(sentences, mixture, aligned)
+            tables.append(table)
+            unknown.append(strange)
+            count += len(sentences)
         for stream in aligned:
             stream.end()
     return _Text(np.concatenate(tables), np.concatenate(unknown), count)

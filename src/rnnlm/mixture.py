@@ -104,7 +104,7 @@ class Mixture:
 
         Raises SettingsError where they differ.
         """
-        return tokenizer_of(self.parts, TextSettings())
+        return tokenizer_of(self.parts)
 
     def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[Array]:
         """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself."""
@@ -137,8 +137,11 @@ def mixed(table: Array, weights: Array) -> Array:
     return np.asarray(np.logaddexp.reduce(weighted, axis=1))
 
 
-def tokenizer_of(parts: Iterable[Part], settings: TextSettings, encoding: str | None = None) -> Tokenizer:
+def tokenizer_of(
+    parts: Iterable[Part], pretokenized: bool = False, lines: bool = False, encoding: str | None = None
+) -> Tokenizer:
     """Return how a text is cut; raises SettingsError where models of ours cut it differently."""
+    settings = TextSettings(pretokenized, lines)
     kinds: list[Tokenizer] = []
     for part in parts:
         if isinstance(part, Network):

@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
@@ -105,7 +105,7 @@ class Source:
                     progress(len(block))
         return digest.hexdigest()
 
-    def lines(self, progress: Progress | None = None) -> Iterator[bytes]:
+    def lines(self, progress: Progress | None = None) -> Generator[bytes]:
         """Yield the lines of a plain or gzip file, as bytes, each with its line feed if it has one.
 
         Raises TextError, with the line, where one has more than LINE_LIMIT bytes.

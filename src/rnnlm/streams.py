@@ -14,7 +14,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 from rnnlm.errors import TextError
@@ -37,21 +38,25 @@ class Prediction(NamedTuple):
     unknown: bool
 
 
-Reader = Callable[[Source], Iterator[Prediction]]
+Rows = Iterator[tuple[int, str]]  # lines with their numbers
+Reader = Callable[[str, Rows], Iterator[Prediction]]
 
 
-def read_stream(source: Source) -> Iterator[Prediction]:
+def read_stream(source: Source) -> Generator[Prediction]:
     """Yield the predictions of a stream.
 
     Raises TextError, with the line, where it cannot be read or is in none of the three formats.
     """
-    return _format(source)(source)
+    reader = _format(source)
+    with closing(source.lines()) as lines:
+        yield from reader(source.name, _rows(source.name, lines))
 
 
 def _format(source: Source) -> Reader:
     """Return what reads a stream's format; the first lines decide."""
-    head = [row.decode(errors="replace").rstrip("\r\n") for row in itertools.islice(source.lines(), _HEAD)]
-    head = [row for row in head if row.strip()]
+    with closing(source.lines()) as lines:
+        first = [row.decode(errors="replace").rstrip("\r\n") for row in itertools.islice(lines, _HEAD)]
+    head = [row for row in first if row.strip()]
     if any(_SRILM.match(row) for row in head):
         return _srilm
     if head and _KENLM.match(head[0].lstrip("\t").split("\t")[0]):
@@ -62,36 +67,36 @@ def _format(source: Source) -> Reader:
     raise TextError(f"{source.name}, line 1: this is no stream of probabilities as {wanted} print it; name one that is")
 
 
-def _rows(source: Source) -> Iterator[tuple[int, str]]:
-    for number, row in enumerate(source.lines(), 1):
+def _rows(name: str, lines: Iterable[bytes]) -> Rows:
+    for number, row in enumerate(lines, 1):
         try:
             yield number, row.decode().rstrip("\r\n")
         except UnicodeDecodeError:
             message = "the line is not valid UTF-8; convert the file, as with iconv -t utf-8"
-            raise TextError(f"{source.name}, line {number}: {message}") from None
+            raise TextError(f"{name}, line {number}: {message}") from None
 
 
-def _mikolov(source: Source) -> Iterator[Prediction]:
-    for number, row in _rows(source):
+def _mikolov(name: str, rows: Rows) -> Iterator[Prediction]:
+    for number, row in rows:
         p = _probability(row.split()[0]) if row.strip() else None
         if p is None:
-            raise _wrong(source, number, row, "a probability, from 0 to 1, must stand first")
+            raise _wrong(name, number, row, "a probability, from 0 to 1, must stand first")
         yield Prediction(number, None, math.log(min(p, 1)) if p else -math.inf, not p)
 
 
-def _srilm(source: Source) -> Iterator[Prediction]:
-    for number, row in _rows(source):
+def _srilm(name: str, rows: Rows) -> Iterator[Prediction]:
+    for number, row in rows:
         if not row.startswith("\tp( "):
             continue
         found = _SRILM.match(row)
         log_p = None if found is None else -math.inf if found[4] in ("-inf", "-1.#INF") else _logarithm(found[4])
         if found is None or log_p is None:
-            raise _wrong(source, number, row, "p( WORD | CONTEXT ) = [TAG] P [ LOG10 ] must stand")
+            raise _wrong(name, number, row, "p( WORD | CONTEXT ) = [TAG] P [ LOG10 ] must stand")
         yield Prediction(number, found[1], log_p, "[OOV]" in found[2])
 
 
-def _kenlm(source: Source) -> Iterator[Prediction]:
-    for number, row in _rows(source):
+def _kenlm(name: str, rows: Rows) -> Iterator[Prediction]:
+    for number, row in rows:
         for entry in row.split("\t"):
             found = _KENLM.fullmatch(entry)
             log_p = None if found is None else _logarithm(found[3])
@@ -100,7 +105,7 @@ def _kenlm(source: Source) -> Iterator[Prediction]:
             elif _SUMMARY.match(entry):
                 break
             elif entry and not entry.startswith("Total: "):
-                raise _wrong(source, number, entry, "WORD=ID LENGTH LOG10 must stand")
+                raise _wrong(name, number, entry, "WORD=ID LENGTH LOG10 must stand")
 
 
 def _number(text: str) -> float:
@@ -121,9 +126,9 @@ def _logarithm(text: str) -> float | None:
     return min(log10_p, 0.0) * math.log(10) if log10_p <= _ROUNDED else None
 
 
-def _wrong(source: Source, number: int, row: str, wanted: str) -> TextError:
+def _wrong(name: str, number: int, row: str, wanted: str) -> TextError:
     there = shown(repr(row.strip()[:40])) if row.strip() else "a blank line"
-    return TextError(f"{source.name}, line {number}: {there} is there, where {wanted}; make the file again")
+    return TextError(f"{name}, line {number}: {there} is there, where {wanted}; make the file again")
 
 
 class Aligned:
@@ -134,6 +139,10 @@ class Aligned:
 
     def __init__(self, source: Source) -> None:
         self._source, self._predictions, self._line = source, read_stream(source), 0
+
+    def close(self) -> None:
+        """Close the file."""
+        self._predictions.close()
 
     def take(self, words: list[str]) -> list[Prediction]:
         """Return the predictions of the next words of the text, ends of sentences among them."""
