@@ -435,3 +435,16 @@ def test_damaged_streams_end_in_a_result_or_in_a_sentence(run, files, tmp_path):
         code, out, err = run("mix", "text.txt", "--stream", "s.txt", "--threads", 1)
         assert (code == 0 and out) or (code == 1 and not out and re.search(r"s\.txt, line \d+: |no model", err)), data
         assert code == 0 or SENTENCE.fullmatch(err)
+
+
+def test_python_gets_the_same(files, mix):
+    """`rnnlm.mix` gives weights and scores, tells of each iteration, and refuses what the command refuses."""
+    told = []
+    found = rnnlm.mix("text.txt", files, told=told.append)
+    printed = mix(*files)
+    assert list(found.weights) == [model["weight"] for model in printed["models"]]
+    assert found.score.perplexity == printed["perplexity"]
+    assert [iteration.number for iteration in told] == list(range(1, found.iterations + 1))
+    for wrong in ({"oov": "none"}, {"weights": [1, 0.5, 0]}, {"precision": 0}, {"threads": 0}, {"lines": 3}):
+        with pytest.raises(rnnlm.SettingsError):
+            rnnlm.mix("text.txt", files, **wrong)

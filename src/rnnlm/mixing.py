@@ -32,6 +32,7 @@ from rnnlm.mixture import (
     save,
     tokenizer_of,
 )
+from rnnlm.run import computing
 from rnnlm.scoring import Score
 from rnnlm.settings import Share, Threads
 from rnnlm.sources import spooled
@@ -136,30 +137,29 @@ def mix(  # noqa: D417 -- some are described together
 
     Raises TextError, ModelError and SettingsError, each with the file.
     """
-    names, given, threads = _fit_options(models, streams, weights, threads)
-    precision = fit_option(Precision, precision, "precision")
-    if output is not None:
-        check_output(Path(output), bool(streams), oov)
+    names, given = _fit_options(models, streams, weights)
+    threads, precision = fit_option(Threads, threads, "threads"), fit_option(Precision, precision, "precision")
+    check_output(output, bool(streams), oov)
     parts = [open_part(path, threads, stage) for path in models]
     digests = [digest(path) for path in models] if output is not None else []
     mixture = Mixture(parts, [1 / len(names)] * len(parts), oov)
     scored = _scored(text, mixture, streams, tokenizer_of(parts, **reading), threads, stage)
-    best, iterations = (given, 0) if given is not None else best_weights(scored.table, precision, told)
-    found = _mixed(names, scored, best, iterations, oov)
+    with computing():
+        best, iterations = (given, 0) if given is not None else best_weights(scored.table, precision, told)
+        found = _mixed(names, scored, best, iterations, oov)
     if output is not None:
         save(Path(output), names, found.weights, digests)
     return found
 
 
 def _fit_options(
-    models: Sequence[PathLike], streams: Sequence[PathLike], weights: Sequence[float] | None, threads: int
-) -> tuple[list[str], Array | None, int]:
-    """Return all names, the weights as an array, and the threads; raises SettingsError where they are none."""
+    models: Sequence[PathLike], streams: Sequence[PathLike], weights: Sequence[float] | None
+) -> tuple[list[str], Array | None]:
+    """Return all names, and the weights as an array; raises SettingsError where they are none."""
     names = [*fit_option(tuple[str, ...], models, "models"), *fit_option(tuple[str, ...], streams, "stream")]
     if not names:
         raise SettingsError("there is nothing to mix; name a model, or a stream with --stream")
-    given = None if weights is None else _fit_weights(weights, len(names))
-    return names, given, fit_option(Threads, threads, "threads")
+    return names, None if weights is None else _fit_weights(weights, len(names))
 
 
 def _fit_weights(weights: Sequence[float], wanted: int) -> Array:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from rnnlm import api
 from rnnlm.arpa import MAGIC, KenlmBinary, read_arpa
-from rnnlm.checking import Checked, Range, Unfit, restore
+from rnnlm.checking import Checked, Range, Unfit, fit_option, restore
 from rnnlm.checkpoint import model_file
 from rnnlm.corpus import Stage, silent
 from rnnlm.errors import ModelError, SettingsError
@@ -94,7 +94,7 @@ class Mixture:
     """
 
     def __init__(self, parts: Sequence[Part], weights: Sequence[float], oov: Oov = "share") -> None:
-        self.parts, self.weights, self.oov = list(parts), np.array(weights, float), oov
+        self.parts, self.weights, self.oov = list(parts), np.array(weights, float), fit_option(Oov, oov, "oov")
         self.words: Collection[str] = frozenset().union(*(part.words for part in parts))
         self._shares = [math.log(len(self.words) - len(part.words) + 1) for part in parts]
 
@@ -192,8 +192,11 @@ def digest(path: PathLike) -> str:
     return Source.of(model_file(path)).digest()
 
 
-def check_output(path: Path, streams: bool, oov: Oov) -> None:
-    """Refuse before the work what cannot be written after it."""
+def check_output(output: PathLike | None, streams: bool, oov: Oov) -> None:
+    """Refuse before the work what cannot be written after it; None is nothing to write."""
+    if output is None:
+        return
+    path = Path(output)
     if streams:
         raise SettingsError(
             "-o writes a mixture of models, and a stream scores its own text only; leave out one of them"
