@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # so that a program's type checker knows what `__getattr__` w
     from rnnlm.api import Prompt as Prompt
     from rnnlm.api import load as load
     from rnnlm.api import train as train
+    from rnnlm.mixing import Mixed as Mixed
+    from rnnlm.mixing import mix as mix
     from rnnlm.run import Listener as Listener
     from rnnlm.run import NoPicture as NoPicture
     from rnnlm.run import Started as Started
@@ -31,6 +33,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "api": ("Model", "Prompt", "load", "train"),
+    "mixing": ("Mixed", "mix"),
     "run": ("Listener", "NoPicture", "Started", "Stopped"),
     "training": ("Evaluation", "Progress"),
 }

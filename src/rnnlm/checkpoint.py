@@ -237,7 +237,7 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
 
     Raises ModelError when the file is missing, damaged, not a model, or of another format.
     """
-    state, saved = load_saved(_model_file(path))
+    state, saved = load_saved(model_file(path))
     if state is None:
         return saved
     state.optimizer.decay(saved.model.parameters, Workspace())  # owed, as training only evaluates without
@@ -417,7 +417,7 @@ def _model_parts(saved: SavedModel) -> tuple[dict[str, Array], dict[str, Any]]:
     return arrays, about
 
 
-def _model_file(path: str | os.PathLike[str]) -> Path:
+def model_file(path: str | os.PathLike[str]) -> Path:
     """Return the file of a model that is to be used."""
     try:
         given = Path(path)

@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
@@ -29,6 +29,7 @@ STANDARD_INPUT = "-"  # the path that stands for standard input
 CHUNK = 2**20  # characters after which a chunk ends at the next paragraph or line
 CHUNK_LIMIT = 2**21  # a chunk has no more characters than this, whatever the text looks like
 READ_BLOCK = 2**20  # bytes read at once
+LINE_LIMIT = 2**23  # bytes of a line of what is read by lines
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"
@@ -103,6 +104,25 @@ class Source:
                 if progress:
                     progress(len(block))
         return digest.hexdigest()
+
+    def lines(self, progress: Progress | None = None) -> Generator[bytes]:
+        """Yield the lines of a plain or gzip file, as bytes, each with its line feed if it has one.
+
+        Raises TextError, with the line, where one has more than LINE_LIMIT bytes.
+        """
+        with _reporting(self.name), _opened(self) as raw:
+            compressed = raw.peek(2)[:2] == _GZIP_MAGIC
+            stream = BufferedReader(gzip.GzipFile(fileobj=raw), READ_BLOCK) if compressed else raw
+            told = line = 0
+            while row := stream.readline(LINE_LIMIT + 1):
+                line += 1
+                if len(row) > LINE_LIMIT:
+                    message = f"the line has more than {LINE_LIMIT:,} bytes; name a file of shorter lines"
+                    raise TextError(f"{self.name}, line {line}: {message}")
+                if progress and not line % 2**12:
+                    progress(raw.tell() - told)
+                    told = raw.tell()
+                yield row
 
     def chunks(self, encoding: str, lines: bool = False) -> Iterator["Chunk"]:
         """Cut the text into chunks, at ends of lines if `lines`, otherwise at ends of paragraphs.

@@ -1,0 +1,262 @@
+"""N-gram models in ARPA files, plain or gzip, and in the binaries of KenLM.
+
+    log p(w | h) = log p of the longest stored h'w + the back-offs of the longer histories, 0 where one is not stored
+
+An n-gram is a key of one dict, its words between blanks; its two numbers are single-precision, as KenLM's are.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import re
+from array import array
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnlm.errors import ModelError
+from rnnlm.files import open_plain, reason
+from rnnlm.sources import Progress, Source, shown
+from rnnlm.vocabulary import SENTENCE_END, SENTENCE_START, UNKNOWN
+
+MAGIC = b"mmap lm http://kheafield.com/code"
+"""How a binary of KenLM begins."""
+
+_UNSEEN = -100.0  # log10 p of <unk> where a file has none, as in KenLM
+_GREATEST = 1e30  # a back-off is smaller: no sum of them leaves double precision
+_ORDERS = 64  # more is no model
+_COUNT = re.compile(r"ngram\s+(\d{1,9})\s*=\s*(\d{1,18})")
+_MARKS = (SENTENCE_START, UNKNOWN)  # never predicted, and what stands for the rest
+
+
+class Arpa:
+    """An n-gram model as an ARPA file gives it.
+
+    Arguments:
+        order: the most words of an n-gram.
+        ngrams: the number of each n-gram, its words between blanks.
+        log_p, backoff: base 10, by number.
+    """
+
+    def __init__(self, order: int, ngrams: dict[str, int], log_p: array[float], backoff: array[float]) -> None:
+        self.order, self._ngrams, self._log_p, self._backoff = order, ngrams, log_p, backoff
+        self.words: Collection[str] = frozenset()  # what is predicted under its own name, `</s>` among it
+
+    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
+        """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself."""
+        return [np.array(self._sentence(words)) * math.log(10) for words in sentences]
+
+    def unknown(self, words: Sequence[str]) -> list[bool]:
+        """Say of each word whether it is read as `<unk>`."""
+        return [word not in self.words for word in words]
+
+    def _sentence(self, words: Sequence[str]) -> list[float]:
+        found, history = [], [SENTENCE_START]
+        for word in (*words, SENTENCE_END):
+            known = word if word in self.words else UNKNOWN
+            history = history[max(0, len(history) - self.order + 1) :]
+            found.append(self._word(history, known))
+            history.append(known)
+        return found
+
+    def _word(self, history: list[str], word: str) -> float:
+        """Return log10 p of a word after a history of fewer words than the order."""
+        find, dropped = self._ngrams.get, 0.0
+        for start in range(len(history)):
+            context = " ".join(history[start:])
+            found = find(f"{context} {word}")
+            if found is not None:
+                return dropped + self._log_p[found]
+            number = find(context)
+            if number is not None:
+                dropped += self._backoff[number]
+        found = find(word)
+        return dropped + (_UNSEEN if found is None else self._log_p[found])
+
+
+def read_arpa(source: Source, progress: Progress | None = None) -> Arpa:
+    """Read an ARPA file, of about 4.5 microseconds and 300 bytes of memory an n-gram.
+
+    `progress` is told of the bytes read. Raises ModelError, with the line, where the file is no model, and TextError
+    where it cannot be read.
+    """
+    with closing(source.lines(progress)) as rows:
+        return _read(_Lines(source.name, rows))
+
+
+def _read(lines: _Lines) -> Arpa:
+    counts = _counts(lines)
+    ngrams: dict[str, int] = {}
+    model = Arpa(len(counts), ngrams, log_p := array("f"), backoff := array("f"))
+    for order, count in enumerate(counts, 1):
+        last = _section(lines, order, count, order == len(counts), ngrams, log_p, backoff)
+        if order == 1:
+            model.words = frozenset(word for word in ngrams if word not in _MARKS)
+        wanted = f"\\{order + 1}-grams:" if order < len(counts) else "\\end\\"
+        if last != wanted:
+            raise lines.error(f"{_said(last)} stands where {wanted} must stand; make the file again")
+    for _ in lines:
+        raise lines.error("there is text after \\end\\; remove it, or make the file again")
+    if SENTENCE_END not in model.words:
+        raise ModelError(f"{lines.name}: has no {SENTENCE_END}, so that no sentence ends; make it of whole sentences")
+    return model
+
+
+class _Lines:
+    """The lines of a file that are not blank, without what ends them, and the number of the last one."""
+
+    def __init__(self, name: str, rows: Iterator[bytes]) -> None:
+        self.name, self._rows, self._number = name, rows, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for row in self._rows:
+            self._number += 1
+            try:
+                line = row.decode().strip(" \t\r\n")
+            except UnicodeDecodeError:
+                raise self.error("the line is not valid UTF-8; convert the file, as with iconv -t utf-8") from None
+            if line:
+                yield line
+
+    def error(self, message: str) -> ModelError:
+        """Return what is wrong with the last line, as an error."""
+        return ModelError(f"{self.name}, line {max(1, self._number)}: {message}")
+
+
+def _said(line: str) -> str:
+    """Return the beginning of a line as a message may hold it."""
+    return shown(repr(line[:40])) if line else "the end of the file"
+
+
+def _counts(lines: _Lines) -> list[int]:
+    """Read up to the first n-gram; return how many there are of each order."""
+    if not any(line == "\\data\\" for line in lines):
+        raise lines.error("there is no line \\data\\ up to here, so this is no ARPA file; name one, or another model")
+    counts: list[int] = []
+    last = ""
+    for last in lines:
+        found = _COUNT.fullmatch(last)
+        if not found:
+            break
+        if int(found[1]) != len(counts) + 1 or len(counts) == _ORDERS:
+            raise lines.error(f"the orders must be 1, 2, 3 and so on, up to {_ORDERS}; make the file again")
+        counts.append(int(found[2]))
+    if last != "\\1-grams:" or not counts:
+        message = f"{_said(last)} stands where the counts, as in ngram 1=100, and then \\1-grams: must stand"
+        raise lines.error(f"{message}; make the file again")
+    return counts
+
+
+def _section(
+    lines: _Lines,
+    order: int,
+    count: int,
+    highest: bool,
+    ngrams: dict[str, int],
+    log_ps: array[float],
+    backoffs: array[float],
+) -> str:
+    """Read the n-grams of an order, and return the line that follows them."""
+    before, blanks, line = len(ngrams), order - 1, ""
+    for line in lines:
+        if line[0] == "\\":
+            break
+        fields = line.replace("\t", " ").split(" ")
+        if "" in fields:
+            fields = [field for field in fields if field]
+        try:
+            log_p, backoff = float(fields[0]), float(fields[order + 1]) if len(fields) == order + 2 else 0.0
+        except ValueError:
+            log_p = backoff = math.nan
+        key = " ".join(fields[1 : order + 1])
+        sound = log_p <= 0 and -_GREATEST < backoff < _GREATEST and len(fields) <= order + 2
+        if not sound or not key or key.count(" ") != blanks or (highest and backoff):
+            raise lines.error(_wrong(fields, order, log_p, highest))
+        if "<UNK>" in key:
+            key = " ".join(UNKNOWN if word == "<UNK>" else word for word in fields[1 : order + 1])
+        number = len(ngrams)
+        if ngrams.setdefault(key, number) != number:
+            raise lines.error(f"{_said(key)} stands in the file twice; remove one")
+        if number - before == count:
+            raise lines.error(f"there are more {order}-grams than the {count:,} announced; make the file again")
+        log_ps.append(log_p)
+        backoffs.append(backoff)
+    else:
+        line = ""
+    if len(ngrams) - before != count:
+        there = f"{count:,} {order}-grams are announced, and {len(ngrams) - before:,} are there"
+        raise lines.error(f"{there}; the file is cut off or changed, so make it again")
+    return line
+
+
+def _wrong(fields: list[str], order: int, log_p: float, highest: bool) -> str:
+    """Say what is wrong with the line of an n-gram."""
+    if log_p > 0:
+        return f"log10 p is {fields[0][:20]}, and a probability is at most 1; make the file again, with another tool"
+    back = "" if highest else ", and perhaps its back-off, a number"
+    words = f"{order} word{'s' * (order > 1)}"
+    return f"{_said(' '.join(fields))} stands where log10 p, {words}{back} must stand; make the file again"
+
+
+# KenLM's binaries
+
+
+class KenlmBinary:
+    """An n-gram model in a binary of KenLM, read by its own package; the methods are those of `Arpa`.
+
+    Raises ModelError where the package is not installed, or cannot read the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import kenlm
+        except ImportError:
+            remedy = "install it, as with pip install 'rnnlm-numpy[kenlm]', or name the ARPA file"
+            raise ModelError(
+                f"{shown(str(path))}: KenLM's package, which reads its binaries, is missing; {remedy}"
+            ) from None
+        try:
+            self._kenlm: Any = kenlm
+            self._model = kenlm.Model(str(path))
+        except (OSError, RuntimeError, UnicodeError) as error:
+            message = " ".join(str(error).split())[:200].rstrip(".")
+            raise ModelError(f"{shown(str(path))}: KenLM cannot read it ({message}); make it again") from None
+        self.order: int = self._model.order
+        self.words = frozenset(word for word in _binary_words(path) if word not in _MARKS)
+        if SENTENCE_END not in self.words or not all(word in self._model for word in self.words):
+            raise ModelError(f"{shown(str(path))}: does not list its words; make it again, or name the ARPA file")
+
+    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
+        """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself."""
+        return [np.array(self._sentence(words)) * math.log(10) for words in sentences]
+
+    def unknown(self, words: Sequence[str]) -> list[bool]:
+        """Say of each word whether it is read as `<unk>`."""
+        return [word not in self.words for word in words]
+
+    def _sentence(self, words: Sequence[str]) -> list[float]:
+        before, after, found = self._kenlm.State(), self._kenlm.State(), []
+        self._model.BeginSentenceWrite(before)
+        for word in (*words, SENTENCE_END):
+            known = word if word in self.words else UNKNOWN
+            found.append(self._model.BaseScore(before, known, after))
+            before, after = after, before
+        return found
+
+
+def _binary_words(path: Path) -> list[str]:
+    """Return the words that stand at the end of a binary, by id, each before a NUL; none where they do not."""
+    try:
+        with open_plain(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            start = data.rfind(UNKNOWN.encode() + b"\0")
+            return data[start:-1].decode().split("\0") if start >= 0 else []
+    except UnicodeDecodeError:
+        return []
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else "it is empty"
+        raise ModelError(f"{shown(str(path))}: cannot be read ({why}); name another file") from None

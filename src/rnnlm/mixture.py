@@ -1,0 +1,301 @@
+"""Mixtures of language models.
+
+    p(w | h) = sum_M l_M p_M(w | h),    sum_M l_M = 1
+
+Vocabularies may differ. Let D_M be the words of model M without `<unk>`, V the union of all D_M, and u anything else. A
+model gives its `<unk>` in equal shares to u and to the words of V that it lacks, p_M(<unk> | h) / (|V - D_M| + 1) each,
+so that the probabilities of V and u sum to one, in each model and hence in the mixture.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tomllib
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnlm import api
+from rnnlm.arpa import MAGIC, KenlmBinary, read_arpa
+from rnnlm.checking import Checked, Range, Unfit, fit_option, restore
+from rnnlm.checkpoint import model_file
+from rnnlm.corpus import Stage, silent
+from rnnlm.errors import ModelError, SettingsError
+from rnnlm.files import open_plain, reason, replacing
+from rnnlm.run import working
+from rnnlm.scoring import sentence_losses
+from rnnlm.settings import Share, TextSettings
+from rnnlm.sources import Source, shown
+from rnnlm.text import Tokenizer
+from rnnlm.vocabulary import SENTENCE_END, UNKNOWN
+
+Array = NDArray[np.float64]
+PathLike = str | os.PathLike[str]
+Oov = Literal["share", "mikolov"]
+
+TITLE = "# A mixture of language models, as `rnnlm mix` writes it."
+"""The first line of a mixture's file."""
+
+ROUNDED = 1e-6
+"""What the sum of weights may differ from 1 by."""
+
+_FILE_LIMIT = 2**20  # bytes of a mixture's file
+
+
+class Part(Protocol):
+    """A language model that can be mixed."""
+
+    @property
+    def words(self) -> Collection[str]:
+        """Return what it predicts under its own name: `</s>`, but not `<unk>`."""
+
+    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[Array]:
+        """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself."""
+
+    def unknown(self, words: Sequence[str]) -> list[bool]:
+        """Say of each word whether it is read as `<unk>`."""
+
+
+class Network:
+    """A model of ours, as a part of a mixture."""
+
+    def __init__(self, model: api.Model, name: str) -> None:
+        self.model, self._name = model, name
+        self.words = frozenset(model.saved.vocabulary.words) - {UNKNOWN}
+
+    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[Array]:
+        """Do as `Part` says; raises ModelError where the model's numbers are none."""
+        saved = self.model.saved
+        ids = [saved.vocabulary.encode((*words, SENTENCE_END)) for words in sentences]
+        with working(self.model.threads) as work:
+            losses = sentence_losses(saved.model, ids, work)
+        if not all(np.isfinite(loss).all() for loss in losses):
+            raise ModelError(f"{self._name}: its probabilities are no longer numbers; train it again with a lower --lr")
+        return [-loss.astype(np.float64) for loss in losses]
+
+    def unknown(self, words: Sequence[str]) -> list[bool]:
+        """Do as `Part` says."""
+        return [word not in self.words for word in words]
+
+
+class Mixture:
+    """Models, and how much of each; it answers as they do.
+
+    Arguments:
+        parts: the models (M).
+        weights: (M,), which sum to one.
+        oov: what a model gives to a word that it lacks: `share`, as above; `mikolov`: nothing.
+    """
+
+    def __init__(self, parts: Sequence[Part], weights: Sequence[float], oov: Oov = "share") -> None:
+        self.parts, self.weights, self.oov = list(parts), np.array(weights, float), fit_option(Oov, oov, "oov")
+        self.words: Collection[str] = frozenset().union(*(part.words for part in parts))
+        self._shares = [math.log(len(self.words) - len(part.words) + 1) for part in parts]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """How a text becomes words: as for the models of ours in it, else a sentence a line, words between blanks.
+
+        Raises SettingsError where they differ.
+        """
+        return tokenizer_of(self.parts)
+
+    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[Array]:
+        """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself."""
+        ends = np.cumsum([len(words) + 1 for words in sentences])
+        return np.split(mixed(self.part_log_probs(sentences), self.weights), ends[:-1]) if sentences else []
+
+    def unknown(self, words: Sequence[str]) -> list[bool]:
+        """Say of each word whether no model has it: whether it is u."""
+        return [word not in self.words for word in words]
+
+    def part_log_probs(self, sentences: Sequence[Sequence[str]]) -> Array:
+        """Return what each model gives to each word and `</s>` (N, M), as a part of the mixture."""
+        words = [word for sentence in sentences for word in (*sentence, SENTENCE_END)]
+        table = np.empty((len(words), len(self.parts)))
+        for column, part in enumerate(self.parts):
+            log_p = np.concatenate(part.log_probs(sentences))
+            lacking = np.array(part.unknown(words))
+            if self.oov == "share":
+                log_p[lacking] -= self._shares[column]
+            else:  # there, <unk> in a text is a word like others
+                log_p[lacking & (np.array(words) != UNKNOWN)] = -math.inf
+            table[:, column] = log_p
+        return table
+
+
+def mixed(table: Array, weights: Array) -> Array:
+    """Return log p of a mixture (N,), of the log p of its parts (N, M)."""
+    with np.errstate(divide="ignore"):  # a weight of 0
+        weighted: Array = table + np.log(weights)
+    return np.asarray(np.logaddexp.reduce(weighted, axis=1))
+
+
+def tokenizer_of(
+    parts: Iterable[Part], pretokenized: bool = False, lines: bool = False, encoding: str | None = None
+) -> Tokenizer:
+    """Return how a text is cut; raises SettingsError where models of ours cut it differently."""
+    settings = TextSettings(pretokenized, lines)
+    kinds: list[Tokenizer] = []
+    for part in parts:
+        if isinstance(part, Network):
+            own = part.model.saved.tokenizer
+            how = settings if settings.line_is_sentence else own.settings
+            code = encoding or (kinds[0] if kinds else own).settings.encoding
+            how = replace(how, lowercase=own.settings.lowercase, encoding=code)
+            kinds.append(Tokenizer(how, None if how.line_is_sentence else own.punkt))
+    if any(kind.settings.lowercase != kinds[0].settings.lowercase for kind in kinds):
+        raise SettingsError(
+            "some models read texts in lower case and others do not, so they cannot be mixed; leave out one kind"
+        )
+    if any(kind != kinds[0] for kind in kinds):
+        raise SettingsError("the models cut texts into words differently; say how to: --pretokenized or --lines")
+    if kinds:
+        return kinds[0]
+    return Tokenizer(TextSettings(not settings.lines, settings.lines, encoding=encoding or settings.encoding))
+
+
+# Files
+
+
+@dataclass(frozen=True)
+class _PartEntry(Checked):
+    """A model in a mixture's file."""
+
+    path: str  # from the file's folder on
+    weight: Share
+    sha256: str  # of the model's file
+
+
+@dataclass(frozen=True)
+class _File(Checked):
+    """A mixture's file."""
+
+    format: Annotated[int, Range(1, 1)]
+    model: tuple[_PartEntry, ...]
+
+    def check(self) -> None:
+        """Refuse weights that do not sum to one."""
+        total = sum(part.weight for part in self.model)
+        if abs(total - 1) > ROUNDED:
+            raise Unfit("the sum of the weights", total, "1")
+
+
+def digest(path: PathLike) -> str:
+    """Return the SHA-256 of a model's file; of a folder, that of the file which is used."""
+    return Source.of(model_file(path)).digest()
+
+
+def check_output(output: PathLike | None, streams: bool, oov: Oov) -> None:
+    """Refuse before the work what cannot be written after it; None is nothing to write."""
+    if output is None:
+        return
+    path = Path(output)
+    if streams:
+        raise SettingsError(
+            "-o writes a mixture of models, and a stream scores its own text only; leave out one of them"
+        )
+    if oov != "share":
+        raise SettingsError("-o writes a mixture whose probabilities sum to one; leave out -o or --oov mikolov")
+    if path.suffix != ".toml":
+        raise SettingsError(f"{shown(str(path))}: the name of a mixture's file ends in .toml; name it so with -o")
+    try:
+        if os.path.lexists(path):
+            with open_plain(path) as file:
+                if not file.read(len(TITLE)) == TITLE.encode():
+                    raise ModelError(
+                        f"{shown(str(path))}: there is another file, no mixture; remove it or name another with -o"
+                    )
+        elif not path.parent.is_dir():
+            raise ModelError(
+                f"{shown(str(path))}: there is no folder {shown(str(path.parent))}; make it, or name another with -o"
+            )
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else "there is no such path"
+        raise ModelError(f"{shown(str(path))}: cannot be written ({why}); name another with -o") from None
+
+
+def save(path: Path, models: Sequence[str], weights: Sequence[float], digests: Sequence[str]) -> None:
+    """Write a mixture's file; raises ModelError where that fails."""
+    rows = [TITLE, "format = 1"]
+    for model, weight, sha256 in zip(models, weights, digests, strict=True):
+        place = model if Path(model).is_absolute() else os.path.relpath(model, path.parent)
+        quoted = json.dumps(place, ensure_ascii=False).replace("\x7f", "\\u007f")
+        rows += ["", "[[model]]", f"path = {quoted}", f"weight = {weight!r}", f'sha256 = "{sha256}"']
+    try:
+        content = ("\n".join(rows) + "\n").encode()
+    except UnicodeEncodeError:
+        raise ModelError(f"{shown(str(path))}: the path of a model is not UTF-8; rename it") from None
+    with replacing(path, ModelError, "make room, or name another file with -o") as file:
+        file.write(content)
+
+
+def load(path: PathLike, threads: int = 1, stage: Stage = silent) -> Mixture:
+    """Read a mixture's file and its models.
+
+    Raises ModelError where it is none, or where a model is missing or has changed.
+    """
+    name, folder = shown(os.fspath(path)), Path(path).parent
+    try:
+        with open_plain(Path(path)) as file:
+            content = tomllib.loads(file.read(_FILE_LIMIT).decode())
+        found = restore(_File, content, "the file")
+    except OSError as error:
+        raise ModelError(f"{name}: cannot be read ({reason(error)}); name another file") from None
+    except (ValueError, RecursionError) as error:
+        detail = str(error) if isinstance(error, Unfit | tomllib.TOMLDecodeError) else "it is no TOML in UTF-8"
+        raise ModelError(f"{name}: is no mixture ({detail}); write it again with rnnlm mix -o") from None
+    if not found.model:
+        raise ModelError(f"{name}: has no models; write it again with rnnlm mix -o")
+    for part in found.model:
+        if digest(folder / part.path) != part.sha256:
+            where = shown(str(folder / part.path))
+            raise ModelError(f"{name}: {where} has changed since; mix again, or put the old one back")
+    parts = [open_part(folder / part.path, threads, stage) for part in found.model]
+    return Mixture(parts, [part.weight for part in found.model])
+
+
+def open_scorer(path: PathLike, threads: int = 1, stage: Stage = silent) -> api.Model | Mixture | Part:
+    """Open a model of any kind: ours, an ARPA file, a binary of KenLM, a mixture's .toml.
+
+    Raises ModelError or TextError where there is none, or it is damaged.
+    """
+    return load(path, threads, stage) if Path(path).suffix == ".toml" else _single(path, threads, stage)
+
+
+def open_part(path: PathLike, threads: int = 1, stage: Stage = silent) -> Part:
+    """Open a model that can be a part of a mixture; raises as `open_scorer` does, and ModelError for a mixture."""
+    if Path(path).suffix == ".toml":
+        raise ModelError(
+            f"{shown(os.fspath(path))}: a mixture is no part of another; name the models that it is made of"
+        )
+    opened = _single(path, threads, stage)
+    return Network(opened, shown(os.fspath(path))) if isinstance(opened, api.Model) else opened
+
+
+def _single(path: PathLike, threads: int, stage: Stage) -> api.Model | Part:
+    """Open a model that is no mixture; its first bytes say of which kind it is."""
+    place = Path(path)
+    name = shown(os.fspath(path))
+    try:
+        if place.suffix == ".npz" or place.is_dir():
+            return api.load(path, threads=threads)
+        with open_plain(place) as file:
+            start = file.read(len(MAGIC))
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else "there is no such path"
+        remedy = "name a model's folder, its .npz, an ARPA file or a mixture's .toml"
+        raise ModelError(f"{name}: cannot be read ({why}); {remedy}") from None
+    if start.startswith(b"PK"):
+        return api.load(path, threads=threads)
+    if start == MAGIC:
+        return KenlmBinary(place)
+    source = Source.of(path)
+    with stage(f"reading {source.name}", source.size) as progress:
+        return read_arpa(source, progress)
