@@ -137,10 +137,10 @@ class Model:
         Arguments:
             lines: a text or its lines, such as a file gives; a blank one is a sentence of `</s>` alone.
             pretokenized: words are separated by blanks, whatever the training text was.
-            keep_state: read on from line to line, where the model carries its state.
+            keep_state: read on from line to line, whether or not the model was trained so.
             ranks: find each word's rank too, and the entropy of what the model expected.
 
-        Raises TextError where a line has a mark of the model's own, SettingsError where there is no state to keep.
+        Raises TextError where a line has a mark of the model's own.
         """
         given = lines.split("\n") if isinstance(lines, str) else list(lines)
         if isinstance(lines, str) and not given[-1]:
@@ -167,10 +167,9 @@ class Model:
     def reader(self, *, keep_state: bool = False, ranks: bool = False) -> Reader:
         """Return what reads sentences of words, for `scoring.scored`; the arguments and errors are those of `score`."""
         model, ranks = self.saved.model, fit_option(bool, ranks, "ranks")
+        if fit_option(bool, keep_state, "keep_state"):
+            model = replace(model, settings=replace(model.settings, carry_state=True))
         states = model.start(1)
-        if fit_option(bool, keep_state, "keep_state") and not model.settings.carry_state:
-            message = "--keep-state has no effect on a model that was trained to begin each sentence anew"
-            raise SettingsError(f"{message}; leave it out, or train one with --carry-state")
 
         def read(sentences: Sequence[Sequence[str]]) -> list[Array]:
             nonlocal states
@@ -186,9 +185,9 @@ class Model:
                     each = sentence_figures(model, np.split(ids, ends[:-1]), work, ranks)
             if not all(np.isfinite(figures).all() for figures in each):
                 raise _no_numbers()
-            for number, figures in enumerate(each):
-                each[number] = figures.astype(np.float64)
-                np.negative(each[number][0], out=each[number][0])
+            each = [figures.astype(np.float64) for figures in each]
+            for figures in each:
+                np.minimum(-figures[0], 0, out=figures[0])  # -log p of a sure word may round to less than 0
             return each
 
         return read

@@ -19,6 +19,7 @@ from rnnlm.text import Line
 
 WINDOW_NUMBERS = 2**24  # the output layer holds so many numbers at once, V for each position of a window
 POSITIONS = 1024  # and more positions than this make its products no faster
+RANKED = 16  # positions whose words one thread ranks at a time
 STREAMS = 64  # sentences side by side, where each starts from zero
 
 
@@ -211,10 +212,20 @@ def figures(
     (s, states), _ = model.read(x, states, work)
     V, c, cutoffs = model.parameters["V"], model.parameters["c"], model.settings.cutoffs
     log_p = log_probabilities(s.reshape(y.size, -1), V, c, cutoffs, work)  # (N, words)
-    targets = np.maximum(y.reshape(-1, 1), 0)  # (N, 1)
-    own = np.take_along_axis(log_p, targets, axis=1)
-    before = log_p > own
-    before |= (log_p == own) & (np.arange(log_p.shape[1]) < targets)
-    rank = 1 + before.sum(axis=1)
+    targets, result = np.maximum(y.reshape(-1), 0), np.empty((3, y.size))
+
+    def fill(rows: slice) -> None:
+        result[:, rows] = _ranked(log_p[rows], targets[rows])
+
+    work.each(fill, runs(0, y.size, RANKED))
+    return result.reshape(3, *y.shape), states
+
+
+def _ranked(log_p: Array, y: Array) -> tuple[Array, Array, Array]:
+    """Return -log p and the ranks of targets y (n,) in log p (n, V), and the entropies."""
+    own = log_p[np.arange(len(y)), y]
+    before = np.count_nonzero(log_p > own[:, None], axis=1)
+    ties = log_p == own[:, None]
+    alike = [np.count_nonzero(row[:word]) for row, word in zip(ties, y, strict=True)]  # and of lower ids
     entropy = -np.einsum("nv,nv->n", np.exp(log_p), log_p)
-    return np.stack([-own[:, 0].astype(np.float64), rank, entropy]).reshape(3, *y.shape), states
+    return -own, 1 + before + alike, entropy

@@ -158,11 +158,10 @@ def _spool(path: "str | os.PathLike[str]", stack: contextlib.ExitStack) -> Sourc
         return source if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else _copied(source.name, stream, stack)
 
 
-def _standard_input() -> BufferedReader:
+def _standard_input() -> BinaryIO:
     if sys.stdin is None:
         raise TextError("standard input is closed; name a file, or give the text through a pipe")
-    stream: Any = sys.stdin.buffer
-    return stream if isinstance(stream, BufferedReader) else BufferedReader(stream)  # a program may have put one there
+    return sys.stdin.buffer
 
 
 class Lines(NamedTuple):
@@ -317,7 +316,7 @@ def _pieces(source: Source, encoding: str) -> Iterator[tuple[str, int]]:
             yield text, raw.tell()
 
 
-def _decoded(name: str, raw: BufferedReader, encoding: str, waiting: bool = False) -> Iterator[str]:
+def _decoded(name: str, raw: Any, encoding: str, waiting: bool = False) -> Iterator[str]:
     """Yield the text of a stream piece by piece: its bytes, or what they hold if they are a gzip file.
 
     Control characters have become blanks; a byte-order mark at the start is dropped. `waiting` is for who waits for an
@@ -326,7 +325,7 @@ def _decoded(name: str, raw: BufferedReader, encoding: str, waiting: bool = Fals
     decoder = codecs.getincrementaldecoder(encoding)()
     lines = fed = 0
     start = True
-    compressed = raw.peek(2)[:2] == _GZIP_MAGIC
+    compressed = hasattr(raw, "peek") and raw.peek(2)[:2] == _GZIP_MAGIC  # a program's own standard input may lack it
     stream = gzip.GzipFile(fileobj=raw) if compressed else raw
     more = True
     while more:

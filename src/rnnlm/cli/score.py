@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -9,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rnnlm.cli.options import Command, Value, given, json_option, model_option, option, setting, threads_option
+from rnnlm.cli.options import Command, Value, given, json_option, model_option, option, threads_option
 from rnnlm.cli.progress import say
 from rnnlm.errors import TextError
-from rnnlm.settings import TextSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,7 +42,7 @@ OURS = ("words", "base", "rank", "sum_to", "as_json")  # options of our own form
 )
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(allow_dash=True))
 @model_option(TEXT)
-@setting(TextSettings, "pretokenized", "Take the words of a line as they are, separated by spaces.", TEXT)
+@option("--pretokenized", is_flag=True, show_default=False, group=TEXT, help="Take words as they are, between spaces.")
 @option("--encoding", type=Value(str), show_default="that of the training text", group=TEXT, help="Encoding of FILE.")
 @option("--keep-state", is_flag=True, show_default=False, group=TEXT, help="Read on from line to line.")
 @threads_option(TEXT)
@@ -89,8 +89,16 @@ def score(ctx: click.Context, /, files: tuple[str, ...], model: str, threads: in
     records = _records(lm, files, **options)
     if options["sum_to"]:
         records = map(summed, records)
+    write = _shown if sys.stdout.isatty() else str
     for text in _format(lm, model, files, **options)(records):
-        sys.stdout.write(text)
+        sys.stdout.write(write(text))
+
+
+def _shown(text: str) -> str:
+    """Put U+FFFD for what would act on a terminal, which tabs and ends of lines may."""
+    from rnnlm.sources import printable
+
+    return re.sub(r"[^\t\n]+", lambda found: printable(found.group()), text)
 
 
 def _check(options: dict[str, Any], files: tuple[str, ...]) -> None:
@@ -99,9 +107,11 @@ def _check(options: dict[str, Any], files: tuple[str, ...]) -> None:
     as_format, level = options.get("as_format"), options.get("level")
     if as_format and names:
         raise click.UsageError(f"{names[0]} has no effect beside --format; leave one of them out.")
-    if level and level not in LEVELS.get(as_format or "", ()):
-        wanted = ", ".join(LEVELS.get(as_format or "", ())) or "none"
-        raise click.UsageError(f"--level {level} goes with {as_format or 'no format of our own'}: there is {wanted}.")
+    levels = LEVELS.get(as_format or "", ())
+    if level and level not in levels:
+        where = f"--format {as_format}" if as_format else "formats of our own"
+        remedy = f"it takes {', '.join(levels)}" if levels else "leave it out"
+        raise click.UsageError(f"--level {level} has no meaning for {where}; {remedy}.")
     if as_format in ("srilm", "mikolov") and len(files) > 1:
         raise click.UsageError(f"--format {as_format} is of one text; give one FILE.")
     for name in ("rank", "sum_to"):
@@ -161,15 +171,18 @@ def _format(
 ) -> Callable[[Iterable[Scored]], Iterator[str]]:
     """Return the function that writes records in the format that is asked for."""
     from rnnlm import formats
+    from rnnlm.sources import shown
 
-    ids, name, level = lm.saved.vocabulary.ids, files[0], level or "2"
+    ids, name, level = lm.saved.vocabulary.ids, shown(files[0]), level or "2"
     match as_format:
         case "kenlm":
             return partial(formats.kenlm, ids=ids, level=level)
         case "srilm":
             return partial(formats.srilm, name=name, level=level)
         case "mikolov":
-            return partial(formats.mikolov, ids=ids, text=name, model=model, independent=not keep_state, level=level)
+            return partial(
+                formats.mikolov, ids=ids, text=name, model=shown(model), independent=not keep_state, level=level
+            )
         case "kaldi":
             return formats.kaldi
         case "fasterrnnlm":
