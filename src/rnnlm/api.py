@@ -142,10 +142,10 @@ class Model:
 
         Raises TextError where a line has a mark of the model's own.
         """
-        given = lines.split("\n") if isinstance(lines, str) else list(lines)
-        if isinstance(lines, str) and not given[-1]:
-            given.pop()  # the last line ends in a line feed
-        block = plain_lines(fit_option(tuple[str, ...], given, "lines"))
+        given: object = list(lines) if isinstance(lines, Iterable) and not isinstance(lines, str) else lines
+        if isinstance(given, str):
+            given = given.removesuffix("\n").split("\n") if given else []
+        block = plain_lines(fit_option(tuple[str, ...], given, "prompt"))
         cut = self.line_tokenizer(pretokenized).lines(block)
         return scored(cut, self.reader(keep_state=keep_state, ranks=ranks), self.unknown)
 
