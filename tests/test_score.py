@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -234,7 +235,6 @@ def test_a_pipe_that_waits_is_answered(folder):
         (b"good\nbad \xff byte\n", r"standard input, line 2: byte 0xFF.*--encoding"),
         (b"a\nb\0c\n", "standard input, line 2: a NUL"),
         (b"a\nthe </s> b\n", "standard input, line 2: '</s>' is the model's own mark"),
-        (b"x" * (2**21 + 5), "standard input, after line 0: a line of more than 2,097,152 characters"),
     ],
 )
 def test_what_is_no_text_is_one_sentence(score, content, message):
@@ -244,6 +244,26 @@ def test_what_is_no_text_is_one_sentence(score, content, message):
         assert code == 1
         assert SENTENCE.fullmatch(err)
         assert re.search(message, err)
+
+
+def test_very_long_lines(score):
+    """A line of more than two million characters is an error: it is no sentence."""
+    for content in (b"x" * (2**21 + 5), b"a\n" + b"the cat " * 2**19):
+        code, _, err = score(content)
+        assert code == 1
+        assert SENTENCE.fullmatch(err)
+        assert re.search(r"line \d: .*more than 2,097,152 characters; put one sentence on each line", err)
+
+
+def test_keys_of_kaldi(score):
+    """A blank line has no key, and is an error where `--format kaldi` needs one."""
+    out = printed(score("utt-1 the cat\nutt-2\n", "--format", "kaldi"))
+    costs = [-float(row.split("\t")[0]) * math.log(10) for row in printed(score("the cat\n\n")).splitlines()]
+    assert [row.split("\t")[0] for row in out.splitlines()] == ["utt-1", "utt-2"]
+    assert [float(row.split("\t")[1]) for row in out.splitlines()] == pytest.approx(costs, rel=1e-5)
+    code, _, err = score("utt-1 the cat\n \n", "--format", "kaldi")
+    assert (code, SENTENCE.fullmatch(err) is not None) == (1, True)
+    assert "standard input, line 2: a blank line has no key" in err
 
 
 @pytest.mark.parametrize(
@@ -360,3 +380,28 @@ def test_prompts_that_cannot_be_used_are_named(run, score, folder):
     code, _, err = score("the\nthe <s>\n", "-", command="next")
     assert code == 1
     assert err.startswith("Error: standard input, line 2: '<s>' is the model's own mark")
+
+
+def test_the_page_of_scores_runs(score, folder, tmp_path):
+    """The commands and the code of docs/scoring.md run as they stand there, and so does what its tables say to type."""
+    page = (test_cli.ROOT / "docs/scoring.md").read_text("utf-8")
+    (tmp_path / "model").symlink_to(folder / "raw")
+    for name in ("test.txt", "stories.txt", "prompts.txt"):
+        (tmp_path / name).write_text(TEXT)
+    (tmp_path / "words_text").write_text("utt-1 the cat\nutt-2\n")
+    shown = [line for block in re.findall(r"```sh\n(.*?)```", page, re.S) for line in block.splitlines()]
+    in_tables = re.findall(r"\| `(rnnlm [^|`]*)`[^|`]*\|\n", page)
+    assert len(shown) >= 9
+    assert len(in_tables) >= 12
+    for line in (*shown, *in_tables):
+        before, _, command = line.rpartition(" | ")
+        command, _, target = command.partition(" > ")
+        text = f"{shlex.split(before)[1]}\n" if before else ""
+        _, name, *arguments = shlex.split(command)
+        code, out, err = score(text, *arguments, command=name, model=tmp_path / "model")
+        assert code == 0, err
+        (tmp_path / (target or "out")).write_text(out)
+    assert (tmp_path / "rnn.ppl").read_text().startswith("the cat sleeps .\n\tp( the | <s> ) \t= [2gram] ")
+    assert (tmp_path / "scores").read_text().startswith("utt-1\t")
+    for part in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(compile(part, "docs/scoring.md", "exec"), {})

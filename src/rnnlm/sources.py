@@ -191,9 +191,10 @@ def arriving(path: "str | os.PathLike[str]", encoding: str) -> Iterator[Lines]:
         number, rest = 1, ""
         for text in _decoded(name, stream, encoding, waiting=True):
             *lines, rest = (rest + text).split("\n")
-            if len(rest) > CHUNK_LIMIT or max(map(len, lines), default=0) > CHUNK_LIMIT:
+            too_long = [at for at, line in enumerate((*lines, rest), number) if len(line) > CHUNK_LIMIT]
+            if too_long:
                 message = f"a line of more than {CHUNK_LIMIT:,} characters; put one sentence on each line"
-                raise TextError(f"{name}, after line {number - 1}: {message}")
+                raise TextError(f"{name}, line {too_long[0]}: {message}")
             if lines:
                 yield Lines(name, number, lines)
                 number += len(lines)
