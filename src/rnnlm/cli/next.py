@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     cls=Command,
     short_help="Print the likeliest next words.",
     epilog="""\b
-    Examples:
+    Example:
       rnnlm next --file prompts.txt --json
       rnnlm next "the cat" --count 10
     """,

@@ -35,7 +35,7 @@ OURS = ("words", "base", "rank", "sum_to", "as_json")  # options of our own form
     cls=Command,
     short_help="Print the probability of each line or word.",
     epilog="""\b
-    Examples:
+    Example:
       rnnlm score --words sentences.txt > surprisals.tsv
       echo "This is a sentence." | rnnlm score
     """,
