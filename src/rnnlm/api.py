@@ -17,19 +17,22 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rnnlm.checking import brief, fit_option
 from rnnlm.checkpoint import ModelFolder, SavedModel, load_model
 from rnnlm.corpus import Stage, encode_once, silent
 from rnnlm.detokenize import detokenize
 from rnnlm.errors import ModelError, SettingsError, TextError
+from rnnlm.formats import Scored
 from rnnlm.generation import generate, read
 from rnnlm.model import Array, Workspace
 from rnnlm.run import Event, Listener, Run, Started, begin, computing, follow, stepped, working
 from rnnlm.run import resume as resume_run
-from rnnlm.scoring import Score, perplexity, word_losses
+from rnnlm.scoring import Reader, Score, perplexity, scored, sentence_figures, text_figures, word_losses
 from rnnlm.settings import GenerationSettings, Natural, RunSettings, SaveEvery, Threads, cores
-from rnnlm.sources import spooled
+from rnnlm.sources import plain_lines, spooled
+from rnnlm.text import Tokenizer
 from rnnlm.vocabulary import SENTENCE_END
 
 Path = str | os.PathLike[str]
@@ -120,6 +123,74 @@ class Model:
             raise _no_numbers()
         likeliest = np.argsort(-log_p, kind="stable")[:count]
         return [(self.saved.vocabulary.words[word], math.exp(log_p[word])) for word in likeliest]
+
+    def score(
+        self,
+        lines: str | Iterable[str],
+        *,
+        pretokenized: bool = False,
+        keep_state: bool = False,
+        ranks: bool = False,
+    ) -> list[Scored]:
+        """Return the probabilities of the words of each line, a sentence, as `rnnlm score` does.
+
+        Arguments:
+            lines: a text or its lines, such as a file gives; a blank one is a sentence of `</s>` alone.
+            pretokenized: words are separated by blanks, whatever the training text was.
+            keep_state: read on from line to line, whether or not the model was trained so.
+            ranks: find each word's rank too, and the entropy of what the model expected.
+
+        Raises TextError where a line has a mark of the model's own.
+        """
+        given: object = list(lines) if isinstance(lines, Iterable) and not isinstance(lines, str) else lines
+        if isinstance(given, str):
+            given = given.removesuffix("\n").split("\n") if given else []
+        block = plain_lines(fit_option(tuple[str, ...], given, "prompt"))
+        cut = self.line_tokenizer(pretokenized).lines(block)
+        return scored(cut, self.reader(keep_state=keep_state, ranks=ranks), self.unknown)
+
+    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
+        """Return log p (n + 1,), in nats, of each of a sentence's n words and of its end; see `scoring.Scorer`."""
+        return [figures[0] for figures in self.reader()(sentences)]
+
+    def unknown(self, words: Sequence[str]) -> list[bool]:
+        """Say which words are read as `<unk>`, the literal `<unk>` among them."""
+        find, unknown = self.saved.vocabulary.ids.get, self.saved.vocabulary.unknown_id
+        return [find(word, unknown) == unknown for word in words]
+
+    def line_tokenizer(self, pretokenized: bool = False) -> Tokenizer:
+        """Return what cuts a line as the training text was, or at its blanks."""
+        own = self.saved.tokenizer.settings
+        pretokenized = fit_option(bool, pretokenized, "pretokenized") or own.pretokenized
+        return Tokenizer(replace(own, pretokenized=pretokenized, lines=not pretokenized))
+
+    def reader(self, *, keep_state: bool = False, ranks: bool = False) -> Reader:
+        """Return what reads sentences of words, for `scoring.scored`; the arguments and errors are those of `score`."""
+        model, ranks = self.saved.model, fit_option(bool, ranks, "ranks")
+        if fit_option(bool, keep_state, "keep_state"):
+            model = replace(model, settings=replace(model.settings, carry_state=True))
+        states = model.start(1)
+
+        def read(sentences: Sequence[Sequence[str]]) -> list[Array]:
+            nonlocal states
+            if not sentences:
+                return []
+            ends = np.cumsum([len(sentence) + 1 for sentence in sentences])
+            ids = self._ids(sentences)
+            with working(self.threads) as work:
+                if keep_state:
+                    found, states = text_figures(model, ids, states, work, ranks)
+                    each = np.split(found, ends[:-1], axis=1)
+                else:
+                    each = sentence_figures(model, np.split(ids, ends[:-1]), work, ranks)
+            if not all(np.isfinite(figures).all() for figures in each):
+                raise _no_numbers()
+            each = [figures.astype(np.float64) for figures in each]
+            for figures in each:
+                np.minimum(-figures[0], 0, out=figures[0])  # -log p of a sure word may round to less than 0
+            return each
+
+        return read
 
     def surprisals(self, text: str) -> list[tuple[str, float]]:
         """Return each word of a text with its surprisal, -log2 p in bits; `</s>` ends each sentence.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,13 @@ from numpy.typing import NDArray
 from rnnlm.batches import windows
 from rnnlm.corpus import Corpus
 from rnnlm.errors import TextError
-from rnnlm.model import IGNORED, SENTENCE_END, LanguageModel, Workspace
+from rnnlm.formats import Scored
+from rnnlm.model import IGNORED, SENTENCE_END, Array, LanguageModel, Workspace, log_probabilities, runs
+from rnnlm.text import Line
 
 WINDOW_NUMBERS = 2**24  # the output layer holds so many numbers at once, V for each position of a window
 POSITIONS = 1024  # and more positions than this make its products no faster
+RANKED = 16  # positions whose words one thread ranks at a time
 STREAMS = 64  # sentences side by side, where each starts from zero
 
 
@@ -105,9 +109,37 @@ def perplexity(
     return Score(corpus.sentences, corpus.words, corpus.unknown, corpus.predictions, -total, -known)
 
 
-def _positions(model: LanguageModel) -> int:
-    """Return how many positions are read at once."""
-    return min(POSITIONS, max(1, WINDOW_NUMBERS // model.settings.words))
+def _positions(model: LanguageModel, ranks: bool = False) -> int:
+    """Return how many positions are read at once: fewer where `ranks` need all words of each, several times."""
+    return min(POSITIONS, max(1, WINDOW_NUMBERS // (4 if ranks else 1) // model.settings.words))
+
+
+class Scorer(Protocol):
+    """Whatever gives sentences probabilities: a model, a mixture of several."""
+
+    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
+        """Return log p (n + 1,), in nats, of each of a sentence's n words and of the `</s>` behind them.
+
+        Each sentence is read by itself. Raises ModelError where a probability is no number.
+        """
+        ...
+
+    def unknown(self, words: Sequence[str]) -> list[bool]:
+        """Say which words are read as `<unk>`, the literal `<unk>` among them."""
+        ...
+
+
+# From sentences of words to an array (F, n + 1) for each: log p in nats and, if asked for, ranks and entropies in nats.
+Reader = Callable[[Sequence[Sequence[str]]], Sequence[NDArray[Any]]]
+
+
+def scored(lines: Sequence[Line], reader: Reader, unknown: Callable[[Sequence[str]], list[bool]]) -> list[Scored]:
+    """Return the probabilities of lines; `unknown` is that of a Scorer."""
+    found = reader([line.words for line in lines])
+    return [
+        Scored(line.text, line.words, unknown(line.words), figures[0], line.spans, *figures[1:])
+        for line, figures in zip(lines, found, strict=True)
+    ]
 
 
 def sentence_losses(
@@ -118,12 +150,19 @@ def sentence_losses(
     A sentence is its ids (n,), the last of which is `</s>`; so are its losses. Sentences of like length are read side
     by side, which changes a figure by rounding only.
     """
+    return [figures[0] for figures in sentence_figures(model, sentences, work)]
+
+
+def sentence_figures(
+    model: LanguageModel, sentences: Sequence[NDArray[np.int32]], work: Workspace, ranks: bool = False
+) -> list[Array]:
+    """Do as `sentence_losses`, and return for each sentence what `figures` gives (F, n)."""
     order = sorted(range(len(sentences)), key=lambda number: len(sentences[number]), reverse=True)
-    losses, positions, place = [np.empty(0, np.float32)] * len(sentences), _positions(model), 0
+    result, positions, place = [np.empty(0)] * len(sentences), _positions(model, ranks), 0
     while place < len(order):
         longest = len(sentences[order[place]])
         if longest > positions:  # in parts
-            losses[order[place]] = word_losses(model, sentences[order[place]], work)
+            result[order[place]], _ = text_figures(model, sentences[order[place]], model.start(1), work, ranks)
             place += 1
             continue
         numbers = order[place : place + max(1, positions // longest)]
@@ -133,19 +172,60 @@ def sentence_losses(
             y[: len(sentences[number]), stream] = sentences[number]
         x = np.full_like(y, SENTENCE_END)
         x[1:] = np.maximum(y[:-1], SENTENCE_END)
-        (found, _), _ = model.losses(x, y, model.start(len(numbers)), work)
+        found, _ = figures(model, x, y, model.start(len(numbers)), work, ranks)
         for stream, number in enumerate(numbers):
-            losses[number] = found[: len(sentences[number]), stream].copy()
-    return losses
+            result[number] = found[:, : len(sentences[number]), stream].copy()
+    return result
 
 
 def word_losses(model: LanguageModel, ids: NDArray[np.int32], work: Workspace) -> NDArray[np.float32]:
     """Return -log p (N,), in nats, of each word of a text (N,) whose sentences end in `</s>`."""
-    positions = _positions(model)
-    states, losses = model.start(1), np.empty(len(ids), np.float32)
-    read = np.concatenate(([SENTENCE_END], ids[:-1])).astype(np.int32)
-    for start in range(0, len(ids), positions):
-        part = slice(start, start + positions)
-        (found, states), _ = model.losses(read[part, None], ids[part, None], states, work)
-        losses[part] = found[:, 0]
+    losses: NDArray[np.float32] = text_figures(model, ids, model.start(1), work)[0][0]
     return losses
+
+
+def text_figures(
+    model: LanguageModel, ids: NDArray[np.int32], states: Array, work: Workspace, ranks: bool = False
+) -> tuple[Array, Array]:
+    """Return what `figures` gives (F, N) for a text (N,) read from the states (L, M, 1, H), and the states after it."""
+    positions = _positions(model, ranks)
+    read = np.concatenate(([SENTENCE_END], ids[:-1])).astype(np.int32)
+    result = []
+    for part in runs(0, len(ids), positions):
+        found, states = figures(model, read[part, None], ids[part, None], states, work, ranks)
+        result.append(found[:, :, 0].copy())
+    return np.concatenate(result, axis=1), states
+
+
+def figures(
+    model: LanguageModel, x: Array, y: Array, states: Array, work: Workspace, ranks: bool = False
+) -> tuple[Array, Array]:
+    """Return what is known of each target of a window, and the states after it.
+
+    Takes words x and targets y (T, B), some of them perhaps IGNORED, and the states before (L, M, B, H). The figures
+    (F, T, B) are -log p in nats and, with `ranks`, the target's rank among all words, from 1, and the entropy of the
+    distribution in nats; F is 1 or 3. Of words equally likely the one with the lower id is before the other.
+    """
+    if not ranks:
+        (losses, states), _ = model.losses(x, y, states, work)
+        return losses[None], states
+    (s, states), _ = model.read(x, states, work)
+    V, c, cutoffs = model.parameters["V"], model.parameters["c"], model.settings.cutoffs
+    log_p = log_probabilities(s.reshape(y.size, -1), V, c, cutoffs, work)  # (N, words)
+    targets, result = np.maximum(y.reshape(-1), 0), np.empty((3, y.size))
+
+    def fill(rows: slice) -> None:
+        result[:, rows] = _ranked(log_p[rows], targets[rows])
+
+    work.each(fill, runs(0, y.size, RANKED))
+    return result.reshape(3, *y.shape), states
+
+
+def _ranked(log_p: Array, y: Array) -> tuple[Array, Array, Array]:
+    """Return -log p and the ranks of targets y (n,) in log p (n, V), and the entropies."""
+    own = log_p[np.arange(len(y)), y]
+    before = np.count_nonzero(log_p > own[:, None], axis=1)
+    ties = log_p == own[:, None]
+    alike = [np.count_nonzero(row[:word]) for row, word in zip(ties, y, strict=True)]  # and of lower ids
+    entropy = -np.einsum("nv,nv->n", np.exp(log_p), log_p)
+    return -own, 1 + before + alike, entropy

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from rnnlm.errors import SettingsError, TextError
 
@@ -30,6 +30,7 @@ CHUNK = 2**20  # characters after which a chunk ends at the next paragraph or li
 CHUNK_LIMIT = 2**21  # a chunk has no more characters than this, whatever the text looks like
 READ_BLOCK = 2**20  # bytes read at once
 LINE_LIMIT = 2**23  # bytes of a line of what is read by lines
+LINES_BLOCK = 2**18  # the same, where lines are answered as they come
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"
@@ -171,12 +172,54 @@ def spooled(paths: "Sequence[str | os.PathLike[str]]") -> Iterator[list[Source]]
 
 def _spool(path: "str | os.PathLike[str]", stack: contextlib.ExitStack) -> Source:
     if path == STANDARD_INPUT:
-        if sys.stdin is None:
-            raise TextError("standard input is closed; name a file, or give the text through a pipe")
-        return _copied("standard input", sys.stdin.buffer, stack)
+        return _copied("standard input", _standard_input(), stack)
     source = Source.of(path)
     with _reporting(source.name), _opened(source) as stream:
         return source if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else _copied(source.name, stream, stack)
+
+
+def _standard_input() -> BinaryIO:
+    if sys.stdin is None:
+        raise TextError("standard input is closed; name a file, or give the text through a pipe")
+    return sys.stdin.buffer
+
+
+class Lines(NamedTuple):
+    """Whole lines of a text, as many as could be read at once; control characters have become blanks."""
+
+    name: str  # of the text
+    first: int  # number of the first line
+    lines: list[str]  # without their line feeds
+
+
+def arriving(path: "str | os.PathLike[str]", encoding: str) -> Iterator[Lines]:
+    """Yield the lines of a plain or gzip file, a pipe or standard input (`-`) as soon as they can be read.
+
+    So who writes a line to a pipe and waits is answered. The last line counts without its line feed, too. Raises
+    TextError where the text cannot be read, or a line has more than CHUNK_LIMIT characters.
+    """
+    check_encoding(encoding)
+    with contextlib.ExitStack() as stack:
+        if path == STANDARD_INPUT:
+            name, stream = "standard input", _standard_input()
+        else:
+            source = Source.of(path)
+            name = source.name
+            stack.enter_context(_reporting(name))
+            stream = stack.enter_context(_opened(source))
+        stack.enter_context(_reporting(name))
+        number, rest = 1, ""
+        for text in _decoded(name, stream, encoding, waiting=True):
+            *lines, rest = (rest + text).split("\n")
+            too_long = [at for at, line in enumerate((*lines, rest), number) if len(line) > CHUNK_LIMIT]
+            if too_long:
+                message = f"a line of more than {CHUNK_LIMIT:,} characters; put one sentence on each line"
+                raise TextError(f"{name}, line {too_long[0]}: {message}")
+            if lines:
+                yield Lines(name, number, lines)
+                number += len(lines)
+        if rest:
+            yield Lines(name, number, [rest])
 
 
 def _opened(source: Source) -> BufferedReader:
@@ -272,49 +315,73 @@ def plain_characters(text: str) -> str:
     return _BLANKED.sub(" ", text)
 
 
+def plain_lines(lines: Sequence[str]) -> Lines:
+    """Return lines that a program gives, as if they had been read; raises TextError for what is no character."""
+    plain = []
+    for number, line in enumerate(lines, 1):
+        text = plain_characters(line.removesuffix("\n")).replace("\n", " ")
+        _refuse_what_is_no_text("the text", "utf-8", text, number - 1)
+        plain.append(text)
+    return Lines("the text", 1, plain)
+
+
 def half_pair(surrogate: re.Match[str]) -> str:
     """Return what `SURROGATE` has found as part of a sentence."""
     return f"half of a surrogate pair, U+{ord(surrogate.group()):04X}, which is no character"
 
 
 def _pieces(source: Source, encoding: str) -> Iterator[tuple[str, int]]:
-    """Yield the decoded text of a plain or gzip file piece by piece, each with the bytes of the file read so far.
+    """Yield the decoded text of a plain or gzip file piece by piece, each with the bytes of the file read so far."""
+    with _reporting(source.name), _opened(source) as raw:
+        for text in _decoded(source.name, raw, encoding):
+            yield text, raw.tell()
 
-    Control characters have become blanks; a byte-order mark at the start is dropped.
+
+def _decoded(name: str, raw: Any, encoding: str, waiting: bool = False) -> Iterator[str]:
+    """Yield the text of a stream piece by piece: its bytes, or what they hold if they are a gzip file.
+
+    Control characters have become blanks; a byte-order mark at the start is dropped. `waiting` is for who waits for an
+    answer to each line: a piece is what there is, and no more is waited for.
     """
     decoder = codecs.getincrementaldecoder(encoding)()
     lines = fed = 0
     start = True
-    with _reporting(source.name), _opened(source) as raw:
-        compressed = raw.peek(2)[:2] == _GZIP_MAGIC
-        stream = gzip.GzipFile(fileobj=raw) if compressed else raw
-        more = True
-        while more:
-            block = stream.read(READ_BLOCK)
-            fed += len(block)
-            more = bool(block)
-            try:
-                text = decoder.decode(block, final=not more)
-            except UnicodeDecodeError as error:
-                raise _undecodable(source, encoding, error, lines, fed) from None
-            except UnicodeError as error:
-                message = f"{error}; name the encoding of the text with --encoding"
-                raise TextError(f"{source.name} cannot be read as {shown(encoding.upper())}: {message}") from None
-            if start and text:
-                text = text.removeprefix(_BYTE_ORDER_MARK)
-                start = False
-            surrogate = SURROGATE.search(text)
-            if surrogate:
-                line = lines + 1 + text.count("\n", 0, surrogate.start())
-                message = f"{half_pair(surrogate)}; name the encoding of the text with --encoding"
-                raise TextError(f"{source.name}, line {line}: {message}")
-            if "\0" in text:
-                raise _binary(source, encoding, lines + 1 + text.count("\n", 0, text.index("\0")))
-            lines += text.count("\n")
-            yield plain_characters(text), raw.tell()
+    compressed = hasattr(raw, "peek") and raw.peek(2)[:2] == _GZIP_MAGIC  # a program's own standard input may lack it
+    stream = gzip.GzipFile(fileobj=raw) if compressed else raw
+    more = True
+    while more:
+        block = stream.read1(LINES_BLOCK) if waiting and not compressed else stream.read(READ_BLOCK)
+        if block is None:  # nothing yet, from a stream that does not wait: this is not its end
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        fed += len(block)
+        more = bool(block)
+        try:
+            text = decoder.decode(block, final=not more)
+        except UnicodeDecodeError as error:
+            raise _undecodable(name, encoding, error, lines, fed) from None
+        except UnicodeError as error:
+            message = f"{error}; name the encoding of the text with --encoding"
+            raise TextError(f"{name} cannot be read as {shown(encoding.upper())}: {message}") from None
+        if start and text:
+            text = text.removeprefix(_BYTE_ORDER_MARK)
+            start = False
+        _refuse_what_is_no_text(name, encoding, text, lines)
+        lines += text.count("\n")
+        yield plain_characters(text)
 
 
-def _undecodable(source: Source, encoding: str, error: UnicodeDecodeError, lines: int, fed: int) -> TextError:
+def _refuse_what_is_no_text(name: str, encoding: str, text: str, lines: int) -> None:
+    """Raise TextError for halves of surrogate pairs and NUL; `lines` ended before this piece."""
+    surrogate = SURROGATE.search(text)
+    if surrogate:
+        line = lines + 1 + text.count("\n", 0, surrogate.start())
+        message = f"{half_pair(surrogate)}; name the encoding of the text with --encoding"
+        raise TextError(f"{name}, line {line}: {message}")
+    if "\0" in text:
+        raise _binary(name, encoding, lines + 1 + text.count("\n", 0, text.index("\0")))
+
+
+def _undecodable(name: str, encoding: str, error: UnicodeDecodeError, lines: int, fed: int) -> TextError:
     """Describe bytes that are not text; `lines` ended before the block, `fed` bytes were given with it."""
     line = lines + 1 + error.object[: error.start].decode(encoding, "ignore").count("\n")
     offset = fed - len(error.object) + error.start
@@ -322,15 +389,15 @@ def _undecodable(source: Source, encoding: str, error: UnicodeDecodeError, lines
     if offset < 2 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         other = "utf-16"
     return TextError(
-        f"{source.name}, line {line}: byte 0x{error.object[error.start]:02X} at offset {offset} is not valid "
+        f"{name}, line {line}: byte 0x{error.object[error.start]:02X} at offset {offset} is not valid "
         f"{shown(encoding.upper())}; name the encoding of the text, such as --encoding {other}"
     )
 
 
-def _binary(source: Source, encoding: str, line: int) -> TextError:
+def _binary(name: str, encoding: str, line: int) -> TextError:
     other = "utf-8" if codecs.lookup(encoding).name.startswith("utf-16") else "utf-16"
     return TextError(
-        f"{source.name}, line {line}: a NUL character, so this is no text in the encoding given; name the right one, "
+        f"{name}, line {line}: a NUL character, so this is no text in the encoding given; name the right one, "
         f"such as --encoding {other}, or another file"
     )
 

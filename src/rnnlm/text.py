@@ -12,13 +12,13 @@ import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from rnnlm import workers
 from rnnlm.checking import Checked, Range, Unfit
 from rnnlm.errors import TextError
 from rnnlm.settings import TextSettings
-from rnnlm.sources import SURROGATE, Chunk, Progress, Source, check_encoding, half_pair, plain_characters
+from rnnlm.sources import SURROGATE, Chunk, Lines, Progress, Source, check_encoding, half_pair, plain_characters
 from rnnlm.vocabulary import UNKNOWN
 
 SENTENCE_LIMIT = 2**16  # a sentence of more characters is cut at blanks: no sentence is that long
@@ -56,6 +56,14 @@ class PunktParameters(Checked):
     collocations: tuple[tuple[str, str], ...]
     sentence_starters: tuple[str, ...]
     orthography: dict[str, Annotated[int, Range(0, 127)]]
+
+
+class Line(NamedTuple):
+    """A line of a text, cut into words."""
+
+    text: str
+    words: list[str]
+    spans: list[tuple[int, int]] | None  # where in the line each word stands; None for pretokenized text
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,24 @@ class Tokenizer(Checked):
             for sentence in block[:-1].split("\n"):
                 yield sentence.split(" ")
 
+    def lines(self, block: Lines) -> list[Line]:
+        """Cut each line into words, as one sentence; a blank one has none.
+
+        Raises TextError, with the line, where a reserved word stands in it.
+        """
+        found = _reserved(self.settings).search("\n".join(block.lines))
+        if found:
+            raise _kept(block.name, block.first + found.string.count("\n", 0, found.start()), found)
+        if self.settings.pretokenized:
+            return [Line(text, _folded(_split(text), self.settings), None) for text in block.lines]
+        split = _word_splitter(self.settings)
+        cut = []
+        for number, text in enumerate(block.lines, block.first):
+            with _patience(f"{block.name}, line {number}"):
+                words = [word for part in _short(" ".join(text.split())) for word in split(part)]
+            cut.append(Line(text, _folded(words, self.settings), _spans(text, words)))
+        return cut
+
     def prompt(self, text: str) -> list[list[str]]:
         """Return the sentences of a prompt, each a list of words, cut like those of a text; a blank one has none.
 
@@ -148,9 +174,14 @@ def _checked(chunks: Iterable[Chunk], settings: TextSettings) -> Iterator[Chunk]
         found = pattern.search(chunk.text)
         if found:
             line = chunk.line + chunk.text.count("\n", 0, found.start())
-            message = f"{found.group()!r} is the model's own mark and cannot be a word; remove it from the text"
-            raise TextError(f"{chunk.source.name}, line {line}: {message}")
+            raise _kept(chunk.source.name, line, found)
         yield chunk
+
+
+def _kept(name: str, line: int, found: re.Match[str]) -> TextError:
+    """Return what is raised where a word stands in a text that the model keeps for itself."""
+    message = f"{found.group()!r} is the model's own mark and cannot be a word; remove it from the text"
+    return TextError(f"{name}, line {line}: {message}")
 
 
 def _reserved(settings: TextSettings) -> re.Pattern[str]:
@@ -206,6 +237,18 @@ def _lines(text: str) -> list[str]:
 def _split(sentence: str) -> list[str]:
     """Split at blanks; the blanks of other alphabets, such as the no-break space, belong to their words."""
     return sentence.split() if sentence.isascii() else [word for word in sentence.split(" ") if word]
+
+
+def _spans(text: str, words: Sequence[str]) -> list[tuple[int, int]]:
+    """Say from where to where in a text each of its words stands: together they are all of it but blanks."""
+    places = [place for place, character in enumerate(text) if not character.isspace()]
+    spans, start = [], 0
+    for word in words:
+        straight = word in ("``", "''") and text[places[start]] == '"'  # NLTK writes two characters for it
+        end = start + (1 if straight else len(word))
+        spans.append((places[start], places[end - 1] + 1))
+        start = end
+    return spans
 
 
 def _folded(words: list[str], settings: TextSettings) -> list[str]:
