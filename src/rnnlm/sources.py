@@ -29,6 +29,7 @@ STANDARD_INPUT = "-"  # the path that stands for standard input
 CHUNK = 2**20  # characters after which a chunk ends at the next paragraph or line
 CHUNK_LIMIT = 2**21  # a chunk has no more characters than this, whatever the text looks like
 READ_BLOCK = 2**20  # bytes read at once
+ROW_LIMIT = 2**20  # bytes of a line, where lines are read one by one
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"
@@ -123,6 +124,18 @@ class Source:
                 read = position
                 buffer = buffer[cut:]
         yield Chunk(self, line, buffer, position - read, last=True)
+
+    def rows(self) -> Iterator[bytes]:
+        """Yield the lines of a plain or gzip file as bytes, ends included; raises TextError where one is too long."""
+        with _reporting(self.name), _opened(self) as raw:
+            stream = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == _GZIP_MAGIC else raw
+            number = 0
+            while row := stream.readline(ROW_LIMIT + 1):
+                number += 1
+                if len(row) > ROW_LIMIT:
+                    message = f"a line of more than {ROW_LIMIT:,} bytes, so this is no list; name another file"
+                    raise TextError(f"{self.name}, line {number}: {message}")
+                yield row
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,229 @@
+"""Scores of the hypotheses of n-best lists, and the best of each list.
+
+Hypotheses begin alike, and a beginning is read once: sorted, they are the leaves of a tree, which is walked level by
+level. The streams of a level are the different beginnings of that many words, of all the hypotheses of a group; the
+output layer is asked once for each different word that follows one of them. Equal hypotheses are one leaf.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnlm.api import Model
+from rnnlm.errors import ModelError, SettingsError, TextError, counted
+from rnnlm.model import SENTENCE_END, Array, LanguageModel, Workspace, runs, softmax_loss
+from rnnlm.nbest import Format, Hypothesis, NBestFile, Weights
+from rnnlm.run import working
+from rnnlm.scoring import WINDOW_NUMBERS
+from rnnlm.settings import RescoringSettings
+
+GROUP = 4096  # hypotheses that are walked together, the most streams of a level: most levels have a third of them
+GROUP_NUMBERS = 2**22  # numbers in their states, at most
+
+Key = TypeVar("Key", bytes, tuple[str, ...])
+
+
+class Scorer(Protocol):
+    """A model that tells of sentences how probable each word is."""
+
+    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
+        """Return the natural logarithm of the probability of each word of sentences, and of their ends."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was seen of some lists before they are scored."""
+
+    lists: int
+    hypotheses: int
+    words: int
+    unknown: int  # words that the model does not know; 0 where it is not asked
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """A list with the scores of its hypotheses."""
+
+    hypotheses: list[Hypothesis]
+    scores: list[float]  # in the format's unit
+    best: int  # the place of the first that has the greatest total
+
+
+def weights_for(format: Format, settings: RescoringSettings) -> Weights:
+    """Return the weights for lists of a format; raises SettingsError where there is no old score."""
+    old = settings.old_weight
+    if old is not None and format.old_weight is None:
+        what = "a table without the column score" if format.name == "tsv" else f"the format {format.name}"
+        raise SettingsError(f"--old-weight has no effect on {what}, which has no score; leave it out")
+    default = format.old_weight or 0.0
+    return Weights(settings.weight, default if old is None else old, settings.word_penalty)
+
+
+def look(file: NBestFile, lm: Scorer) -> Found:
+    """Read all of a file before anything of it is scored; raises TextError where it is no list, or has no IDs."""
+    known = lm.saved.vocabulary.ids if isinstance(lm, Model) else None
+    lowercase = _lowercase(lm)
+    lists = hypotheses = words = unknown = odd = 0
+    example = ""
+    for group in file.lists():
+        lists += 1
+        hypotheses += len(group)
+        key = group[0].key
+        if known is not None and not any(map(str.isdigit, key)) and (key.lower() if lowercase else key) in known:
+            odd, example = odd + 1, example or key
+        for hypothesis in group:
+            words += len(hypothesis.words)
+            if known is not None:
+                unknown += sum(word not in known for word in _folded(hypothesis.words, lowercase))
+    if file.format.has_keys and odd > lists / 2:  # then they are the first words of sentences
+        message = f"the lines seem to have no IDs, as they begin with words such as {example!r}"
+        raise TextError(f"{file.source.name}: {message}; begin every line with an ID, which has a digit, and a blank")
+    return Found(lists, hypotheses, words, unknown)
+
+
+def rescore(file: NBestFile, lm: Scorer, settings: RescoringSettings) -> Iterator[Rescored]:
+    """Yield the lists of a file with their scores, in order.
+
+    A `Model` reads beginnings once; another scorer is asked for each different hypothesis of some lists once. Raises
+    what `NBestFile.lists` and `weights_for` raise, ModelError where a score is no number, and SettingsError where a
+    scorer that is no `Model` shall read a list on from the one before.
+    """
+    weights = weights_for(file.format, settings)
+    if settings.context == "previous":
+        if not isinstance(lm, Model):
+            raise SettingsError("--context previous needs a model that has a state, no mixture; leave it out")
+        yield from _one_after_the_other(file, lm, weights)
+        return
+    for lists in _gathered(file.lists()):
+        scores = iter(_scores(lm, [hypothesis.words for group in lists for hypothesis in group]).tolist())
+        for group in lists:
+            yield _compared(group, list(itertools.islice(scores, len(group))), file.format, weights)
+
+
+def _one_after_the_other(file: NBestFile, lm: Model, weights: Weights) -> Iterator[Rescored]:
+    """Read each list from the state in which the best hypothesis of the one before was left."""
+    model = lm.saved.model
+    states = model.start(1)
+    for group in file.lists():
+        ids = [_ids(lm, hypothesis.words) for hypothesis in group]
+        with working(lm.threads) as work:
+            scores = _each_once([one.tobytes() for one in ids], lambda some: _tree(model, some, states, work))  # noqa: B023
+            rescored = _compared(group, scores.tolist(), file.format, weights)
+            read = np.concatenate(([SENTENCE_END], ids[rescored.best][:-1]))[:, None]  # (T, 1)
+            _, states = model.read(read, states, work, {"keep": np.ones(read.shape, bool)})[0]
+        yield rescored
+
+
+def _gathered(lists: Iterator[list[Hypothesis]]) -> Iterator[list[list[Hypothesis]]]:
+    """Gather lists that have GROUP hypotheses together, or are the last."""
+    some: list[list[Hypothesis]] = []
+    hypotheses = 0
+    for group in lists:
+        some.append(group)
+        hypotheses += len(group)
+        if hypotheses >= GROUP:
+            yield some
+            some, hypotheses = [], 0
+    if some:
+        yield some
+
+
+def _compared(group: list[Hypothesis], nats: list[float], format: Format, weights: Weights) -> Rescored:
+    scores = [score / format.unit for score in nats]
+    totals = [hypothesis.total(score, weights) for hypothesis, score in zip(group, scores, strict=True)]
+    return Rescored(group, scores, totals.index(max(totals)))
+
+
+def _scores(lm: Scorer, hypotheses: list[list[str]]) -> NDArray[np.float64]:
+    """Return the natural logarithm of the probability (n,) of hypotheses, the end of each included."""
+    if not isinstance(lm, Model):
+        keys = [tuple(words) for words in hypotheses]
+        return _each_once(keys, lambda some: np.array([log_p.sum() for log_p in lm.log_probs(some)]))
+    model, keys_of_ids = lm.saved.model, [_ids(lm, words).tobytes() for words in hypotheses]
+    with working(lm.threads) as work:
+        return _each_once(keys_of_ids, lambda some: _tree(model, some, model.start(1), work))
+
+
+def _each_once(keys: list[Key], score: Callable[[list[Key]], NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Score the different ones, in their order, and return the score of each; raises ModelError unless all are finite.
+
+    Rows of ids are big-endian bytes, which are ordered as the numbers are.
+    """
+    different = sorted(set(keys))
+    scores = score(different)
+    if not np.isfinite(scores).all():
+        raise ModelError("the model's probabilities are no longer numbers; train it again with a lower --lr")
+    place = {key: number for number, key in enumerate(different)}
+    return scores[[place[key] for key in keys]]
+
+
+def _ids(lm: Model, words: list[str]) -> NDArray[np.int32]:
+    """Return the ids of a hypothesis and of its end, big-endian."""
+    ids = lm.saved.vocabulary.encode(_folded(words, _lowercase(lm)))
+    return np.concatenate((ids, [SENTENCE_END])).astype(">i4")
+
+
+def _lowercase(lm: Scorer) -> bool:
+    return isinstance(lm, Model) and lm.saved.tokenizer.settings.lowercase
+
+
+def _folded(words: list[str], lowercase: bool) -> list[str]:
+    return [word.lower() for word in words] if lowercase else words
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tree
+
+
+def _tree(model: LanguageModel, keys: list[bytes], states: Array, work: Workspace) -> NDArray[np.float64]:
+    """Return log p (n,) of different hypotheses, sorted, each of which is read from the states (L, M, 1, H)."""
+    rows = [np.frombuffer(key, ">i4").astype(np.int32) for key in keys]
+    size = max(1, min(GROUP, GROUP_NUMBERS // states.size))
+    return np.concatenate([_walk(model, rows[part], states, work) for part in runs(0, len(rows), size)])
+
+
+def _walk(model: LanguageModel, rows: list[NDArray[np.int32]], states: Array, work: Workspace) -> NDArray[np.float64]:
+    """Walk down the tree of some hypotheses.
+
+    At depth d those that are longer have read d words, and are asked for the next. Sorted, those with the same
+    beginning are neighbors: a hypothesis shares `shared` words with the one before it, so that it is the first of its
+    beginning of d words where shared < d.
+    """
+    ids, lengths = np.concatenate(rows), np.array([len(row) for row in rows])
+    starts = np.cumsum(lengths) - lengths
+    shared = np.array([-1, *itertools.starmap(_shared, itertools.pairwise(rows))])
+    totals = np.zeros(len(rows))
+    stream = np.zeros(len(rows), int)  # of each hypothesis, among the states
+    for depth in range(lengths.max()):
+        going = np.flatnonzero(lengths > depth)
+        shared_here, at = shared[going], starts[going] + depth
+        begins = shared_here < depth
+        x = ids[at[begins] - 1] if depth else np.array([SENTENCE_END], np.int32)
+        before = states[:, :, stream[going[begins]]]  # at depth 0 the state of all: the beginning of no words is one
+        (s, states), _ = model.read(x[None], before, work, {"keep": np.ones((1, len(x)), bool)})
+        stream[going] = np.cumsum(begins) - 1
+        asked = shared_here < depth + 1  # the first of its beginning and the word that follows
+        log_p = _log_p(model, s[0], stream[going[asked]], ids[at[asked]], work)
+        totals[going] += log_p[np.cumsum(asked) - 1]
+    return totals
+
+
+def _shared(one: NDArray[np.int32], other: NDArray[np.int32]) -> int:
+    """Count the words with which two different hypotheses begin alike: neither is the beginning of the other."""
+    length = min(len(one), len(other))
+    return int(np.argmin(one[:length] == other[:length]))
+
+
+def _log_p(model: LanguageModel, s: Array, streams: Array, y: Array, work: Workspace) -> NDArray[np.float64]:
+    """Return log p (n,) of words y (n,) after the outputs s (B, H) of some streams (n,)."""
+    V, c = model.parameters["V"], model.parameters["c"]
+    log_p = np.empty(len(y))
+    for some in runs(0, len(y), max(1, WINDOW_NUMBERS // model.settings.words)):
+        log_p[some] = -softmax_loss(s[streams[some]], y[some], V, c, model.settings.cutoffs, work)[0]
+    return log_p
