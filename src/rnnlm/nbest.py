@@ -71,7 +71,7 @@ class Format:
 
     name: ClassVar[str]
     unit: ClassVar[float] = math.log(10)  # nats in one unit of its scores
-    old_weight: ClassVar[float | None] = None  # of the score that a list has, where nothing else is asked for
+    old_weight: float | None = None  # of the score that a list has, where nothing else is asked for; None: it has none
     has_keys: ClassVar[bool] = False  # whether a line is an ID and words, so that a word may be taken for an ID
     header: str | None = None  # what stands before the lists, with the column that is added
 
@@ -94,7 +94,8 @@ class Format:
 class Moses(Format):
     """Lines of Moses' decoder."""
 
-    name, unit, old_weight = "moses", 1.0, 1.0
+    name, unit = "moses", 1.0
+    old_weight = 1.0
 
     def parse(self, line: str) -> Hypothesis:
         """Read `ID ||| words ||| features ||| total`, and perhaps more fields."""
@@ -120,11 +121,12 @@ class Moses(Format):
 class Srilm(Format):
     """One of SRILM's files, whose name is the list's."""
 
-    name, old_weight = "srilm", 0.0
+    name = "srilm"
+    old_weight = 0.0
 
     def __init__(self, name: str, first: str) -> None:
         super().__init__(name, first)
-        self.list = name.rpartition("/")[2].removesuffix(".gz").removesuffix(".score")
+        self.list = name.rpartition("/")[2].removesuffix(".gz").removesuffix(".score").replace(" ", "_")
         if first.startswith("NBestList"):
             message = "its scores are not told apart; write the list as acoustic lm nwords words"
             raise _Refused(f"this is a list in the format {first.split(' ')[0]}, and {message}")
@@ -134,7 +136,7 @@ class Srilm(Format):
         fields = _words(line)
         if len(fields) < 3:
             raise _Refused("there is no acoustic score, lm score and number of words; put all three before the words")
-        acoustic, old = (_number(field, what) for field, what in zip(fields, ("acoustic score", "lm score"), strict=False))
+        acoustic, old = _number(fields[0], "acoustic score"), _number(fields[1], "lm score")
         if not re.fullmatch(r"\d{1,9}", fields[2], re.ASCII):
             raise _Refused(f"{fields[2][:40]!r} is no number of words; put the number before the words")
         words = [word for word in fields[3:] if word != PAUSE]
@@ -186,7 +188,8 @@ class Kaldi(Mikolov):
 class Tsv(Format):
     """A table with a header that names the columns id and text, and perhaps score."""
 
-    name, old_weight, column = "tsv", 1.0, "rnnlm"
+    name, column = "tsv", "rnnlm"
+    old_weight: float | None = 1.0
 
     def __init__(self, name: str, first: str) -> None:
         super().__init__(name, first)
@@ -197,7 +200,7 @@ class Tsv(Format):
                 raise _Refused(f"the header must name, between tabs, {wanted}; the others are free")
         self.header = f"{first}\t{self.column}"
         if "score" not in self.columns:
-            self.old_weight = None  # type: ignore[misc]  # a table has a score or has none
+            self.old_weight = None
 
     def parse(self, line: str) -> Hypothesis:
         """Read a row."""
@@ -305,9 +308,10 @@ def _lines(source: Source) -> Iterator[tuple[int, str]]:
 
 def _words(text: str) -> list[str]:
     """Split at blanks; raises _Refused where a word is a mark of the model's own."""
-    words = [word for word in plain_characters(text).split(" ") if word]
-    for word in words:
-        if word[0] == "<" and _MARK.fullmatch(word):
+    plain = text if text.isprintable() else plain_characters(text)
+    words = plain.split() if plain.isascii() else [word for word in plain.split(" ") if word]
+    for word in words if "<" in text else ():
+        if _MARK.fullmatch(word):
             raise _Refused(f"{word!r} is the model's own mark and cannot be a word; remove it from the list")
     return words
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rnnlm.api import Model
-from rnnlm.errors import ModelError, SettingsError, TextError, counted
+from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.model import SENTENCE_END, Array, LanguageModel, Workspace, runs, softmax_loss
 from rnnlm.nbest import Format, Hypothesis, NBestFile, Weights
 from rnnlm.run import working
@@ -26,6 +27,8 @@ from rnnlm.settings import RescoringSettings
 GROUP = 4096  # hypotheses that are walked together, the most streams of a level: most levels have a third of them
 GROUP_NUMBERS = 2**22  # numbers in their states, at most
 
+ID = np.dtype(">i4")  # of a word, in keys
+List = tuple[NBestFile, list[Hypothesis]]
 Key = TypeVar("Key", bytes, tuple[str, ...])
 
 
@@ -34,6 +37,9 @@ class Scorer(Protocol):
 
     def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
         """Return the natural logarithm of the probability of each word of sentences, and of their ends."""
+
+
+AnyModel = Model | Scorer
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Found:
 class Rescored:
     """A list with the scores of its hypotheses."""
 
+    file: NBestFile
     hypotheses: list[Hypothesis]
     scores: list[float]  # in the format's unit
     best: int  # the place of the first that has the greatest total
@@ -65,7 +72,7 @@ def weights_for(format: Format, settings: RescoringSettings) -> Weights:
     return Weights(settings.weight, default if old is None else old, settings.word_penalty)
 
 
-def look(file: NBestFile, lm: Scorer) -> Found:
+def look(file: NBestFile, lm: AnyModel) -> Found:
     """Read all of a file before anything of it is scored; raises TextError where it is no list, or has no IDs."""
     known = lm.saved.vocabulary.ids if isinstance(lm, Model) else None
     lowercase = _lowercase(lm)
@@ -87,45 +94,47 @@ def look(file: NBestFile, lm: Scorer) -> Found:
     return Found(lists, hypotheses, words, unknown)
 
 
-def rescore(file: NBestFile, lm: Scorer, settings: RescoringSettings) -> Iterator[Rescored]:
-    """Yield the lists of a file with their scores, in order.
+def rescore(files: Sequence[NBestFile], lm: AnyModel, settings: RescoringSettings) -> Iterator[Rescored]:
+    """Yield the lists of files of one format with their scores, in order.
 
     A `Model` reads beginnings once; another scorer is asked for each different hypothesis of some lists once. Raises
     what `NBestFile.lists` and `weights_for` raise, ModelError where a score is no number, and SettingsError where a
     scorer that is no `Model` shall read a list on from the one before.
     """
-    weights = weights_for(file.format, settings)
+    weights = weights_for(files[0].format, settings)
+    lists = ((file, group) for file in files for group in file.lists())
     if settings.context == "previous":
         if not isinstance(lm, Model):
             raise SettingsError("--context previous needs a model that has a state, no mixture; leave it out")
-        yield from _one_after_the_other(file, lm, weights)
+        yield from _one_after_the_other(lists, lm, weights)
         return
-    for lists in _gathered(file.lists()):
-        scores = iter(_scores(lm, [hypothesis.words for group in lists for hypothesis in group]).tolist())
-        for group in lists:
-            yield _compared(group, list(itertools.islice(scores, len(group))), file.format, weights)
+    for some in _gathered(lists):
+        scores = iter(_scores(lm, [hypothesis.words for _, group in some for hypothesis in group]).tolist())
+        for file, group in some:
+            yield _compared(file, group, list(itertools.islice(scores, len(group))), weights)
 
 
-def _one_after_the_other(file: NBestFile, lm: Model, weights: Weights) -> Iterator[Rescored]:
+def _one_after_the_other(lists: Iterator[List], lm: Model, weights: Weights) -> Iterator[Rescored]:
     """Read each list from the state in which the best hypothesis of the one before was left."""
     model = lm.saved.model
     states = model.start(1)
-    for group in file.lists():
-        ids = [_ids(lm, hypothesis.words) for hypothesis in group]
+    for file, group in lists:
+        keys = [_ids(lm, hypothesis.words) for hypothesis in group]
         with working(lm.threads) as work:
-            scores = _each_once([one.tobytes() for one in ids], lambda some: _tree(model, some, states, work))  # noqa: B023
-            rescored = _compared(group, scores.tolist(), file.format, weights)
-            read = np.concatenate(([SENTENCE_END], ids[rescored.best][:-1]))[:, None]  # (T, 1)
-            _, states = model.read(read, states, work, {"keep": np.ones(read.shape, bool)})[0]
+            scores = _each_once(keys, partial(_tree, model, states, work))
+            rescored = _compared(file, group, scores.tolist(), weights)
+            words = np.frombuffer(keys[rescored.best], ID)[:-1].astype(np.int32)
+            x = np.concatenate(([SENTENCE_END], words))[:, None]  # (T, 1)
+            (_, states), _ = model.read(x, states, work, {"keep": np.ones(x.shape, bool)})
         yield rescored
 
 
-def _gathered(lists: Iterator[list[Hypothesis]]) -> Iterator[list[list[Hypothesis]]]:
+def _gathered(lists: Iterator[List]) -> Iterator[list[List]]:
     """Gather lists that have GROUP hypotheses together, or are the last."""
-    some: list[list[Hypothesis]] = []
+    some: list[List] = []
     hypotheses = 0
-    for group in lists:
-        some.append(group)
+    for file, group in lists:
+        some.append((file, group))
         hypotheses += len(group)
         if hypotheses >= GROUP:
             yield some
@@ -134,27 +143,24 @@ def _gathered(lists: Iterator[list[Hypothesis]]) -> Iterator[list[list[Hypothesi
         yield some
 
 
-def _compared(group: list[Hypothesis], nats: list[float], format: Format, weights: Weights) -> Rescored:
-    scores = [score / format.unit for score in nats]
+def _compared(file: NBestFile, group: list[Hypothesis], nats: list[float], weights: Weights) -> Rescored:
+    scores = [score / file.format.unit for score in nats]
     totals = [hypothesis.total(score, weights) for hypothesis, score in zip(group, scores, strict=True)]
-    return Rescored(group, scores, totals.index(max(totals)))
+    return Rescored(file, group, scores, totals.index(max(totals)))
 
 
-def _scores(lm: Scorer, hypotheses: list[list[str]]) -> NDArray[np.float64]:
+def _scores(lm: AnyModel, hypotheses: list[list[str]]) -> NDArray[np.float64]:
     """Return the natural logarithm of the probability (n,) of hypotheses, the end of each included."""
     if not isinstance(lm, Model):
-        keys = [tuple(words) for words in hypotheses]
-        return _each_once(keys, lambda some: np.array([log_p.sum() for log_p in lm.log_probs(some)]))
-    model, keys_of_ids = lm.saved.model, [_ids(lm, words).tobytes() for words in hypotheses]
+        different = [tuple(words) for words in hypotheses]
+        return _each_once(different, lambda some: np.array([log_p.sum() for log_p in lm.log_probs(some)]))
+    model = lm.saved.model
     with working(lm.threads) as work:
-        return _each_once(keys_of_ids, lambda some: _tree(model, some, model.start(1), work))
+        return _each_once([_ids(lm, words) for words in hypotheses], partial(_tree, model, model.start(1), work))
 
 
 def _each_once(keys: list[Key], score: Callable[[list[Key]], NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Score the different ones, in their order, and return the score of each; raises ModelError unless all are finite.
-
-    Rows of ids are big-endian bytes, which are ordered as the numbers are.
-    """
+    """Score the different ones, sorted, and return the score of each; raises ModelError unless all are finite."""
     different = sorted(set(keys))
     scores = score(different)
     if not np.isfinite(scores).all():
@@ -163,13 +169,13 @@ def _each_once(keys: list[Key], score: Callable[[list[Key]], NDArray[np.float64]
     return scores[[place[key] for key in keys]]
 
 
-def _ids(lm: Model, words: list[str]) -> NDArray[np.int32]:
-    """Return the ids of a hypothesis and of its end, big-endian."""
+def _ids(lm: Model, words: list[str]) -> bytes:
+    """Return the ids of a hypothesis and of its end, as bytes that are ordered as the ids are."""
     ids = lm.saved.vocabulary.encode(_folded(words, _lowercase(lm)))
-    return np.concatenate((ids, [SENTENCE_END])).astype(">i4")
+    return ids.astype(ID).tobytes() + bytes(ID.itemsize)  # SENTENCE_END is 0
 
 
-def _lowercase(lm: Scorer) -> bool:
+def _lowercase(lm: AnyModel) -> bool:
     return isinstance(lm, Model) and lm.saved.tokenizer.settings.lowercase
 
 
@@ -181,9 +187,9 @@ def _folded(words: list[str], lowercase: bool) -> list[str]:
 # The tree
 
 
-def _tree(model: LanguageModel, keys: list[bytes], states: Array, work: Workspace) -> NDArray[np.float64]:
+def _tree(model: LanguageModel, states: Array, work: Workspace, keys: list[bytes]) -> NDArray[np.float64]:
     """Return log p (n,) of different hypotheses, sorted, each of which is read from the states (L, M, 1, H)."""
-    rows = [np.frombuffer(key, ">i4").astype(np.int32) for key in keys]
+    rows = [np.frombuffer(key, ID).astype(np.int32) for key in keys]
     size = max(1, min(GROUP, GROUP_NUMBERS // states.size))
     return np.concatenate([_walk(model, rows[part], states, work) for part in runs(0, len(rows), size)])
 
