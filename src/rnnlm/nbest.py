@@ -239,7 +239,9 @@ class NBestFile:
 
         Raises TextError where there is no line, or the format is not told by it.
         """
-        first = next(_lines(source), (1, ""))[1]
+        first = next((line for _, line in _lines(source)), None)
+        if first is None:
+            raise _nothing(source)
         kind = _detected(first) if format is None else FORMATS[format]
         if kind is None:
             what = "it begins as a list of more than one format may"
@@ -264,7 +266,7 @@ class NBestFile:
                 message = f"a list of more than {LIST_LIMIT:,} characters; give a list fewer hypotheses"
                 raise TextError(f"{self.source.name}, line {number}: {message}")
         if not found:
-            raise TextError(f"{self.source.name}: there is no hypothesis in it; name another file")
+            raise _nothing(self.source)
         yield group
 
     def _hypotheses(self) -> Iterator[tuple[int, Hypothesis]]:
@@ -276,6 +278,10 @@ class NBestFile:
                 yield number, self.format.parse(line)
             except _Refused as refused:
                 raise TextError(f"{self.source.name}, line {number}: {refused}") from None
+
+
+def _nothing(source: Source) -> TextError:
+    return TextError(f"{source.name}: there is no hypothesis in it; name another file")
 
 
 def ids_and_words(source: Source) -> Iterator[tuple[int, str, list[str]]]:

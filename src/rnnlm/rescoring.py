@@ -33,10 +33,13 @@ Key = TypeVar("Key", bytes, tuple[str, ...])
 
 
 class Scorer(Protocol):
-    """A model that tells of sentences how probable each word is."""
+    """Whatever gives sentences probabilities: a mixture, a model of another program."""
 
     def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
-        """Return the natural logarithm of the probability of each word of sentences, and of their ends."""
+        """Return log p (n + 1,), in nats, of each of a sentence's n words and of the `</s>` behind them."""
+
+    def unknown(self, words: Sequence[str]) -> list[bool]:
+        """Say which words are read as `<unk>`."""
 
 
 AnyModel = Model | Scorer
@@ -49,7 +52,7 @@ class Found:
     lists: int
     hypotheses: int
     words: int
-    unknown: int  # words that the model does not know; 0 where it is not asked
+    unknown: int  # words that the model does not know
 
 
 @dataclass(frozen=True)
@@ -74,20 +77,17 @@ def weights_for(format: Format, settings: RescoringSettings) -> Weights:
 
 def look(file: NBestFile, lm: AnyModel) -> Found:
     """Read all of a file before anything of it is scored; raises TextError where it is no list, or has no IDs."""
-    known = lm.saved.vocabulary.ids if isinstance(lm, Model) else None
-    lowercase = _lowercase(lm)
     lists = hypotheses = words = unknown = odd = 0
     example = ""
     for group in file.lists():
         lists += 1
         hypotheses += len(group)
         key = group[0].key
-        if known is not None and not any(map(str.isdigit, key)) and (key.lower() if lowercase else key) in known:
+        if not any(map(str.isdigit, key)) and not _unknown(lm, [key])[0]:
             odd, example = odd + 1, example or key
         for hypothesis in group:
             words += len(hypothesis.words)
-            if known is not None:
-                unknown += sum(word not in known for word in _folded(hypothesis.words, lowercase))
+            unknown += sum(_unknown(lm, hypothesis.words))
     if file.format.has_keys and odd > lists / 2:  # then they are the first words of sentences
         message = f"the lines seem to have no IDs, as they begin with words such as {example!r}"
         raise TextError(f"{file.source.name}: {message}; begin every line with an ID, which has a digit, and a blank")
@@ -171,16 +171,19 @@ def _each_once(keys: list[Key], score: Callable[[list[Key]], NDArray[np.float64]
 
 def _ids(lm: Model, words: list[str]) -> bytes:
     """Return the ids of a hypothesis and of its end, as bytes that are ordered as the ids are."""
-    ids = lm.saved.vocabulary.encode(_folded(words, _lowercase(lm)))
+    ids = lm.saved.vocabulary.encode(_folded(lm, words))
     return ids.astype(ID).tobytes() + bytes(ID.itemsize)  # SENTENCE_END is 0
 
 
-def _lowercase(lm: AnyModel) -> bool:
-    return isinstance(lm, Model) and lm.saved.tokenizer.settings.lowercase
+def _unknown(lm: AnyModel, words: list[str]) -> list[bool]:
+    if not isinstance(lm, Model):
+        return lm.unknown(words)
+    known = lm.saved.vocabulary.ids
+    return [word not in known for word in _folded(lm, words)]
 
 
-def _folded(words: list[str], lowercase: bool) -> list[str]:
-    return [word.lower() for word in words] if lowercase else words
+def _folded(lm: Model, words: list[str]) -> list[str]:
+    return [word.lower() for word in words] if lm.saved.tokenizer.settings.lowercase else words
 
 
 # ---------------------------------------------------------------------------------------------------------------------
