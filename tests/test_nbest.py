@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import rnnlm
+import rnnlm.cli.rescore
 from rnnlm.cli import STOP_SIGNALS, main
+from rnnlm.nbest import FORMATS
 
 SENTENCE = re.compile(r"Error: .*[^.]\.\n\Z")
 NUMBER = r"-\d+\.\d{6}"
@@ -213,6 +215,8 @@ def test_context_reads_on_from_list_to_list(run: Run) -> None:
         ("", (), "there is no hypothesis in it"),
         ("\n", ("--format", "srilm"), "there is no hypothesis in it"),
         ("1 the cat\n", (), "line 1: it begins as a list of more than one format may"),
+        ("1 0 1 cat\n", (), "line 1: it begins as a list of more than one format may"),
+        (MOSES, ("--format", "kaldi"), "line 1: this begins as a list of the format moses; leave --format out"),
         ("the cat sleeps .\nthe dog runs .\n", ("--format", "mikolov"), "seem to have no IDs.*'the'"),
         ("the cat sleeps .\nthe dog runs .\n", ("--format", "kaldi"), "seem to have no IDs.*'the'"),
         ("1 the cat\n the dog\n", ("--format", "mikolov"), "line 2: the line has no ID"),
@@ -287,6 +291,11 @@ def test_what_cannot_be_is_refused_and_leaves_the_files(options: tuple[object, .
     assert SENTENCE.search(err), err
     assert [path.name for path in Path().iterdir()] == ["list"]
     assert Path("list").read_text() == MOSES
+
+
+def test_the_command_line_names_all_formats() -> None:
+    """It cannot load the file that has them, so that --help answers at once."""
+    assert set(rnnlm.cli.rescore.FORMATS) == set(FORMATS)
 
 
 def test_lists_of_two_formats_are_not_mixed(run: Run) -> None:

@@ -242,7 +242,11 @@ class NBestFile:
         first = next((line for _, line in _lines(source)), None)
         if first is None:
             raise _nothing(source)
-        kind = _detected(first) if format is None else FORMATS[format]
+        detected = _detected(first)
+        kind = detected if format is None else FORMATS[format]
+        if detected in (Moses, Tsv) and detected is not kind:
+            message = f"this begins as a list of the format {detected.name}; leave --format out"
+            raise TextError(f"{source.name}, line 1: {message}")
         if kind is None:
             what = "it begins as a list of more than one format may"
             raise TextError(f"{source.name}, line 1: {what}; say which it is with {_FORMATS}")
@@ -339,8 +343,8 @@ def _detected(first: str) -> type[Format] | None:
     if re.match(r"NBestList[12]\.0", first):
         return Srilm
     fields = plain_characters(first).split()
-    # an ID is not followed by a number of at most zero, and then by the number of the words that are left
-    scores = len(fields) >= 3 and all(map(_NUMBER.fullmatch, fields[:2])) and float(fields[1]) <= 0
+    # an ID is not followed by a negative number, and then by the number of the words that are left
+    scores = len(fields) >= 3 and all(map(_NUMBER.fullmatch, fields[:2])) and fields[1].startswith("-")
     if scores and fields[2] == str(len(fields) - 3 - fields[3:].count(PAUSE)):
         return Srilm
     return None

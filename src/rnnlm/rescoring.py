@@ -192,23 +192,23 @@ def _folded(lm: Model, words: list[str]) -> list[str]:
 
 def _tree(model: LanguageModel, states: Array, work: Workspace, keys: list[bytes]) -> NDArray[np.float64]:
     """Return log p (n,) of different hypotheses, sorted, each of which is read from the states (L, M, 1, H)."""
-    rows = [np.frombuffer(key, ID).astype(np.int32) for key in keys]
     size = max(1, min(GROUP, GROUP_NUMBERS // states.size))
-    return np.concatenate([_walk(model, rows[part], states, work) for part in runs(0, len(rows), size)])
+    return np.concatenate([_walk(model, keys[part], states, work) for part in runs(0, len(keys), size)])
 
 
-def _walk(model: LanguageModel, rows: list[NDArray[np.int32]], states: Array, work: Workspace) -> NDArray[np.float64]:
+def _walk(model: LanguageModel, keys: list[bytes], states: Array, work: Workspace) -> NDArray[np.float64]:
     """Walk down the tree of some hypotheses.
 
     At depth d those that are longer have read d words, and are asked for the next. Sorted, those with the same
     beginning are neighbors: a hypothesis shares `shared` words with the one before it, so that it is the first of its
     beginning of d words where shared < d.
     """
-    ids, lengths = np.concatenate(rows), np.array([len(row) for row in rows])
+    ids = np.frombuffer(b"".join(keys), ID).astype(np.int32)  # of all, end to end
+    lengths = np.array([len(key) // ID.itemsize for key in keys])
     starts = np.cumsum(lengths) - lengths
-    shared = np.array([-1, *itertools.starmap(_shared, itertools.pairwise(rows))])
-    totals = np.zeros(len(rows))
-    stream = np.zeros(len(rows), int)  # of each hypothesis, among the states
+    shared = np.array([-1, *itertools.starmap(_shared, itertools.pairwise(keys))])
+    totals = np.zeros(len(keys))
+    stream = np.zeros(len(keys), int)  # of each hypothesis, among the states
     for depth in range(lengths.max()):
         going = np.flatnonzero(lengths > depth)
         shared_here, at = shared[going], starts[going] + depth
@@ -223,10 +223,11 @@ def _walk(model: LanguageModel, rows: list[NDArray[np.int32]], states: Array, wo
     return totals
 
 
-def _shared(one: NDArray[np.int32], other: NDArray[np.int32]) -> int:
+def _shared(one: bytes, other: bytes) -> int:
     """Count the words with which two different hypotheses begin alike: neither is the beginning of the other."""
     length = min(len(one), len(other))
-    return int(np.argmin(one[:length] == other[:length]))
+    differing = int.from_bytes(one[:length], "big") ^ int.from_bytes(other[:length], "big")
+    return (8 * length - differing.bit_length()) // (8 * ID.itemsize)
 
 
 def _log_p(model: LanguageModel, s: Array, streams: Array, y: Array, work: Workspace) -> NDArray[np.float64]:
