@@ -123,18 +123,15 @@ def test_the_word_penalty_is_added_for_each_word(write: Write) -> None:
     assert next(rescore([file], small_model(), RescoringSettings(word_penalty=-1000.0))).best == 3
 
 
-@pytest.mark.parametrize("kind", [*KINDS[:4], {"carry_state": True}], ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_lists_are_read_on_from_the_best_before(kind: dict[str, Any], write: Write) -> None:
     """With context, a hypothesis has the score that it has as the end of the text of all the best ones before it."""
-    lm, lists = small_model(**kind), some_lists(5)
-    carried = LanguageModel(
-        ModelSettings(**{**vars(lm.saved.model.settings), "carry_state": True}), lm.saved.model.parameters
-    )
+    lm, lists = small_model(**{**kind, "carry_state": True}), some_lists(5)
     before: list[int] = []
     for one in rescore([file_of(lists, write)], lm, RescoringSettings(context="previous")):
         for hypothesis, score in zip(one.hypotheses, nats([one]), strict=True):
             ids = np.array([*before, *VOCABULARY.encode(hypothesis.words), 0], np.int32)
-            losses = word_losses(carried, ids, Workspace())[len(before) :]
+            losses = word_losses(lm.saved.model, ids, Workspace())[len(before) :]
             np.testing.assert_allclose(score, -losses.sum(), rtol=1e-6)  # those are float32
         before += [*VOCABULARY.encode(one.hypotheses[one.best].words).tolist(), 0]
 
@@ -163,8 +160,14 @@ def test_other_scorers_are_asked_once_for_each_different_hypothesis(write: Write
     np.testing.assert_allclose(nats(found), [-len(words) - 1 for group in lists for words in group])
     assert len(scorer.asked) == len(set(scorer.asked))
     assert look(file, scorer).unknown == 0
-    with pytest.raises(SettingsError, match="mixture"):
-        list(rescore([file], scorer, RescoringSettings(context="previous")))
+
+
+def test_what_carries_no_state_reads_no_list_on(write: Write) -> None:
+    """A mixture, or a model that begins each sentence anew, is refused, and the way out named."""
+    file = file_of(some_lists(), write)
+    for lm, told in ((Uniform(), "a mixture"), (small_model(), "begin each sentence anew")):
+        with pytest.raises(SettingsError, match=f"{told}.*--carry-state"):
+            list(rescore([file], lm, RescoringSettings(context="previous")))
 
 
 def test_what_is_seen_before_scoring_is_counted(write: Write) -> None:
@@ -175,7 +178,7 @@ def test_what_is_seen_before_scoring_is_counted(write: Write) -> None:
 
 def test_a_model_that_has_left_the_numbers_is_told(write: Write) -> None:
     """NaN is no score."""
-    lm = small_model()
+    lm = small_model(carry_state=True)
     lm.saved.model.parameters["c"][...] = np.nan
     for context in ("none", "previous"):
         with pytest.raises(ModelError, match="no longer numbers"):

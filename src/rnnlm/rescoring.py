@@ -21,7 +21,7 @@ from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.model import SENTENCE_END, Array, LanguageModel, Workspace, runs, softmax_loss
 from rnnlm.nbest import Format, Hypothesis, NBestFile, Weights
 from rnnlm.run import working
-from rnnlm.scoring import WINDOW_NUMBERS
+from rnnlm.scoring import POSITIONS, WINDOW_NUMBERS
 from rnnlm.settings import RescoringSettings
 
 GROUP = 4096  # hypotheses that are walked together, the most streams of a level: most levels have a third of them
@@ -98,14 +98,16 @@ def rescore(files: Sequence[NBestFile], lm: AnyModel, settings: RescoringSetting
     """Yield the lists of files of one format with their scores, in order.
 
     A `Model` reads beginnings once; another scorer is asked for each different hypothesis of some lists once. Raises
-    what `NBestFile.lists` and `weights_for` raise, ModelError where a score is no number, and SettingsError where a
-    scorer that is no `Model` shall read a list on from the one before.
+    what `NBestFile.lists` and `weights_for` raise, ModelError where a score is no number, and SettingsError where what
+    carries no state shall read a list on from the one before.
     """
     weights = weights_for(files[0].format, settings)
     lists = ((file, group) for file in files for group in file.lists())
     if settings.context == "previous":
-        if not isinstance(lm, Model):
-            raise SettingsError("--context previous needs a model that has a state, no mixture; leave it out")
+        if not isinstance(lm, Model) or not lm.saved.model.settings.carry_state:
+            what = "a mixture" if not isinstance(lm, Model) else "a model that was trained to begin each sentence anew"
+            remedy = "leave it out, or train a model with --carry-state"
+            raise SettingsError(f"--context previous has no effect on {what}; {remedy}")
         yield from _one_after_the_other(lists, lm, weights)
         return
     for some in _gathered(lists):
@@ -125,7 +127,8 @@ def _one_after_the_other(lists: Iterator[List], lm: Model, weights: Weights) -> 
             rescored = _compared(file, group, scores.tolist(), weights)
             words = np.frombuffer(keys[rescored.best], ID)[:-1].astype(np.int32)
             x = np.concatenate(([SENTENCE_END], words))[:, None]  # (T, 1)
-            (_, states), _ = model.read(x, states, work, {"keep": np.ones(x.shape, bool)})
+            for part in runs(0, len(x), POSITIONS):
+                (_, states), _ = model.read(x[part], states, work)
         yield rescored
 
 
@@ -215,7 +218,7 @@ def _walk(model: LanguageModel, keys: list[bytes], states: Array, work: Workspac
         begins = shared_here < depth
         x = ids[at[begins] - 1] if depth else np.array([SENTENCE_END], np.int32)
         before = states[:, :, stream[going[begins]]]  # at depth 0 the state of all: the beginning of no words is one
-        (s, states), _ = model.read(x[None], before, work, {"keep": np.ones((1, len(x)), bool)})
+        (s, states), _ = model.read(x[None], before, work)
         stream[going] = np.cumsum(begins) - 1
         asked = shared_here < depth + 1  # the first of its beginning and the word that follows
         log_p = _log_p(model, s[0], stream[going[asked]], ids[at[asked]], work)
