@@ -48,15 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nouns, verbs = ("cat", "dog", "bird", "child", "fish"), ("sleeps", "sings", "sees it", "runs", "eats")
     text = "".join(f"the {choose(nouns)} {choose(verbs)} .\n" for _ in range(200))
     (folder / "corpus.txt").write_text(text)
-    options = {
-        "pretokenized": True,
-        "hidden": 8,
-        "batch_size": 4,
-        "bptt": 10,
-        "epochs": 1,
-        "threads": 1,
-        "carry_state": True,
-    }
+    options = {"pretokenized": True, "carry_state": True, "hidden": 8, "batch_size": 4, "bptt": 10, "epochs": 1}
     for _ in rnnlm.train(folder / "corpus.txt", folder / "model", threads=1, **options):
         pass
     return folder / "model"

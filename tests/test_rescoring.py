@@ -16,7 +16,7 @@ from rnnlm.model import CELLS, LanguageModel, ModelSettings, Workspace, initiali
 from rnnlm.nbest import NBestFile
 from rnnlm.rescoring import Rescored, look, rescore
 from rnnlm.scoring import sentence_losses, word_losses
-from rnnlm.settings import RescoringSettings
+from rnnlm.settings import RescoringSettings, TextSettings
 from rnnlm.sources import Source
 from rnnlm.text import Tokenizer
 from rnnlm.tuning import tune
@@ -104,6 +104,19 @@ def test_equal_hypotheses_have_equal_scores(write: Write) -> None:
     assert found.scores[0] == found.scores[3]
     assert found.scores[2] == found.scores[4] == found.scores[5]
     assert len(set(found.scores)) == 3
+
+
+def test_words_are_folded_as_the_training_text_was(write: Write) -> None:
+    """A model of lower-case text reads a list in lower case."""
+    lm = small_model()
+    folding = Tokenizer(TextSettings(pretokenized=True, lowercase=True))
+    folded = Model(SavedModel(lm.saved.model, VOCABULARY, folding, lm.saved.origin))
+    file = file_of([[["A", "B", "x"], ["a", "b", "x"]]], write)
+    ((one, other),) = (found.scores for found in rescore([file], folded, RescoringSettings()))
+    assert one == other
+    assert look(file, folded).unknown == 2
+    ((one, other),) = (found.scores for found in rescore([file], lm, RescoringSettings()))
+    assert one != other
 
 
 def test_the_first_of_equal_totals_is_the_best(write: Write) -> None:
