@@ -28,7 +28,7 @@ NAME = "RNNLM="  # what we call our score among Moses' features
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _GREATEST = 1e30  # the sum of some such numbers, weighted, still is a number
-_MARK = re.compile("</?[sS]>")
+_MARK = re.compile("(?<![^ ])</?[sS]>(?![^ ])")
 _FORMATS = "--format moses, srilm, kaldi, mikolov or tsv"
 
 
@@ -319,11 +319,10 @@ def _lines(source: Source) -> Iterator[tuple[int, str]]:
 def _words(text: str) -> list[str]:
     """Split at blanks; raises _Refused where a word is a mark of the model's own."""
     plain = text if text.isprintable() else plain_characters(text)
-    words = plain.split() if plain.isascii() else [word for word in plain.split(" ") if word]
-    for word in words if "<" in text else ():
-        if _MARK.fullmatch(word):
-            raise _Refused(f"{word!r} is the model's own mark and cannot be a word; remove it from the list")
-    return words
+    mark = _MARK.search(plain)
+    if mark:
+        raise _Refused(f"{mark.group()!r} is the model's own mark and cannot be a word; remove it from the list")
+    return plain.split() if plain.isascii() else [word for word in plain.split(" ") if word]
 
 
 def _number(text: str, what: str) -> float:
