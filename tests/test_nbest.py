@@ -149,6 +149,13 @@ def test_srilm_files_go_into_a_folder_as_they_came(run: Run) -> None:
     again = Path("out/b.score.gz").read_bytes()
     assert run("in/b.score.gz", "in/a", "--output", "out")[0] == 0
     assert Path("out/b.score.gz").read_bytes() == again
+    put("in/c", "-1 -2 1 a\n-1\n")
+    assert run("in/b.score.gz", "in/c", "--output", "new")[0] == 1
+    assert not Path("new").exists()
+    assert run("in/b.score.gz", "in/a", "--output", "in/a")[::2] == (
+        1,
+        "Error: in/a: cannot be made (file exists); name another folder with --output.\n",
+    )
 
 
 def test_kaldi_lists_become_costs(run: Run, model: Path) -> None:

@@ -151,6 +151,8 @@ def _write(
     """Write each list to its place, or the best of all to the only one."""
     from rnnlm.rescoring import rescore
 
+    if len(places) > 1:
+        _make(places[0])
     rescored = rescore(files, lm, settings)
     for number, of_place in itertools.groupby(rescored, key=lambda one: 0 if best else files.index(one.file)):
         header = None if best else files[number].format.header
@@ -185,17 +187,17 @@ def _places(lists: Sequence[str], output: str | None, one: bool) -> list[Path | 
         if "-" in names or len(set(names)) < len(names):
             raise click.UsageError("In a folder each list has its own name; give files of different names.")
         places = [path / name for name in names]
-        _make(path)
     for place in places:
         if place.exists() and not place.is_file():  # /dev/null would be replaced
             raise SettingsError(f"{place}: is no plain file; name another with --output")
     return list(places)
 
 
-def _make(folder: Path) -> None:
-    """Make a folder, unless there is one."""
+def _make(place: Path | None) -> None:
+    """Make the folder of a place, unless there is one."""
     from rnnlm.files import reason
 
+    folder = Path() if place is None else place.parent
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
