@@ -15,7 +15,7 @@ import rnnlm
 PACKAGE = Path(rnnlm.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 RUNTIME = {"click", "nltk", "numpy", "threadpoolctl", "tqdm"}  # what pyproject.toml makes pip install
-EXTRA = {"kenlm", "matplotlib"}  # what it installs if asked to
+EXTRA = {"kenlm", "matplotlib", "rapidfuzz"}  # what it installs if asked to
 
 
 class Import(NamedTuple):

@@ -26,6 +26,7 @@ Perplexity = Annotated[float, Range(0, infinite=True)]
 Share = Annotated[float, Range(0, 1)]
 Probability = Annotated[float, Range(0, 1, below=True)]
 NotNegative = Annotated[float, Range(0, 1e30)]
+Weight = Annotated[float, Range(-1e6, 1e6)]
 
 
 # What rnnlm chooses by the cell and the size of the text where it is not given: see `defaults`.
@@ -170,6 +171,20 @@ class GenerationSettings(Settings):
         for name in ("top_k", "top_p"):
             if self.temperature == 0 and getattr(self, name) is not None:
                 raise no_choice(name)
+
+
+@dataclass(frozen=True)
+class RescoringSettings(Settings):
+    """How the hypotheses of an n-best list are compared.
+
+    A total is weight times the model's score, old_weight times the score that stands in the list, word_penalty times
+    the number of words, and SRILM's acoustic score.
+    """
+
+    weight: Weight = 1.0
+    old_weight: Weight | None = None  # None: 1, but 0 in SRILM's lists, where the old score is another model's
+    word_penalty: Weight = 0.0
+    context: Literal["none", "previous"] = "none"  # what a list is read after: the best hypothesis of the one before
 
 
 @dataclass(frozen=True)

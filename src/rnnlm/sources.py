@@ -29,8 +29,8 @@ STANDARD_INPUT = "-"  # the path that stands for standard input
 CHUNK = 2**20  # characters after which a chunk ends at the next paragraph or line
 CHUNK_LIMIT = 2**21  # a chunk has no more characters than this, whatever the text looks like
 READ_BLOCK = 2**20  # bytes read at once
-LINE_LIMIT = 2**23  # bytes of a line of what is read by lines
-LINES_BLOCK = 2**18  # the same, where lines are answered as they come
+LINE_LIMIT = 2**20  # bytes of a line of what is read by lines
+LINES_BLOCK = 2**18  # bytes read at once, where lines are answered as they come
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"

@@ -1,0 +1,220 @@
+"""`rnnlm rescore`: n-best lists with a model's scores, or the best hypothesis of each."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from rnnlm.cli.options import Command, Value, given, model_option, option, setting, threads_option
+from rnnlm.cli.progress import bar, say, warn
+from rnnlm.errors import SettingsError
+from rnnlm.settings import RescoringSettings
+
+if TYPE_CHECKING:
+    from rnnlm.nbest import NBestFile, Weights
+    from rnnlm.rescoring import AnyModel, Found, Rescored
+    from rnnlm.sources import Source
+
+LISTS, CHOICE = "Lists", "Choice of the best"
+FORMATS = ("moses", "srilm", "kaldi", "mikolov", "tsv")
+WEIGHTS = ("weight", "old_weight", "word_penalty", "context")
+
+
+@click.command(
+    cls=Command,
+    short_help="Score the hypotheses of n-best lists.",
+    epilog="""\b
+    Example:
+      rnnlm rescore dev.nbest --tune dev.ref
+      rnnlm rescore test.nbest --best --weight 0.5 --word-penalty -0.2
+    """,
+)
+@click.argument("lists", metavar="LIST...", nargs=-1, required=True, type=click.Path(allow_dash=True))
+@model_option(LISTS)
+@option("--format", "format_", type=click.Choice(FORMATS), group=LISTS, help="Format, where the lists do not tell it.")
+@option("--output", type=Value(str), metavar="PATH", group=LISTS, help="Write here: a file, or a folder for many.")
+@threads_option(LISTS)
+@option("--best", is_flag=True, show_default=False, group=CHOICE, help="Write the best hypothesis of each list alone.")
+@setting(RescoringSettings, "weight", "Weight of the model's score.", CHOICE)
+@setting(RescoringSettings, "old_weight", "Weight of the score in the list.", CHOICE, "1; srilm: 0")
+@setting(RescoringSettings, "word_penalty", "Add this for each word.", CHOICE)
+@setting(RescoringSettings, "context", "Read each list on from the best of the one before.", CHOICE)
+@option("--tune", type=Value(str), metavar="FILE", group=CHOICE, help="Find weights, by the right words in this file.")
+@click.pass_context
+def rescore(
+    ctx: click.Context, /, lists: tuple[str, ...], model: str, format_: str | None, threads: int, **others: Any
+) -> None:
+    """Write n-best lists again, with a score of the model for each hypothesis, in their own format.
+
+    A list is plain or gzip, or - for standard input; words stand as the model knows them, separated by blanks. What
+    moses, srilm, kaldi and mikolov are is told by the lines of those programs; tsv has a header with the columns id and
+    text, and perhaps score. The best hypothesis is the first with the greatest sum of weighted scores.
+    """
+    best, tune, output = others["best"], others["tune"], others["output"]
+    options = {name: value for name, value in given(ctx).items() if name in WEIGHTS}
+    settings = _checked(options, best, tune, output)
+    places = _places(lists, output, best or tune is not None)
+    import rnnlm
+    from rnnlm.nbest import NBestFile
+    from rnnlm.rescoring import look, weights_for
+    from rnnlm.sources import spooled
+
+    if tune is not None:
+        from rnnlm.tuning import word_errors
+
+        word_errors()  # or say that it is missing, before anything is read
+    lm = rnnlm.load(model, threads=threads)
+    with spooled(lists if tune is None else (*lists, tune)) as sources:
+        files = [NBestFile.of(source, format_) for source in sources[: len(lists)]]
+        _check_effects(files, options, best or tune is not None)
+        weights = weights_for(files[0].format, settings)
+        found = [look(file, lm) for file in files]
+        _warn(found)
+        with bar("scoring", sum(one.hypotheses for one in found), " hypotheses") as progress:
+            if tune is not None:
+                _tune(files, lm, sources[-1], progress.update)
+            else:
+                _write(files, lm, settings, weights, places, best, progress.update)
+
+
+def _checked(options: dict[str, Any], best: bool, tune: str | None, output: str | None) -> RescoringSettings:
+    """Make settings of the options; raises UsageError where some contradict each other."""
+    if tune is not None and (options or best or output is not None):
+        other = "--best" if best else "--output" if output is not None else _flag(next(iter(options)))
+        raise click.UsageError(f"--tune finds weights and writes no list; leave {other} out.")
+    try:
+        return RescoringSettings(**options)
+    except SettingsError as error:
+        raise click.UsageError(f"{error}.") from None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check_effects(files: Sequence[NBestFile], options: dict[str, Any], chosen: bool) -> None:
+    """Refuse lists of several formats, and options without effect on theirs."""
+    names = dict.fromkeys(file.format.name for file in files)
+    if len(names) > 1:
+        raise SettingsError(f"the lists are of the formats {' and '.join(names)}; give lists of one format at a time")
+    if chosen or options.get("context") == "previous":
+        return
+    (name,) = names
+    effective = ("weight", "old_weight", "context") if name == "srilm" else ("context",)
+    for option_ in options:
+        if option_ not in effective:
+            raise SettingsError(f"{_flag(option_)} has no effect on {name} lists without --best; add that")
+
+
+def _warn(found: Iterable[Found]) -> None:
+    words, unknown = (sum(getattr(one, name) for one in found) for name in ("words", "unknown"))
+    if unknown > words / 2:
+        warn(
+            f"{unknown / words:.0%} of the words are unknown to the model; are the lists in its language, "
+            "and cut into words as its training text was (see rnnlm info)?"
+        )
+
+
+def _tune(files: Sequence[NBestFile], lm: AnyModel, references: Source, update: Callable[[int], Any]) -> None:
+    """Print the options that give the fewest word errors, and say what they give."""
+    from rnnlm.tuning import tune
+
+    tuned = tune(files, lm, references, update)
+    for what, errors in (
+        ("first of each list", tuned.first),
+        ("best by these weights", tuned.tuned),
+        ("best that there is", tuned.fewest),
+    ):
+        say(f"{what:<22} {errors:>9,} word errors of {tuned.words:,}  {tuned.rate(errors):8.2%}")
+    weights = {"--weight": tuned.weights.model, "--word-penalty": tuned.weights.penalty}
+    if files[0].format.old_weight is not None:
+        weights["--old-weight"] = tuned.weights.old
+    click.echo(" ".join(f"{name} {value:g}" for name, value in weights.items()))
+
+
+def _write(
+    files: Sequence[NBestFile],
+    lm: AnyModel,
+    settings: RescoringSettings,
+    weights: Weights,
+    places: Sequence[Path | None],
+    best: bool,
+    update: Callable[[int], Any],
+) -> None:
+    """Write each list to its place, or the best of all to the only one."""
+    from rnnlm.rescoring import rescore
+
+    if len(places) > 1:
+        _make(places[0])
+    rescored = rescore(files, lm, settings)
+    for number, of_place in itertools.groupby(rescored, key=lambda one: 0 if best else files.index(one.file)):
+        header = None if best else files[number].format.header
+        with _opened(places[number]) as out:
+            out.write(b"" if header is None else f"{header}\n".encode())
+            for one in of_place:
+                out.writelines(_lines(one, weights, best))
+                update(len(one.hypotheses))
+
+
+def _lines(one: Rescored, weights: Weights, best: bool) -> Iterator[bytes]:
+    """Yield the lines of a list, or of its best hypothesis."""
+    format_ = one.file.format
+    if best:
+        yield f"{format_.best(one.hypotheses[one.best])}\n".encode()
+        return
+    for hypothesis, score in zip(one.hypotheses, one.scores, strict=True):
+        yield f"{format_.write(hypothesis, score, weights)}\n".encode()
+
+
+def _places(lists: Sequence[str], output: str | None, one: bool) -> list[Path | None]:
+    """Say where each list is written, or the one place for all; None is standard output."""
+    if output in (None, "-"):
+        if len(lists) > 1 and not one:
+            raise click.UsageError("Several lists are written to a folder; name it with --output, or give one list.")
+        return [None]
+    path = Path(str(output))
+    if one or (len(lists) == 1 and not path.is_dir()):
+        places = [path]
+    else:
+        names = [Path(name).name for name in lists]
+        if "-" in names or len(set(names)) < len(names):
+            raise click.UsageError("In a folder each list has its own name; give files of different names.")
+        places = [path / name for name in names]
+    for place in places:
+        if place.exists() and not place.is_file():  # /dev/null would be replaced
+            raise SettingsError(f"{place}: is no plain file; name another with --output")
+    return list(places)
+
+
+def _make(place: Path | None) -> None:
+    """Make the folder of a place, unless there is one."""
+    from rnnlm.files import reason
+
+    folder = Path() if place is None else place.parent
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{folder}: cannot be made ({reason(error)}); name another folder with --output") from None
+
+
+@contextmanager
+def _opened(place: Path | None) -> Iterator[BinaryIO | gzip.GzipFile]:
+    """Open a place to write; a file there is replaced when all is written."""
+    from rnnlm.files import replacing
+
+    if place is None:
+        yield sys.stdout.buffer
+        return
+    with replacing(place, SettingsError, "name another with --output") as file:
+        if place.suffix == ".gz":
+            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as compressed:  # the same bytes at any time
+                yield compressed
+        else:
+            yield file

@@ -1,0 +1,165 @@
+"""The weights with which a model chooses best among the hypotheses of n-best lists: those with the fewest word errors.
+
+A word error is a word that is wrong, missing or too much, by the Levenshtein distance from the reference.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnlm.errors import SettingsError, TextError
+from rnnlm.nbest import Format, NBestFile, Weights, ids_and_words, lines_of_words
+from rnnlm.rescoring import AnyModel, rescore
+from rnnlm.settings import RescoringSettings
+from rnnlm.sources import Source
+
+FACTORS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)  # the grid, of weights
+PENALTIES = (0.0, -5.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 5.0)  # and of the word penalty
+LEAST_STEP = 0.01  # share of a weight below which it is changed no more
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The weights found, and the word errors with and without them."""
+
+    weights: Weights
+    words: int  # of the references
+    first: int  # word errors of the first hypothesis of each list
+    tuned: int  # of the one that the weights choose
+    fewest: int  # of the one in each list that has the fewest
+
+    def rate(self, errors: int) -> float:
+        """Return word errors as a share of the references' words."""
+        return errors / self.words
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """All hypotheses (n,) of all lists, one after the other."""
+
+    starts: NDArray[np.int64]  # (lists,): where each list begins
+    owner: NDArray[np.int64]  # the list of each hypothesis
+    fixed: NDArray[np.float64]
+    old: NDArray[np.float64]
+    score: NDArray[np.float64]
+    count: NDArray[np.float64]
+    errors: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, columns: list[NDArray[np.float64]]) -> _Lists:
+        """Lay lists end to end, whose columns (5, n) are fixed, old, score, count and errors."""
+        sizes = [one.shape[1] for one in columns]
+        fixed, old, score, count, errors = np.concatenate(columns, axis=1)
+        owner = np.repeat(np.arange(len(sizes)), sizes)
+        return cls(np.cumsum(sizes) - sizes, owner, fixed, old, score, count, errors.astype(np.int64))
+
+    def chosen(self, weights: Weights) -> int:
+        """Count the word errors of the hypotheses that the weights choose: the first greatest total of each list."""
+        totals = self.fixed + weights.old * self.old + weights.model * self.score + weights.penalty * self.count
+        greatest = np.maximum.reduceat(totals, self.starts)
+        places = np.flatnonzero(totals == greatest[self.owner])
+        owners = self.owner[places]
+        return int(self.errors[places[np.diff(owners, prepend=-1) > 0]].sum())
+
+
+def word_errors() -> Callable[[Sequence[str], Sequence[str]], int]:
+    """Return the function that counts word errors; raises SettingsError where the package for it is missing."""
+    try:
+        from rapidfuzz.distance import Levenshtein
+    except ImportError:
+        message = "--tune needs the package rapidfuzz; install it with pip install 'rnnlm-numpy[rescore]'"
+        raise SettingsError(message) from None
+    distance: Callable[[Sequence[str], Sequence[str]], int] = Levenshtein.distance
+    return distance
+
+
+def references(source: Source, format: Format) -> dict[str, list[str]]:
+    """Read the right words of each list: lines of `ID words`, or for Moses a line for each ID, from 0.
+
+    Raises TextError where the file is no such thing.
+    """
+    if format.name == "moses":
+        return {str(number): words for number, words in enumerate(lines_of_words(source))}
+    found: dict[str, list[str]] = {}
+    for number, key, words in ids_and_words(source):
+        if key in found:
+            raise TextError(f"{source.name}, line {number}: the ID {key[:40]!r} is there twice; remove one")
+        found[key] = words
+    return found
+
+
+def tune(
+    files: Sequence[NBestFile],
+    lm: AnyModel,
+    source: Source,
+    progress: Callable[[int], object] | None = None,
+) -> Tuned:
+    """Find weights for lists of one format whose right words are in a file of references.
+
+    First all weights of a grid are tried, then each by itself is moved up and down from the best, by smaller and
+    smaller steps. Of two that are equally good the first is kept. `progress` is told of the hypotheses scored.
+
+    Raises SettingsError where the package for word errors is missing, TextError where a list has no reference.
+    """
+    count_errors, right = word_errors(), references(source, files[0].format)
+    keys: list[str] = []
+    columns: list[NDArray[np.float64]] = []
+    for one in rescore(files, lm, RescoringSettings()):
+        key = one.hypotheses[0].key
+        if key not in right:
+            what = f"line {int(key) + 1}" if one.file.format.name == "moses" else f"a line for the list {key[:40]!r}"
+            raise TextError(f"{source.name}: the references lack {what}; add it, or name another file with --tune")
+        keys.append(key)
+        rows = [
+            (hypothesis.fixed, hypothesis.old, score, hypothesis.count, count_errors(right[key], hypothesis.words))
+            for hypothesis, score in zip(one.hypotheses, one.scores, strict=True)
+        ]
+        columns.append(np.array(rows, np.float64).T)
+        if progress:
+            progress(len(rows))
+    words = sum(len(right[key]) for key in keys)
+    if not words:
+        raise TextError(f"{source.name}: the references have no words; name another file with --tune")
+    return _found(_Lists.of(columns), words, files[0].format)
+
+
+def _found(lists: _Lists, words: int, format: Format) -> Tuned:
+    errors, weights = min(((lists.chosen(weights), weights) for weights in _grid(format)), key=lambda one: one[0])
+    errors, weights = _refined(lists, errors, weights, format)
+    fewest = int(np.minimum.reduceat(lists.errors, lists.starts).sum())
+    return Tuned(weights, words, int(lists.errors[lists.starts].sum()), errors, fewest)
+
+
+def _free(format: Format) -> tuple[str, ...]:
+    """Name the weights that matter: totals that are twice as large choose the same, so one of them stands still."""
+    if format.old_weight is None:
+        return ("penalty",)
+    return ("model", "old", "penalty") if format.name == "srilm" else ("model", "penalty")
+
+
+def _grid(format: Format) -> Iterator[Weights]:
+    free = _free(format)
+    models = FACTORS if "model" in free else (1.0,)
+    olds = FACTORS if "old" in free else (format.old_weight or 0.0,)
+    return itertools.starmap(Weights, itertools.product(models, olds, PENALTIES))
+
+
+def _refined(lists: _Lists, errors: int, weights: Weights, format: Format) -> tuple[int, Weights]:
+    """Move one weight after the other as long as that makes errors fewer, by steps that are halved when none does."""
+    step = 0.5
+    while step > LEAST_STEP:
+        fewer = errors
+        for name, sign in itertools.product(_free(format), (1, -1)):
+            value = getattr(weights, name)
+            moved = float(f"{value + sign * step * max(abs(value), 0.1):.4g}")  # told as it is used
+            tried = weights._replace(**{name: moved})
+            found = lists.chosen(tried)
+            if found < errors:
+                errors, weights = found, tried
+        step = step if errors < fewer else step / 2
+    return errors, weights
