@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -410,7 +411,9 @@ def test_a_scorer_is_opened_by_what_it_is(files, tmp_path):
     """Folders and .npz are models of ours, others are known by their first bytes."""
     assert isinstance(open_scorer(files[0]), api.Model)
     assert isinstance(open_scorer(f"{files[0]}/best.npz"), api.Model)
-    assert isinstance(open_scorer(tmp_path / "a.arpa"), Arpa)
+    arpa = open_scorer(tmp_path / "a.arpa")
+    assert isinstance(arpa, Mixture)
+    assert isinstance(arpa.parts[0], Arpa)
     (tmp_path / "binary").write_bytes(b"mmap lm http://kheafield.com/code format version 5\n\0")
     with pytest.raises(ModelError, match="binary"):
         open_scorer(tmp_path / "binary")
@@ -448,3 +451,41 @@ def test_python_gets_the_same(files, mix):
     for wrong in ({"oov": "none"}, {"weights": [1, 0.5, 0]}, {"precision": 0}, {"threads": 0}, {"lines": 3}):
         with pytest.raises(rnnlm.SettingsError):
             rnnlm.mix("text.txt", files, **wrong)
+
+
+@pytest.fixture
+def mixture_file(files, run):
+    """Return the file of a mixture of a network and an ARPA file, in this folder."""
+    Path("text.txt").write_text("".join(" ".join(sentence[:-1]) + "\n" for sentence in WORDS))
+    code, _, err = run("mix", "text.txt", files[0], files[1], "--weights", "0.6,0.4", "-o", "both.toml")
+    assert code == 0, err
+    return "both.toml"
+
+
+def test_every_command_takes_a_mixture(run, mixture_file, files):
+    """`score`, `evaluate`, `rescore` and `next` answer for a mixture as the mixture itself does, and so for ARPA."""
+    for name in (mixture_file, files[1]):
+        lm = open_scorer(name)
+        log_p = lm.log_probs([sentence[:-1] for sentence in WORDS])
+        code, out, err = run("score", "text.txt", "--model", name)
+        assert code == 0, err
+        rows = [line.split("\t") for line in out.splitlines()]
+        assert [float(row[0]) for row in rows] == pytest.approx([each.sum() / math.log(10) for each in log_p], abs=1e-5)
+        assert [int(row[1]) for row in rows] == [len(sentence) for sentence in WORDS]
+        report = json.loads(run("evaluate", "text.txt", "--model", name, "--json")[1])
+        total = sum(each.sum() for each in log_p)
+        assert report["perplexity"] == pytest.approx(math.exp(-total / report["predictions"]))
+        assert report["unknown"] == sum(map(sum, (lm.unknown(sentence) for sentence in WORDS)))
+        Path("list").write_text("0 " + " ".join(WORDS[0][:-1]) + "\n")
+        code, out, err = run("rescore", "list", "--format", "mikolov", "--model", name)
+        assert code == 0, err
+        assert float(out) == pytest.approx(log_p[0].sum() / math.log(10), abs=1e-5)
+        words = json.loads(run("next", " ".join(WORDS[0][:2]), "--model", name, "--json", "--count", 10**6)[1])["words"]
+        assert sum(p for _, p in words) == pytest.approx(1, abs=1e-5)
+        assert [p for _, p in words] == sorted((p for _, p in words), reverse=True)
+        likely = dict(words)
+        assert likely.get(WORDS[0][2], likely["<unk>"]) == pytest.approx(math.exp(log_p[0][2]))
+    for options in (("score", "--keep-state"), ("score", "--words", "--rank"), ("evaluate", "--carry-state")):
+        code, out, err = run(options[0], "text.txt", *options[1:], "--model", mixture_file)
+        assert (code, out) == (1, "")
+        assert "is for a model of ours alone; leave it out" in err

@@ -152,6 +152,8 @@ def test_lists_are_read_on_from_the_best_before(kind: dict[str, Any], write: Wri
 class Uniform:
     """A scorer that is no model of ours, and counts what it is asked."""
 
+    tokenizer = Tokenizer(TextSettings(pretokenized=True))
+
     def __init__(self) -> None:
         self.asked: list[tuple[str, ...]] = []
 
@@ -186,7 +188,7 @@ def test_what_carries_no_state_reads_no_list_on(write: Write) -> None:
 def test_what_is_seen_before_scoring_is_counted(write: Write) -> None:
     """Lists, hypotheses, words and unknown words are those of the file."""
     found = look(file_of([[["a", "b"], ["x", "<unk>", "c"]], [[]]], write), small_model())
-    assert (found.lists, found.hypotheses, found.words, found.unknown) == (2, 3, 5, 1)
+    assert (found.lists, found.hypotheses, found.words, found.unknown) == (2, 3, 5, 2)
 
 
 def test_a_model_that_has_left_the_numbers_is_told(write: Write) -> None:

@@ -9,10 +9,10 @@ import atexit
 import math
 import os
 import secrets
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from weakref import WeakSet
 
@@ -33,7 +33,7 @@ from rnnlm.scoring import Reader, Score, perplexity, scored, sentence_figures, t
 from rnnlm.settings import GenerationSettings, Natural, RunSettings, SaveEvery, Threads, cores
 from rnnlm.sources import plain_lines, spooled
 from rnnlm.text import Tokenizer
-from rnnlm.vocabulary import SENTENCE_END
+from rnnlm.vocabulary import SENTENCE_END, UNKNOWN
 
 Path = str | os.PathLike[str]
 
@@ -152,6 +152,26 @@ class Model:
     def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
         """Return log p (n + 1,), in nats, of each of a sentence's n words and of its end; see `scoring.Scorer`."""
         return [figures[0] for figures in self.reader()(sentences)]
+
+    @property
+    def ids(self) -> Mapping[str, int]:
+        """The id of each word."""
+        return self.saved.vocabulary.ids
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """What is predicted under its own name: `</s>`, but not `<unk>`."""
+        return frozenset(self.saved.vocabulary.words) - {UNKNOWN}
+
+    @property
+    def knows_unknown(self) -> bool:
+        """Whether there were unknown words in training, so that it has learned when they come."""
+        return bool(self.saved.vocabulary.counts[self.saved.vocabulary.unknown_id])
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """How a text becomes words."""
+        return self.saved.tokenizer
 
     def unknown(self, words: Sequence[str]) -> list[bool]:
         """Say which words are read as `<unk>`, the literal `<unk>` among them."""

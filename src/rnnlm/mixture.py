@@ -13,10 +13,12 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +28,11 @@ from rnnlm.arpa import MAGIC, KenlmBinary, read_arpa
 from rnnlm.checking import Checked, Range, Unfit, fit_option, restore
 from rnnlm.checkpoint import model_file
 from rnnlm.corpus import Stage, silent
-from rnnlm.errors import ModelError, SettingsError
+from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.files import open_plain, reason, replacing
-from rnnlm.run import working
-from rnnlm.scoring import sentence_losses
-from rnnlm.settings import Share, TextSettings
-from rnnlm.sources import Source, shown
+from rnnlm.scoring import Reader, Score, Scorer
+from rnnlm.settings import Natural, Share, TextSettings
+from rnnlm.sources import Source, shown, spooled
 from rnnlm.text import Tokenizer
 from rnnlm.vocabulary import SENTENCE_END, UNKNOWN
 
@@ -46,42 +47,7 @@ ROUNDED = 1e-6
 """What the sum of weights may differ from 1 by."""
 
 _FILE_LIMIT = 2**20  # bytes of a mixture's file
-
-
-class Part(Protocol):
-    """A language model that can be mixed."""
-
-    @property
-    def words(self) -> Collection[str]:
-        """Return what it predicts under its own name: `</s>`, but not `<unk>`."""
-
-    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[Array]:
-        """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself."""
-
-    def unknown(self, words: Sequence[str]) -> list[bool]:
-        """Say of each word whether it is read as `<unk>`."""
-
-
-class Network:
-    """A model of ours, as a part of a mixture."""
-
-    def __init__(self, model: api.Model, name: str) -> None:
-        self.model, self._name = model, name
-        self.words = frozenset(model.saved.vocabulary.words) - {UNKNOWN}
-
-    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[Array]:
-        """Do as `Part` says; raises ModelError where the model's numbers are none."""
-        saved = self.model.saved
-        ids = [saved.vocabulary.encode((*words, SENTENCE_END)) for words in sentences]
-        with working(self.model.threads) as work:
-            losses = sentence_losses(saved.model, ids, work)
-        if not all(np.isfinite(loss).all() for loss in losses):
-            raise ModelError(f"{self._name}: its probabilities are no longer numbers; train it again with a lower --lr")
-        return [-loss.astype(np.float64) for loss in losses]
-
-    def unknown(self, words: Sequence[str]) -> list[bool]:
-        """Do as `Part` says."""
-        return [word not in self.words for word in words]
+_NEXT = 4096  # words that are scored at once as the next
 
 
 class Mixture:
@@ -93,9 +59,9 @@ class Mixture:
         oov: what a model gives to a word that it lacks: `share`, as above; `mikolov`: nothing.
     """
 
-    def __init__(self, parts: Sequence[Part], weights: Sequence[float], oov: Oov = "share") -> None:
+    def __init__(self, parts: Sequence[Scorer], weights: Sequence[float], oov: Oov = "share") -> None:
         self.parts, self.weights, self.oov = list(parts), np.array(weights, float), fit_option(Oov, oov, "oov")
-        self.words: Collection[str] = frozenset().union(*(part.words for part in parts))
+        self.words: frozenset[str] = frozenset().union(*(part.words for part in parts))
         self._shares = [math.log(len(self.words) - len(part.words) + 1) for part in parts]
 
     @property
@@ -114,6 +80,80 @@ class Mixture:
     def unknown(self, words: Sequence[str]) -> list[bool]:
         """Say of each word whether no model has it: whether it is u."""
         return [word not in self.words for word in words]
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """A number for each word, `</s>` the first."""
+        return {word: number for number, word in enumerate([SENTENCE_END, *sorted(self.words - {SENTENCE_END})])}
+
+    def line_tokenizer(self, pretokenized: bool = False) -> Tokenizer:
+        """Return what cuts a line; raises SettingsError as `tokenizer_of` does."""
+        settings = tokenizer_of(self.parts, pretokenized).settings
+        return Tokenizer(replace(settings, lines=not settings.pretokenized))
+
+    def reader(self, *, keep_state: bool = False, ranks: bool = False) -> Reader:
+        """Return what reads sentences of words, for `scoring.scored`; SettingsError for what a mixture cannot."""
+        if keep_state or ranks:
+            option = "--keep-state" if keep_state else "--rank"
+            raise SettingsError(f"{option} is for a model of ours alone; leave it out")
+        return lambda sentences: [log_p[None] for log_p in self.log_probs(sentences)]
+
+    def prompt(self, text: str) -> api.Prompt:
+        """Cut the beginning of a sentence into words; raises TextError as `api.Model.prompt` does."""
+        *_, words = self.tokenizer.prompt(fit_option(str, text, "prompt")) or [[]]
+        unknown = [word for word, strange in zip(words, self.unknown(words), strict=True) if strange]
+        return api.Prompt([], words, list(dict.fromkeys(unknown)))
+
+    def next_words(self, text: str, count: int = 10) -> list[tuple[str, float]]:
+        """Return the likeliest words after the beginning of a sentence, each with its probability.
+
+        `<unk>` stands for all words that no model has. Each word that may come is scored.
+        """
+        words, count = self.prompt(text).words, fit_option(Natural, count, "count")
+        following = [*sorted(self.words - {SENTENCE_END}), UNKNOWN]
+        log_p = {SENTENCE_END: float(self.log_probs([words])[0][-1])}
+        for start in range(0, len(following), _NEXT):
+            some = following[start : start + _NEXT]
+            found = self.log_probs([[*words, word] for word in some])
+            log_p.update((word, float(each[-2])) for word, each in zip(some, found, strict=True))
+        likeliest = sorted(log_p.items(), key=lambda item: (-item[1], item[0]))[:count]
+        return [(word, math.exp(each)) for word, each in likeliest]
+
+    def perplexity(
+        self,
+        *files: PathLike,
+        pretokenized: bool = False,
+        lines: bool = False,
+        carry_state: bool | None = None,
+        encoding: str | None = None,
+        stage: Stage = silent,
+        scoring: object = None,
+    ) -> Score:
+        """Score texts, as `api.Model.perplexity` does, each sentence by itself; `stage` is told of the progress."""
+        if carry_state:
+            raise SettingsError("--carry-state is for a model of ours alone; leave it out")
+        names: tuple[str, ...] = fit_option(tuple[str, ...], files, "file")
+        tokenizer = tokenizer_of(self.parts, pretokenized, lines, encoding)
+        log_p, known, sentences, words, strange = 0.0, 0.0, 0, 0, 0
+        for each, unknown in self._scored(names, tokenizer, stage):
+            log_p += math.fsum(each.tolist())
+            known += math.fsum(each[:-1][~np.array(unknown, bool)].tolist()) + float(each[-1])
+            sentences, words, strange = sentences + 1, words + len(unknown), strange + sum(unknown)
+        if not sentences:
+            raise TextError("there is nothing to score: the text has no sentences; name another file")
+        return Score(sentences, words, strange, words + sentences, log_p, known)
+
+    def _scored(self, names: Sequence[str], tokenizer: Tokenizer, stage: Stage) -> Iterator[tuple[Array, list[bool]]]:
+        """Yield log p of the words of each sentence of texts and of its end, and which words are unknown."""
+        with spooled(names) as sources:
+            for source in sources:
+                with (
+                    stage(f"scoring {source.name}", source.size) as progress,
+                    closing(tokenizer.blocks([source], 1, progress)) as blocks,
+                ):
+                    for block in blocks:
+                        sentences = [line.split(" ") for line in block[:-1].split("\n")]
+                        yield from zip(self.log_probs(sentences), map(self.unknown, sentences), strict=True)
 
     def part_log_probs(self, sentences: Sequence[Sequence[str]]) -> Array:
         """Return what each model gives to each word and `</s>` (N, M), as a part of the mixture."""
@@ -138,14 +178,14 @@ def mixed(table: Array, weights: Array) -> Array:
 
 
 def tokenizer_of(
-    parts: Iterable[Part], pretokenized: bool = False, lines: bool = False, encoding: str | None = None
+    parts: Iterable[Scorer], pretokenized: bool = False, lines: bool = False, encoding: str | None = None
 ) -> Tokenizer:
     """Return how a text is cut; raises SettingsError where models of ours cut it differently."""
     settings = TextSettings(pretokenized, lines)
     kinds: list[Tokenizer] = []
     for part in parts:
-        if isinstance(part, Network):
-            own = part.model.saved.tokenizer
+        if isinstance(part, api.Model):
+            own = part.tokenizer
             how = settings if settings.line_is_sentence else own.settings
             code = encoding or (kinds[0] if kinds else own).settings.encoding
             how = replace(how, lowercase=own.settings.lowercase, encoding=code)
@@ -261,25 +301,27 @@ def load(path: PathLike, threads: int = 1, stage: Stage = silent) -> Mixture:
     return Mixture(parts, [part.weight for part in found.model])
 
 
-def open_scorer(path: PathLike, threads: int = 1, stage: Stage = silent) -> api.Model | Mixture | Part:
-    """Open a model of any kind: ours, an ARPA file, a binary of KenLM, a mixture's .toml.
+def open_scorer(path: PathLike, threads: int = 1, stage: Stage = silent) -> api.Model | Mixture:
+    """Open a model of any kind: ours, a mixture's .toml, or an ARPA file or a binary of KenLM, as a mixture of one.
 
     Raises ModelError or TextError where there is none, or it is damaged.
     """
-    return load(path, threads, stage) if Path(path).suffix == ".toml" else _single(path, threads, stage)
+    if Path(path).suffix == ".toml":
+        return load(path, threads, stage)
+    part = _single(path, threads, stage)
+    return part if isinstance(part, api.Model) else Mixture([part], [1.0])
 
 
-def open_part(path: PathLike, threads: int = 1, stage: Stage = silent) -> Part:
+def open_part(path: PathLike, threads: int = 1, stage: Stage = silent) -> Scorer:
     """Open a model that can be a part of a mixture; raises as `open_scorer` does, and ModelError for a mixture."""
     if Path(path).suffix == ".toml":
         raise ModelError(
             f"{shown(os.fspath(path))}: a mixture is no part of another; name the models that it is made of"
         )
-    opened = _single(path, threads, stage)
-    return Network(opened, shown(os.fspath(path))) if isinstance(opened, api.Model) else opened
+    return _single(path, threads, stage)
 
 
-def _single(path: PathLike, threads: int, stage: Stage) -> api.Model | Part:
+def _single(path: PathLike, threads: int, stage: Stage) -> Scorer:
     """Open a model that is no mixture; its first bytes say of which kind it is."""
     place = Path(path)
     name = shown(os.fspath(path))

@@ -11,13 +11,14 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rnnlm.api import Model
 from rnnlm.errors import ModelError, SettingsError, TextError
+from rnnlm.mixture import Mixture
 from rnnlm.model import SENTENCE_END, Array, LanguageModel, Workspace, runs, softmax_loss
 from rnnlm.nbest import Format, Hypothesis, NBestFile, Weights
 from rnnlm.run import working
@@ -32,17 +33,7 @@ List = tuple[NBestFile, list[Hypothesis]]
 Key = TypeVar("Key", bytes, tuple[str, ...])
 
 
-class Scorer(Protocol):
-    """Whatever gives sentences probabilities: a mixture, a model of another program."""
-
-    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
-        """Return log p (n + 1,), in nats, of each of a sentence's n words and of the `</s>` behind them."""
-
-    def unknown(self, words: Sequence[str]) -> list[bool]:
-        """Say which words are read as `<unk>`."""
-
-
-AnyModel = Model | Scorer
+AnyModel = Model | Mixture
 
 
 @dataclass(frozen=True)
@@ -155,7 +146,7 @@ def _compared(file: NBestFile, group: list[Hypothesis], nats: list[float], weigh
 def _scores(lm: AnyModel, hypotheses: list[list[str]]) -> NDArray[np.float64]:
     """Return the natural logarithm of the probability (n,) of hypotheses, the end of each included."""
     if not isinstance(lm, Model):
-        different = [tuple(words) for words in hypotheses]
+        different = [tuple(_folded(lm, words)) for words in hypotheses]
         return _each_once(different, lambda some: np.array([log_p.sum() for log_p in lm.log_probs(some)]))
     model = lm.saved.model
     with working(lm.threads) as work:
@@ -179,14 +170,11 @@ def _ids(lm: Model, words: list[str]) -> bytes:
 
 
 def _unknown(lm: AnyModel, words: list[str]) -> list[bool]:
-    if not isinstance(lm, Model):
-        return lm.unknown(words)
-    known = lm.saved.vocabulary.ids
-    return [word not in known for word in _folded(lm, words)]
+    return lm.unknown(_folded(lm, words))
 
 
-def _folded(lm: Model, words: list[str]) -> list[str]:
-    return [word.lower() for word in words] if lm.saved.tokenizer.settings.lowercase else words
+def _folded(lm: AnyModel, words: list[str]) -> list[str]:
+    return [word.lower() for word in words] if lm.tokenizer.settings.lowercase else words
 
 
 # ---------------------------------------------------------------------------------------------------------------------

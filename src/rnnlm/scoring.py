@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -115,7 +115,12 @@ def _positions(model: LanguageModel, ranks: bool = False) -> int:
 
 
 class Scorer(Protocol):
-    """Whatever gives sentences probabilities: a model, a mixture of several."""
+    """Whatever gives sentences probabilities: a model of ours or of another program, a mixture of several."""
+
+    @property
+    def words(self) -> Collection[str]:
+        """Return what it predicts under its own name: `</s>`, but not `<unk>`."""
+        ...
 
     def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
         """Return log p (n + 1,), in nats, of each of a sentence's n words and of the `</s>` behind them.

@@ -57,12 +57,13 @@ def evaluate(
     by itself.
     """
     import rnnlm
+    from rnnlm.mixture import open_scorer
 
     try:
         TextSettings(pretokenized, lines)
     except rnnlm.RnnlmError as error:
         raise click.UsageError(f"{error}.") from None
-    lm = rnnlm.load(model, threads=threads)
+    lm = open_scorer(model, threads, stage_bar)
     with ExitStack() as stack:
 
         def scoring(predictions: int) -> Callable[[int], object]:
@@ -77,13 +78,12 @@ def evaluate(
             stage=stage_bar,
             scoring=scoring,
         )
-    vocabulary = lm.saved.vocabulary
     if score.unknown > score.words / 2:
         warn(
             f"{score.unknown / score.words:.0%} of the words are unknown to the model; is the text in its language, "
             "and cut into words as its training text was (see rnnlm info)?"
         )
-    elif score.unknown and not vocabulary.counts[vocabulary.unknown_id]:
+    elif score.unknown and isinstance(lm, rnnlm.Model) and not lm.knows_unknown:
         warn("the model has seen no unknown word in training, so each costs much perplexity.")
     click.echo(json.dumps(score.to_json(), indent=2) if as_json else _table(score))
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from rnnlm.cli.options import Command, Value, json_option, model_option, option, threads_option
-from rnnlm.cli.progress import say
+from rnnlm.cli.progress import say, stage_bar
 from rnnlm.errors import TextError
 from rnnlm.settings import Natural
 
 if TYPE_CHECKING:
     from rnnlm.api import Model
+    from rnnlm.mixture import Mixture
 
 
 @click.command(
@@ -44,12 +45,12 @@ def next(
     begin a sentence. If it is -, prompts are read from standard input, one a line, and each row begins with the number
     of its prompt.
     """
-    import rnnlm
+    from rnnlm.mixture import open_scorer
     from rnnlm.sources import STANDARD_INPUT, printable
 
     if file is not None and prompt:
         raise click.UsageError("--file has prompts of its own; leave PROMPT out.")
-    lm = rnnlm.load(model, threads=threads)
+    lm = open_scorer(model, threads, stage_bar)
     several = file if file is not None else STANDARD_INPUT if prompt == STANDARD_INPUT else None
     prompts = [("", prompt)] if several is None else _lines(lm, several, encoding)
     for number, (place, text) in enumerate(prompts, 1):
@@ -68,10 +69,10 @@ def next(
             sys.stdout.write("".join(f"{begin}{printable(word)}\t{probability:.6g}\n" for word, probability in words))
 
 
-def _lines(lm: Model, path: str, encoding: str | None) -> Iterator[tuple[str, str]]:
+def _lines(lm: Model | Mixture, path: str, encoding: str | None) -> Iterator[tuple[str, str]]:
     """Yield prompts as they come, each with its place; what is printed of some is sent before more are waited for."""
     from rnnlm.sources import arriving
 
-    for block in arriving(path, encoding or lm.saved.tokenizer.settings.encoding):
+    for block in arriving(path, encoding or lm.tokenizer.settings.encoding):
         yield from ((f"{block.name}, line {number}: ", text) for number, text in enumerate(block.lines, block.first))
         sys.stdout.flush()

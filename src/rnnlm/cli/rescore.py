@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from rnnlm.cli.options import Command, Value, given, model_option, option, setting, threads_option
-from rnnlm.cli.progress import bar, say, warn
+from rnnlm.cli.progress import bar, say, stage_bar, warn
 from rnnlm.errors import SettingsError
 from rnnlm.settings import RescoringSettings
 
@@ -61,7 +61,7 @@ def rescore(
     options = {name: value for name, value in given(ctx).items() if name in WEIGHTS}
     settings = _checked(options, best, tune, output)
     places = _places(lists, output, best or tune is not None)
-    import rnnlm
+    from rnnlm.mixture import open_scorer
     from rnnlm.nbest import NBestFile
     from rnnlm.rescoring import look, weights_for
     from rnnlm.sources import spooled
@@ -70,7 +70,7 @@ def rescore(
         from rnnlm.tuning import word_errors
 
         word_errors()  # or say that it is missing, before anything is read
-    lm = rnnlm.load(model, threads=threads)
+    lm = open_scorer(model, threads, stage_bar)
     with spooled(lists if tune is None else (*lists, tune)) as sources:
         files = [NBestFile.of(source, format_) for source in sources[: len(lists)]]
         _check_effects(files, options, best or tune is not None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rnnlm.cli.options import Command, Value, given, json_option, model_option, option, threads_option
-from rnnlm.cli.progress import say
+from rnnlm.cli.progress import say, stage_bar
 from rnnlm.errors import TextError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from rnnlm.api import Model
     from rnnlm.formats import Scored
+    from rnnlm.mixture import Mixture
 
 TEXT, OUTPUT = "Text", "Output"
 LEVELS = {
@@ -81,10 +82,10 @@ def score(ctx: click.Context, /, files: tuple[str, ...], model: str, threads: in
     a pipe, each line is answered at once.
     """
     _check(given(ctx), files)
-    import rnnlm
     from rnnlm.formats import summed
+    from rnnlm.mixture import open_scorer
 
-    lm = rnnlm.load(model, threads=threads)
+    lm = open_scorer(model, threads, stage_bar)
     files = files or ("-",)
     records = _records(lm, files, **options)
     if options["sum_to"]:
@@ -122,7 +123,7 @@ def _check(options: dict[str, Any], files: tuple[str, ...]) -> None:
 
 
 def _records(
-    lm: Model,
+    lm: Model | Mixture,
     files: tuple[str, ...],
     *,
     pretokenized: bool,
@@ -155,7 +156,7 @@ def _records(
 
 
 def _format(
-    lm: Model,
+    lm: Model | Mixture,
     model: str,
     files: tuple[str, ...],
     *,
@@ -173,7 +174,7 @@ def _format(
     from rnnlm import formats
     from rnnlm.sources import shown
 
-    ids, name, level = lm.saved.vocabulary.ids, shown(files[0]), level or "2"
+    ids, name, level = lm.ids, shown(files[0]), level or "2"
     match as_format:
         case "kenlm":
             return partial(formats.kenlm, ids=ids, level=level)
