@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 from rnnlm.checking import Range
-from rnnlm.cli.options import Command, Value, json_option, option, setting, threads_option
+from rnnlm.cli.options import Command, Value, json_option, option, threads_option
 from rnnlm.cli.progress import say, stage_bar
 from rnnlm.errors import counted
 from rnnlm.settings import TextSettings
@@ -54,8 +54,20 @@ class Weights(click.ParamType):  # type: ignore[type-arg]  # generic in some ver
     help="Mix in what another program gives to each word of TEXT, as Mikolov's -lm-prob, SRILM's -debug 2 and KenLM's "
     "query write it; give it again for several.",
 )
-@setting(TextSettings, "pretokenized", "Read one sentence per line, words separated by spaces.", READING)
-@setting(TextSettings, "lines", "Read one sentence per line, and tokenize it into words.", READING)
+@option(
+    "--pretokenized",
+    is_flag=True,
+    show_default=False,
+    group=READING,
+    help="Read one sentence per line, words separated by spaces.",
+)
+@option(
+    "--lines",
+    is_flag=True,
+    show_default=False,
+    group=READING,
+    help="Read one sentence per line, and tokenize it into words.",
+)
 @option(
     "--encoding",
     type=Value(str),

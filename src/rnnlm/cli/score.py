@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rnnlm.api import Model
     from rnnlm.formats import Scored
     from rnnlm.mixture import Mixture
+    from rnnlm.scoring import Reader
 
 TEXT, OUTPUT = "Text", "Output"
 LEVELS = {
@@ -87,7 +88,8 @@ def score(ctx: click.Context, /, files: tuple[str, ...], model: str, threads: in
 
     lm = open_scorer(model, threads, stage_bar)
     files = files or ("-",)
-    records = _records(lm, files, **options)
+    reader = lm.reader(keep_state=options["keep_state"], ranks=options["rank"])
+    records = _records(lm, reader, files, **options)
     if options["sum_to"]:
         records = map(summed, records)
     write = _shown if sys.stdout.isatty() else str
@@ -124,12 +126,11 @@ def _check(options: dict[str, Any], files: tuple[str, ...]) -> None:
 
 def _records(
     lm: Model | Mixture,
+    reader: Reader,
     files: tuple[str, ...],
     *,
     pretokenized: bool,
     encoding: str | None,
-    keep_state: bool,
-    rank: bool,
     as_format: str | None,
     **_: Any,
 ) -> Iterator[Scored]:
@@ -140,7 +141,7 @@ def _records(
     from rnnlm.scoring import scored
     from rnnlm.sources import arriving
 
-    tokenizer, reader = lm.line_tokenizer(pretokenized), lm.reader(keep_state=keep_state, ranks=rank)
+    tokenizer = lm.line_tokenizer(pretokenized)
     for file in files:
         for block in arriving(file, tokenizer.settings.encoding if encoding is None else encoding):
             if as_format != "kaldi":
