@@ -382,24 +382,60 @@ def test_prompts_that_cannot_be_used_are_named(run, score, folder):
     assert err.startswith("Error: standard input, line 2: '<s>' is the model's own mark")
 
 
-def test_the_page_of_scores_runs(score, folder, tmp_path):
+ARPA = """\\data\\
+ngram 1=4
+ngram 2=1
+
+\\1-grams:
+-1\t<unk>
+-99\t<s>\t-0.3
+-0.5\tthe
+-0.7\t</s>
+
+\\2-grams:
+-0.2\t<s> the
+
+\\end\\
+"""
+
+
+def put_files_of_the_page(folder):
+    """Write what the commands of docs/scoring.md read."""
+    for name in ("test.txt", "stories.txt", "prompts.txt"):
+        (folder / name).write_text(TEXT)
+    files = {
+        "words_text": "utt-1 the cat\nutt-2\n",
+        "lists": "1 the cat\n1 the\n2 it\n",
+        "test.nbest": "0 ||| the cat ||| TM= -1 ||| -1\n0 ||| cat ||| TM= -2 ||| -2\n",
+        "test.ref": "the cat\n",
+        "utt1.score.gz": "-10.5 -3.2 2 the cat\n-11.5 -2.2 1 cat\n",
+        "probs": "0.1\n" * 16,
+        "lm.arpa": ARPA,
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+
+
+def test_the_page_of_scores_runs(run, folder, tmp_path, monkeypatch):
     """The commands and the code of docs/scoring.md run as they stand there, and so does what its tables say to type."""
+    pytest.importorskip("rapidfuzz")
     page = (test_cli.ROOT / "docs/scoring.md").read_text("utf-8")
     (tmp_path / "model").symlink_to(folder / "raw")
-    for name in ("test.txt", "stories.txt", "prompts.txt"):
-        (tmp_path / name).write_text(TEXT)
-    (tmp_path / "words_text").write_text("utt-1 the cat\nutt-2\n")
+    put_files_of_the_page(tmp_path)
+    ngram = printed(run("score", "test.txt", "--format", "srilm"))
+    for name in ("a.ppl", "b.ppl"):
+        (tmp_path / name).write_text(ngram)
     shown = [line for block in re.findall(r"```sh\n(.*?)```", page, re.S) for line in block.splitlines()]
     in_tables = re.findall(r"\| `(rnnlm [^|`]*)`[^|`]*\|\n", page)
-    assert len(shown) >= 9
-    assert len(in_tables) >= 12
+    assert len(shown) >= 12
+    assert len(in_tables) >= 20
     for line in (*shown, *in_tables):
         before, _, command = line.rpartition(" | ")
         command, _, target = command.partition(" > ")
         text = f"{shlex.split(before)[1]}\n" if before else ""
-        _, name, *arguments = shlex.split(command)
-        code, out, err = score(text, *arguments, command=name, model=tmp_path / "model")
-        assert code == 0, err
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        code, out, err = run(*shlex.split(command)[1:])
+        assert code == 0, (line, err)
         (tmp_path / (target or "out")).write_text(out)
     assert (tmp_path / "rnn.ppl").read_text().startswith("the cat sleeps .\n\tp( the | <s> ) \t= [2gram] ")
     assert (tmp_path / "scores").read_text().startswith("utt-1\t")
