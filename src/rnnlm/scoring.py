@@ -187,7 +187,7 @@ def word_losses(model: LanguageModel, ids: NDArray[np.int32], work: Workspace) -
 def text_figures(
     model: LanguageModel, ids: NDArray[np.int32], states: Array, work: Workspace, ranks: bool = False
 ) -> tuple[Array, Array]:
-    """Return what `window_figures` gives, (F, N), for a text (N,) read from states (L, M, 1, H), and the states then."""
+    """Return what `window_figures` gives, (F, N), for a text (N,) read from states (L, M, 1, H), and those after."""
     positions = _positions(model, ranks)
     read = np.concatenate(([SENTENCE_END], ids[:-1])).astype(np.int32)
     result = []
