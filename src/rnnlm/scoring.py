@@ -161,7 +161,7 @@ def sentence_losses(
 def sentence_figures(
     model: LanguageModel, sentences: Sequence[NDArray[np.int32]], work: Workspace, ranks: bool = False
 ) -> list[Array]:
-    """Do as `sentence_losses`, and return for each sentence what `figures` gives (F, n)."""
+    """Do as `sentence_losses`, and return for each sentence what `window_figures` gives (F, n)."""
     order = sorted(range(len(sentences)), key=lambda number: len(sentences[number]), reverse=True)
     result, positions, place = [np.empty(0)] * len(sentences), _positions(model, ranks), 0
     while place < len(order):
@@ -177,7 +177,7 @@ def sentence_figures(
             y[: len(sentences[number]), stream] = sentences[number]
         x = np.full_like(y, SENTENCE_END)
         x[1:] = np.maximum(y[:-1], SENTENCE_END)
-        found, _ = figures(model, x, y, model.start(len(numbers)), work, ranks)
+        found, _ = window_figures(model, x, y, model.start(len(numbers)), work, ranks)
         for stream, number in enumerate(numbers):
             result[number] = found[:, : len(sentences[number]), stream].copy()
     return result
@@ -192,17 +192,17 @@ def word_losses(model: LanguageModel, ids: NDArray[np.int32], work: Workspace) -
 def text_figures(
     model: LanguageModel, ids: NDArray[np.int32], states: Array, work: Workspace, ranks: bool = False
 ) -> tuple[Array, Array]:
-    """Return what `figures` gives (F, N) for a text (N,) read from the states (L, M, 1, H), and the states after it."""
+    """Return what `window_figures` gives, (F, N), for a text (N,) read from states (L, M, 1, H), and those after."""
     positions = _positions(model, ranks)
     read = np.concatenate(([SENTENCE_END], ids[:-1])).astype(np.int32)
     result = []
     for part in runs(0, len(ids), positions):
-        found, states = figures(model, read[part, None], ids[part, None], states, work, ranks)
+        found, states = window_figures(model, read[part, None], ids[part, None], states, work, ranks)
         result.append(found[:, :, 0].copy())
     return np.concatenate(result, axis=1), states
 
 
-def figures(
+def window_figures(
     model: LanguageModel, x: Array, y: Array, states: Array, work: Workspace, ranks: bool = False
 ) -> tuple[Array, Array]:
     """Return what is known of each target of a window, and the states after it.
