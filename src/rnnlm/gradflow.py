@@ -6,6 +6,7 @@ computed by `LanguageModel.read` with it and without it, over the same text, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from rnnlm.tracing import Seen, kept, no_numbers, norm, output_errors, truncated
 POSITIONS = 2048  # of a window: its arrays stay near a core
 STREAMS = 16  # at most: `watch` wants few
 STEPS = 128  # of a window, at least; and four times the lags, so that few errors are cut by its beginning
+TRIES = 4  # truncations whose gradients are computed, beside the last
 TOLERANCE = 0.01  # share of the gradient that the advised truncation may lose
 STEADY = 0.05  # by which the factor of a step may differ from 1 where errors neither vanish nor explode
 
@@ -59,7 +61,7 @@ class Flow:
     pairs: Array  # (lags + 1,): how many of them have a step so far back
     layers: list[LayerFlow]
     lost: dict[int, float]  # K: norm of the difference that truncation at K makes to the gradient, as a share of it
-    advice: int | None  # the least K that was found to lose no more than TOLERANCE; None: that is more than all lags
+    advice: int | None  # the least that was found to lose no more than TOLERANCE; None: all lags lose more
 
 
 class _Read(NamedTuple):
@@ -149,7 +151,7 @@ class _Sums:
         delta = sums / count
         last = int(np.flatnonzero(pairs >= max(1, pairs[0] / 100))[-1])  # so far back, the mean is one of many errors
         factor = float((delta[last] / delta[0]) ** (1 / last)) if last and delta[0] else 1.0
-        beyond = 1 - np.minimum(np.cumsum(sums) / (sums.sum() or 1), 1)
+        beyond = np.append(np.cumsum(sums[:0:-1])[::-1], 0) / (sums.sum() or 1)
         gates, past = _gates(self.model, layer, self.slopes[layer] / count[0]), float(self.past[layer] / count[0])
         return LayerFlow(layer + 1, delta, self.dstates[layer] / count, beyond, factor, gates, past)
 
@@ -178,28 +180,33 @@ def _gates(model: LanguageModel, layer: int, slopes: Array) -> list[Gate]:
 def _advice(
     model: LanguageModel, read: list[_Read], layers: list[LayerFlow], most: int, work: Workspace
 ) -> tuple[dict[int, float], int | None]:
-    """Search for the least truncation that loses little; return what each that was tried loses, and the one found."""
-    whole, lost = _gradient(model, read, None, work), dict[int, float]()
-    size = _size(whole)
+    """Search for the least truncation that loses little; return what each that was tried loses, and the one found.
 
-    def loses(K: int) -> float:
-        found = _gradient(model, read, K, work)
-        lost[K] = _size({name: found[name] - value for name, value in whole.items()}) / (size or 1)
-        return lost[K]
-
-    low, high = -1, most  # the least lies above `low`, and is at most `high` if it is there at all
-    K = max(int(np.flatnonzero(layer.beyond <= TOLERANCE)[0]) for layer in layers)  # the norms' sum is a good guess
-    while low < high:
-        if loses(min(K, high)) <= TOLERANCE:
-            high = min(K, high)
-        else:
-            low = K
-        if high - low <= 1:
+    What is lost falls about as the norms beyond K do, so these say what to try: first and, scaled to what the last one
+    lost, again.
+    """
+    whole, beyond, lost = (
+        _gradient(model, read, None, work),
+        np.max([layer.beyond for layer in layers], axis=0),
+        dict[int, float](),
+    )
+    low, high, wanted = -1, most, TOLERANCE  # the least is above `low`, and at most `high` if it is there at all
+    while len(lost) < TRIES and low < high - 1:
+        K = max(low + 1, min(high, int(np.flatnonzero(beyond <= wanted)[0])))
+        if K in lost:
             break
-        K = (low + high) // 2
+        lost[K] = _lost(whole, _gradient(model, read, K, work))
+        low, high = (low, K) if lost[K] <= TOLERANCE else (K, high)
+        wanted = TOLERANCE * float(beyond[K]) / (lost[K] or 1)
     if high not in lost:
-        loses(high)
+        lost[high] = _lost(whole, _gradient(model, read, high, work))
     return dict(sorted(lost.items())), high if lost[high] <= TOLERANCE else None
+
+
+def _lost(whole: Parameters, found: Parameters) -> float:
+    """Return the joint norm of the difference between two gradients, as a share of that of the first."""
+    apart = [norm(found[name] - value) for name, value in whole.items()]
+    return math.hypot(*apart) / (math.hypot(*map(norm, whole.values())) or 1)
 
 
 def _gradient(model: LanguageModel, read: list[_Read], K: int | None, work: Workspace) -> Parameters:
@@ -212,8 +219,3 @@ def _gradient(model: LanguageModel, read: list[_Read], K: int | None, work: Work
             for rows, values in gradient:
                 total[name][rows] += values
     return total
-
-
-def _size(gradients: Parameters) -> float:
-    """Return the joint norm."""
-    return norm(np.array([norm(value) for value in gradients.values()]))

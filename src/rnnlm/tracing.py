@@ -294,7 +294,7 @@ def pair(trace: Trace, layer: int, t: int, k: int) -> Pair:
     if not 1 <= layer <= len(trace.layers):
         raise SettingsError(f"--layer is {layer}; the model has {counted(len(trace.layers), 'layer')}")
     if not 1 <= k <= t <= len(trace.x):
-        what = f"there are the errors t = 1 to {len(trace.x)}, each at the steps k = 1 to t"
+        what = f"there are the errors t = 1 to {len(trace.x)}, each at the steps k = 1 to t; give two of these"
         raise SettingsError(f"--at is {t} {k}; {what}")
     own, cell, H = trace.layers[layer - 1], CELLS[trace.model.settings.cell], trace.model.settings.hidden
     dstates = own.dstates[:, t - 1, k - 1]  # (M, H)
@@ -330,6 +330,30 @@ def _arrivals(trace: Trace, layer: int, t: int, k: int) -> Iterator[Arrival]:
         yield Arrival("c", f"dE_{t}/ds_{k} o_{k} (1 - tanh(c_{k})^2)", through)  # (15)
         if after is not None:
             yield Arrival("c", f"dE_{t}/dc_{k + 1} f_{k + 1}", after[1])  # (17)
+
+
+class Addition(NamedTuple):
+    """What a pair adds to the gradient of a parameter: left right'."""
+
+    name: str  # "W1" and so on
+    formula: str
+    left: Array
+    right: Array
+
+
+def additions(trace: Trace, layer: int, t: int, k: int) -> list[Addition]:
+    """Return what delta_t(k) of a layer adds to the gradients; all count from 1. Of dU it is the row of the word."""
+    delta = f"delta_{t}({k})"
+    came_in = f"U[x_{k}]" if layer == 1 else f"s_{k}[layer {layer - 1}]"
+    row = f"{'X1 transposed ' if 'X1' in trace.model.parameters else ''}{delta}, to the row of x_{k}"
+    formulas = {"U": row, "X": f"{delta} {came_in}'", "W": f"{delta} s_{k - 1}'", "b": delta}
+    found = []
+    for name, left, right in _factors(trace, layer - 1):
+        if name == "U":
+            found.append(Addition(name, formulas["U"], np.ones(1), left[t - 1, k - 1]))
+        else:
+            found.append(Addition(name, formulas[name[0]], left[t - 1, k - 1], right[k - 1]))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,109 @@
+"""Pictures of errors going back, drawn by matplotlib, an optional extra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rnnlm.errors import ModelError, SettingsError
+from rnnlm.files import replacing
+
+if TYPE_CHECKING:
+    from rnnlm.gradflow import Flow
+    from rnnlm.tracing import Trace
+
+REMEDY = "make room or name another --picture"
+WRITTEN = 14  # rows of a triangle whose numbers are written in it
+LEAST = 1e-4  # of the largest number: what is smaller has the same color
+
+
+def check_matplotlib() -> None:
+    """Raise SettingsError where no picture can be drawn, as matplotlib is missing."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise SettingsError("--picture needs matplotlib, which is not installed; pip install matplotlib") from None
+
+
+def draw_triangle(trace: Trace, words: list[str], path: Path) -> None:
+    """Draw |delta_t(k)| of each layer: errors in rows with the words predicted, steps in columns with those read.
+
+    What truncation cuts is hatched. Raises SettingsError as `check_matplotlib`, ModelError where the file cannot be
+    written.
+    """
+    check_matplotlib()
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    T = len(words)
+    size = 2 + max(2.0, min(9.0, 0.55 * T))
+    figure = Figure(figsize=((size + 0.8) * len(trace.layers), size), layout="constrained")
+    for axes, layer in zip(figure.subplots(1, len(trace.layers), squeeze=False)[0], trace.layers, strict=True):
+        norms = np.linalg.norm(layer.delta, axis=2)
+        most = float(norms.max()) or 1.0
+        shown = np.ma.array(np.maximum(norms, most * LEAST), mask=~trace.pairs)
+        image = axes.imshow(shown, cmap="cividis", norm=LogNorm(max(most * LEAST, float(shown.min())) * 0.999, most))
+        for t, k in zip(*np.nonzero(trace.pairs & ~trace.kept), strict=True):
+            axes.add_patch(Rectangle((k - 0.5, t - 0.5), 1, 1, fill=False, hatch="////", ec="white", lw=0))
+        _label(axes, [_plain(word) for word in ["</s>", *words[:-1]]], [_plain(word) for word in words])
+        if T <= WRITTEN:
+            _write(axes, trace, norms, image)
+        of_layer = f", layer {layer.number}" if len(trace.layers) > 1 else ""
+        axes.set_title(f"|δₜ(k)|: the error of step t, at step k{of_layer}", fontsize=11)
+        figure.colorbar(image, ax=axes, shrink=0.7)
+    _save(figure, path)
+
+
+def _plain(word: str) -> str:
+    """Return a word that matplotlib takes for no formula, and that fits."""
+    return (word if len(word) <= 12 else f"{word[:11]}…").replace("$", r"\$")
+
+
+def _label(axes: Any, read: list[str], predicted: list[str]) -> None:
+    """Put the words at the axes."""
+    every = range(len(read))
+    axes.set_xticks(every, [f"{k + 1} {word}" for k, word in enumerate(read)], rotation=60, ha="right")
+    axes.set_yticks(every, [f"{word} {t + 1}" for t, word in enumerate(predicted)])
+    axes.set(xlabel="step k, and the word read", ylabel="error t, and the word to predict")
+    axes.spines[:].set_visible(False)
+
+
+def _write(axes: Any, trace: Trace, norms: Any, image: Any) -> None:
+    """Write the numbers, light on dark and dark on light."""
+    for t, k in zip(*np.nonzero(trace.pairs), strict=True):
+        color = "white" if image.norm(norms[t, k]) < 0.5 else "black"
+        back = {"fc": image.cmap(image.norm(norms[t, k])), "ec": "none", "pad": 1}
+        axes.text(k, t, f"{norms[t, k]:.2g}", ha="center", va="center", color=color, fontsize=8, bbox=back)
+
+
+def draw_flow(flow: Flow, path: Path, title: str = "") -> None:
+    """Draw the mean norm of delta_t(t - lag) by lag, a line for each layer, and where the advised truncation lies.
+
+    Raises what `draw_triangle` does.
+    """
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    lags = np.flatnonzero(flow.pairs)
+    for layer in flow.layers:
+        of_layer = f"layer {layer.number}: " if len(flow.layers) > 1 else ""
+        first = float(layer.delta[0]) or 1.0
+        label = f"{of_layer}|δ|, {layer.factor:.2f} a step"
+        axes.plot(lags, layer.delta[lags] / first, marker=".", label=label)
+    if flow.advice is not None:
+        lost = flow.lost[flow.advice]
+        axes.axvline(flow.advice, color="black", ls="--", lw=1, label=f"K = {flow.advice} loses {lost:.1%}")
+    axes.set(xlabel="lag, steps back from the error", ylabel="mean norm, of that at lag 0", yscale="log", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with replacing(path, ModelError, REMEDY) as file:
+        figure.savefig(file, format=path.suffix.lower().removeprefix("."), dpi=150)
