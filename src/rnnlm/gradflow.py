@@ -16,13 +16,13 @@ import numpy as np
 from rnnlm.batches import windows
 from rnnlm.corpus import Corpus
 from rnnlm.errors import TextError
-from rnnlm.model import CELLS, IGNORED, Array, LanguageModel, Parameters, Workspace
+from rnnlm.model import CELLS, IGNORED, Array, Gradients, LanguageModel, Parameters, Workspace, runs
 from rnnlm.tracing import Seen, kept, no_numbers, norm, output_errors, truncated, watch, word_rows
 
 POSITIONS = 2048  # of a window: its arrays stay near a core
 STREAMS = 16  # at most: `watch` wants few
 STEPS = 128  # of a window, at least; and four times the lags, so that few errors are cut by its beginning
-TRIES = 4  # truncations whose gradients are computed, beside the last
+TRIES = 3  # truncations whose gradients are computed, beside the last
 TOLERANCE = 0.01  # share of the gradient that the advised truncation may lose
 STEADY = 0.05  # by which the factor of a step may differ from 1 where errors neither vanish nor explode
 
@@ -213,9 +213,14 @@ def _gradient(model: LanguageModel, read: list[_Read], K: int | None, work: Work
     """Return the gradients of all that truncation acts on: U, and X, W and b of each layer."""
     total = {name: np.zeros_like(value) for name, value in model.parameters.items() if name[0] in "XWb"}
     total["U"] = np.zeros_like(word_rows(model))
-    for x, states, ds in read:
-        _, backward = truncated(model, K).read(x, states, work)
-        for name, gradient in backward(ds).items():
-            for rows, values in gradient:
-                total[name][rows] += values
+
+    def back(window: _Read) -> Gradients:
+        _, backward = truncated(model, K).read(window.x, window.states, Workspace())
+        return backward(window.ds)
+
+    for some in runs(0, len(read), work.threads):  # summed in the order of the text, whoever computes them
+        for gradients in work.each(back, read[some]):
+            for name, gradient in gradients.items():
+                for rows, values in gradient:
+                    total[name][rows] += values
     return total

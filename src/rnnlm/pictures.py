@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ def draw_triangle(trace: Trace, words: list[str], path: Path) -> None:
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     T = len(words)
     size = 2 + max(2.0, min(9.0, 0.55 * T))
@@ -52,8 +54,13 @@ def draw_triangle(trace: Trace, words: list[str], path: Path) -> None:
         if T <= WRITTEN:
             _write(axes, trace, norms, image)
         of_layer = f", layer {layer.number}" if len(trace.layers) > 1 else ""
-        axes.set_title(f"|δₜ(k)|: the error of step t, at step k{of_layer}", fontsize=11)
-        figure.colorbar(image, ax=axes, shrink=0.7)
+        cut = "" if trace.kept.sum() == trace.pairs.sum() else "\nhatched: cut by the truncation"
+        axes.set_title(rf"$|\delta_t(k)|$: the error of step t, at step k{of_layer}{cut}", fontsize=11)
+        bar = figure.colorbar(image, ax=axes, shrink=0.7)
+        for formatter in (bar.ax.yaxis.set_major_formatter, bar.ax.yaxis.set_minor_formatter):
+            formatter(StrMethodFormatter("{x:.3g}"))
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        bar.ax.yaxis.set_minor_locator(NullLocator())
     _save(figure, path)
 
 
@@ -66,7 +73,7 @@ def _label(axes: Any, read: list[str], predicted: list[str]) -> None:
     """Put the words at the axes."""
     every = range(len(read))
     axes.set_xticks(every, [f"{k + 1} {word}" for k, word in enumerate(read)], rotation=60, ha="right")
-    axes.set_yticks(every, [f"{word} {t + 1}" for t, word in enumerate(predicted)])
+    axes.set_yticks(every, [f"{t + 1} {word}" for t, word in enumerate(predicted)])
     axes.set(xlabel="step k, and the word read", ylabel="error t, and the word to predict")
     axes.spines[:].set_visible(False)
 
@@ -79,26 +86,28 @@ def _write(axes: Any, trace: Trace, norms: Any, image: Any) -> None:
         axes.text(k, t, f"{norms[t, k]:.2g}", ha="center", va="center", color=color, fontsize=8, bbox=back)
 
 
-def draw_flow(flow: Flow, path: Path, title: str = "") -> None:
-    """Draw the mean norm of delta_t(t - lag) by lag, a line for each layer, and where the advised truncation lies.
+def draw_flow(flows: Mapping[str, Flow], path: Path) -> None:
+    """Draw the mean norm of delta_t(t - lag) by lag: a line for each layer of the models, by what they are called.
 
-    Raises what `draw_triangle` does.
+    A dashed line says how far the advised truncation reaches. Raises what `draw_triangle` does.
     """
     check_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    lags = np.flatnonzero(flow.pairs)
-    for layer in flow.layers:
-        of_layer = f"layer {layer.number}: " if len(flow.layers) > 1 else ""
-        first = float(layer.delta[0]) or 1.0
-        label = f"{of_layer}|δ|, {layer.factor:.2f} a step"
-        axes.plot(lags, layer.delta[lags] / first, marker=".", label=label)
-    if flow.advice is not None:
-        lost = flow.lost[flow.advice]
-        axes.axvline(flow.advice, color="black", ls="--", lw=1, label=f"K = {flow.advice} loses {lost:.1%}")
-    axes.set(xlabel="lag, steps back from the error", ylabel="mean norm, of that at lag 0", yscale="log", title=title)
+    for name, flow in flows.items():
+        lags, color = np.flatnonzero(flow.pairs), ""
+        for layer in flow.layers:
+            called = " ".join(filter(None, (_plain(name), f"layer {layer.number}" if len(flow.layers) > 1 else "")))
+            label = f"{called}: {layer.factor:.2f} a step" if called else f"{layer.factor:.2f} a step"
+            (line,) = axes.plot(lags, layer.delta[lags] / (float(layer.delta[0]) or 1.0), marker=".", label=label)
+            color = line.get_color()
+        if flow.advice is not None:
+            label = f"K = {flow.advice} loses {flow.lost[flow.advice]:.1%}"
+            axes.axvline(flow.advice, color=color, ls="--", lw=1, label=label)
+    axes.set(xlabel="lag, steps back from the error", yscale="log")
+    axes.set_ylabel(r"mean norm of $\delta_t(t - \mathrm{lag})$, of that at lag 0")
     axes.grid(alpha=0.3)
     axes.legend()
     _save(figure, path)

@@ -60,7 +60,7 @@ def gradflow(
         with bar("following errors", min(words, corpus.predictions), " words") as progress:
             flow = gradient_flow(saved.model, corpus, work, lags=lags, words=words, progress=progress.update)
     if picture is not None:
-        draw_flow(flow, picture)
+        draw_flow({"": flow}, picture)
     click.echo(_as_json(flow) if as_json else _as_text(flow))
 
 
@@ -82,7 +82,12 @@ def _layer(flow: Flow, layer: LayerFlow) -> list[str]:
     last, first = int(flow.pairs.nonzero()[0][-1]), float(layer.delta[0]) or 1.0
     for lag in [lag for lag in SHOWN if lag < last] + [last]:
         numbers = [layer.delta[lag], layer.delta[lag] / first, *layer.dstates[:, lag]]
-        cells = [f"{lag}", f"{flow.pairs[lag]:,}", *(f"{number:.2e}" for number in numbers), f"{layer.beyond[lag]:.1%}"]
+        cells = [
+            f"{lag}",
+            f"{flow.pairs[lag]:,}",
+            *(f"{number:.2e}" for number in numbers),
+            "-" if lag == last else f"{layer.beyond[lag]:.1%}",
+        ]
         lines.append("".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=False)))
     lines += ["", f"  {'W':<8}{'spectral radius':>16}{'largest singular value':>24}{'mean slope':>13}"]
     for gate in layer.gates:
@@ -99,12 +104,11 @@ def _advice(flow: Flow) -> str:
     """Say what truncation costs."""
     if flow.advice is None:
         lags = len(flow.pairs) - 1
-        return (
-            f"More than 1% of the gradient comes from beyond {lags} steps: leave --bptt-truncate out, or give --lags."
-        )
+        remedy = "leave --bptt-truncate out, or give a larger --lags"
+        return f"More than 1% of the gradient comes from beyond {lags} steps: {remedy}."
     steps = f"{flow.advice} step{'' if flow.advice == 1 else 's'}"
-    kept, lost = "99%", f"{flow.lost[flow.advice]:.1%}"
-    return f"{kept} of the gradient's norm is within {steps}: --bptt-truncate {flow.advice} loses {lost}."
+    lost = f"{flow.lost[flow.advice]:.1%}"
+    return f"99% of the gradient's norm is within {steps}: --bptt-truncate {flow.advice} loses {lost}."
 
 
 def _as_json(flow: Flow) -> str:
