@@ -97,12 +97,12 @@ def draw_flow(flows: Mapping[str, Flow], path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, flow in flows.items():
-        lags, color = np.flatnonzero(flow.pairs), ""
+        lags, color = np.flatnonzero(flow.pairs), None
         for layer in flow.layers:
             called = " ".join(filter(None, (_plain(name), f"layer {layer.number}" if len(flow.layers) > 1 else "")))
             label = f"{called}: {layer.factor:.2f} a step" if called else f"{layer.factor:.2f} a step"
             (line,) = axes.plot(lags, layer.delta[lags] / (float(layer.delta[0]) or 1.0), marker=".", label=label)
-            color = line.get_color()
+            color = str(line.get_color())
         if flow.advice is not None:
             label = f"K = {flow.advice} loses {flow.lost[flow.advice]:.1%}"
             axes.axvline(flow.advice, color=color, ls="--", lw=1, label=label)

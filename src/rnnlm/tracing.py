@@ -345,8 +345,8 @@ def additions(trace: Trace, layer: int, t: int, k: int) -> list[Addition]:
     """Return what delta_t(k) of a layer adds to the gradients; all count from 1. Of dU it is the row of the word."""
     delta = f"delta_{t}({k})"
     came_in = f"U[x_{k}]" if layer == 1 else f"s_{k}[layer {layer - 1}]"
-    row = f"{'X1 transposed ' if 'X1' in trace.model.parameters else ''}{delta}, to the row of x_{k}"
-    formulas = {"U": row, "X": f"{delta} {came_in}'", "W": f"{delta} s_{k - 1}'", "b": delta}
+    row = f"X1' {delta}" if "X1" in trace.model.parameters else delta
+    formulas = {"U": f"{row}, to the row of x_{k}", "X": f"{delta} {came_in}'", "W": f"{delta} s_{k - 1}'", "b": delta}
     found = []
     for name, left, right in _factors(trace, layer - 1):
         if name == "U":
