@@ -110,7 +110,8 @@ def _followed(
 ) -> Iterator[tuple[_Read, Array]]:
     """Read a text window by window, and take all errors back; yield the window, and each error's reach (T, B) or -1."""
     steps = max(STEPS, 4 * lags)
-    read = windows(corpus, max(1, min(STREAMS, POSITIONS // steps, corpus.sentences)), steps)
+    long_enough = corpus.predictions // steps if model.settings.carry_state else corpus.sentences
+    read = windows(corpus, max(1, min(STREAMS, POSITIONS // steps, long_enough)), steps)
     states = model.start(read.streams)
     for number, (x, y) in enumerate(read):
         at = np.arange(len(x))[:, None]

@@ -97,15 +97,14 @@ def draw_flow(flows: Mapping[str, Flow], path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, flow in flows.items():
-        lags, color = np.flatnonzero(flow.pairs), None
+        lags = np.flatnonzero(flow.pairs)
         for layer in flow.layers:
             called = " ".join(filter(None, (_plain(name), f"layer {layer.number}" if len(flow.layers) > 1 else "")))
             label = f"{called}: {layer.factor:.2f} a step" if called else f"{layer.factor:.2f} a step"
             (line,) = axes.plot(lags, layer.delta[lags] / (float(layer.delta[0]) or 1.0), marker=".", label=label)
-            color = str(line.get_color())
         if flow.advice is not None:
             label = f"K = {flow.advice} loses {flow.lost[flow.advice]:.1%}"
-            axes.axvline(flow.advice, color=color, ls="--", lw=1, label=label)
+            axes.axvline(flow.advice, color=line.get_color(), ls="--", lw=1, label=label)
     axes.set(xlabel="lag, steps back from the error", yscale="log")
     axes.set_ylabel(r"mean norm of $\delta_t(t - \mathrm{lag})$, of that at lag 0")
     axes.grid(alpha=0.3)

@@ -112,9 +112,9 @@ def _saved(sentence: str, path: str, options: dict[str, Any]) -> tuple[Trace, li
 
 
 def _as_text(found: Trace, words: list[str], terms: list[Term], at: Any, options: dict[str, Any]) -> str:
-    lines = [" t  reads         predicts       bits"]
+    lines = ["  t  reads         predicts       bits"]
     for t, (read, word, bits) in enumerate(zip(["</s>", *words], words, found.surprisals, strict=False), 1):
-        lines.append(f"{t:>2}  {_short(read, 12):<12}  {_short(word, 12):<12}{bits:>7.2f}")
+        lines.append(f"{t:>3}  {_short(read, 12):<12}  {_short(word, 12):<12}{bits:>7.2f}")
     cell = found.model.settings.cell
     for layer in found.layers:
         of_layer = f" of layer {layer.number}" if len(found.layers) > 1 else ""
@@ -156,21 +156,21 @@ def _triangle(found: Trace, words: list[str], numbers: Any) -> list[str]:
     for start in range(0, T, COLUMNS):
         columns = range(start, min(start + COLUMNS, T))
         heads = [f"{k + 1} {_short(read[k], 5)}" for k in columns]
-        lines.append(" t  predicts    " + " ".join(f"{head:>8}" for head in heads))
+        lines.append("  t  predicts    " + " ".join(f"{head:>8}" for head in heads))
         for t in range(start, T):
             cells = [figure(float(numbers[t, k])) if pairs[t, k] else "" for k in columns]
             cells = [f"[{text}]" if text and not kept[t, k] else text for text, k in zip(cells, columns, strict=True)]
-            lines.append(f"{t + 1:>2}  {_short(words[t], 12):<12}" + " ".join(f"{text:>8}" for text in cells))
+            lines.append(f"{t + 1:>3}  {_short(words[t], 12):<12}" + " ".join(f"{text:>8}" for text in cells))
     return lines
 
 
 def _sums(found: Trace, terms: list[Term]) -> list[str]:
     """Say what all pairs add up to, and whether model.py agrees."""
     K, pairs, left = found.model.settings.truncate, int(found.pairs.sum()), int(found.kept.sum())
-    head = f"The sum of all {pairs} pairs"
-    if K is not None:
-        head = f"The sum of the {left} pairs with t - k <= {K}; {pairs - left} of {pairs} are cut"
-    lines = [f"{head}, and the gradient that model.py computes", f"{'':<8}{'norm':>10}{'cut':>9}   equal to"]
+    which = f"all {pairs} pairs" if K is None else f"the {left} pairs with t - k <= {K}"
+    lines = [f"The sum of {which}, beside the gradient of model.py"]
+    lines += [f"{pairs - left} of {pairs} pairs are cut."] if left < pairs else []
+    lines.append(f"{'':<8}{'norm':>10}{'cut':>9}   equal to")
     for term in terms:
         size = figure(math.hypot(*term.total.reshape(-1)))
         lines.append(f"{term.name:<8}{size:>10}{term.cut:>9.1%}   {term.digits} digits")
