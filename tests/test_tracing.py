@@ -200,6 +200,13 @@ def test_the_tutorial_is_printed(run):
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_a_truncation_beyond_the_sentence_cuts_nothing(run):
+    """However large the number is, it is that of no truncation."""
+    out = run("trace", "--tutorial", "--bptt-truncate", 10**30)[1]
+    assert "[" not in out
+    assert "cut." not in out
+
+
 def test_json_has_all_numbers(run):
     """The triangle row by row, the gradients, and the pair's vectors."""
     code, out, _ = run("trace", "--tutorial", "cats chase", "--at", 2, 1, "--json")

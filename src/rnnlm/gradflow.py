@@ -99,9 +99,11 @@ def gradient_flow(
         if pairs[0] >= words:
             break
     layers = [sums.layer(number, pairs) for number in range(model.settings.layers)]
-    if not all(np.isfinite([*layer.delta, layer.past]).all() for layer in layers):
+    if not all(np.isfinite([*layer.delta, *layer.dstates.flat, layer.past]).all() for layer in layers):
         raise no_numbers()
     lost, advice = _advice(model, read, layers, int(np.flatnonzero(pairs)[-1]), work)
+    if not np.isfinite(list(lost.values())).all():
+        raise no_numbers()
     return Flow(int(pairs[0]), pairs, layers, lost, advice)
 
 
@@ -159,7 +161,7 @@ class _Sums:
 
 def _norms(vectors: Array) -> Array:
     """Return the norm of each vector (..., n), in float64."""
-    return np.asarray(np.sqrt(np.einsum("...n,...n->...", vectors, vectors)), np.float64)
+    return np.asarray(np.sqrt(np.einsum("...n,...n->...", vectors, vectors, dtype=np.float64)))
 
 
 def _gates(model: LanguageModel, layer: int, slopes: Array) -> list[Gate]:

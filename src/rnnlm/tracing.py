@@ -161,8 +161,8 @@ class Trace:
     @property
     def kept(self) -> Array:
         """Which of them truncation keeps (T, T): t - k <= K."""
-        K = self.model.settings.truncate
-        return self.pairs if K is None else self.pairs & ~np.tri(len(self.x), k=-K - 1, dtype=bool)
+        K, T = self.model.settings.truncate, len(self.x)
+        return self.pairs if K is None else self.pairs & ~np.tri(T, k=-min(K, T) - 1, dtype=bool)
 
     def terms(self) -> list[Term]:
         """Say what each pair adds to dU, and to dX, dW and db of each layer: (10), (11) and (23)."""
