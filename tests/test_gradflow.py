@@ -180,6 +180,16 @@ def test_json(run, corpus, model):
     assert report["lost"][str(report["bptt_truncate"])] <= TOLERANCE
 
 
+def test_two_models_are_drawn_side_by_side(run, corpus, model, tmp_path):
+    """Standard output has the first, the picture both."""
+    pytest.importorskip("matplotlib")
+    run("train", corpus, *test_cli.SMALL, "--epochs", 1, "--cell", "lstm", "--model", "lstm")
+    alone = run("gradflow", corpus, "--lags", 8)
+    both = run("gradflow", corpus, "--lags", 8, "--beside", "lstm", "--picture", "both.svg")
+    assert both == alone
+    assert (tmp_path / "both.svg").stat().st_size > 1000
+
+
 def test_an_lstm_has_two_carriers(run, corpus):
     """Both columns stand in the table of each layer, with a line for each gate."""
     assert run("train", corpus, *test_cli.SMALL, "--epochs", 1, "--cell", "lstm", "--layers", 2)[0] == 0
@@ -201,6 +211,8 @@ def test_an_lstm_has_two_carriers(run, corpus):
         (b"the cat .\n", ("--words", -1), 2, "from 1"),
         (b"the cat .\n", ("--words", "nan"), 2, "nan"),
         (b"the cat .\n", ("--picture", "x"), 2, ".svg"),
+        (b"the cat .\n", ("--beside", "x"), 2, "--picture"),
+        (b"the cat .\n", ("--picture", "x.svg", "--beside", "nowhere"), 1, "nowhere"),
         (b"the cat .\n", ("--picture", "nowhere/x.png"), 1, "nowhere/x.png"),
         (b"the cat .\n", ("--model", "nowhere"), 1, "nowhere"),
     ],

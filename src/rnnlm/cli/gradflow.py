@@ -16,6 +16,7 @@ from rnnlm.settings import Count
 
 if TYPE_CHECKING:
     from rnnlm.gradflow import Flow, LayerFlow
+    from rnnlm.sources import Source
 
 LAGS = 32
 SHOWN = (*range(9), 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)  # lags in the table, and the last
@@ -28,6 +29,7 @@ Lags = Annotated[int, Range(1, 256)]
     epilog="""\b
     Example:
       rnnlm gradflow text.txt --model model
+      rnnlm gradflow text.txt --model elman --beside lstm --picture both.svg
     """,
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(allow_dash=True))
@@ -35,33 +37,50 @@ Lags = Annotated[int, Range(1, 256)]
 @option("--lags", type=Value(Lags), default=LAGS, help="Follow errors so many steps back.")
 @option("--words", type=Value(Count), default=10_000, help="Stop after about so many words.")
 @picture_option("the norms by lag")
+@option("--beside", type=Value(str), metavar="PATH", multiple=True, help="Draw this model too, in the same picture.")
 @threads_option()
 @json_option()
 def gradflow(
-    files: tuple[str, ...], model: str, lags: int, words: int, picture: Path | None, threads: int, as_json: bool
+    files: tuple[str, ...],
+    model: str,
+    lags: int,
+    words: int,
+    picture: Path | None,
+    beside: tuple[str, ...],
+    threads: int,
+    as_json: bool,
 ) -> None:
     """Show the mean norm of delta_t(t - lag) over FILE...: texts, plain or gzip, or - for standard input.
 
     Ends with the least --bptt-truncate that would lose at most 1% of the gradient: gradients of the recurrent layers
     and of the words' rows are computed with it and without it.
     """
+    from rnnlm.pictures import check_matplotlib, draw_flow
+    from rnnlm.sources import spooled
+
+    if beside and picture is None:
+        raise click.UsageError("--beside goes with --picture; give both, or neither.")
+    if picture is not None:
+        check_matplotlib()
+    with spooled(files) as sources:
+        flows = {path: _flow(path, sources, lags, words, threads) for path in (model, *beside)}
+    if picture is not None:
+        draw_flow(flows if beside else {"": flows[model]}, picture)
+    click.echo(_as_json(flows[model]) if as_json else _as_text(flows[model]))
+
+
+def _flow(path: str, sources: list[Source], lags: int, words: int, threads: int) -> Flow:
+    """Follow the errors of a model over texts, cut as its training text was."""
     import rnnlm
     from rnnlm.corpus import encode_once
     from rnnlm.gradflow import gradient_flow
-    from rnnlm.pictures import check_matplotlib, draw_flow
     from rnnlm.run import working
-    from rnnlm.sources import spooled
 
-    if picture is not None:
-        check_matplotlib()
-    saved = rnnlm.load(model, threads=threads).saved
-    with spooled(files) as sources, working(threads) as work:
+    saved = rnnlm.load(path, threads=threads).saved
+    with working(threads) as work:
         corpus = encode_once(sources, saved.tokenizer, saved.vocabulary, processes=threads, stage=stage_bar)
         with bar("following errors", min(words, corpus.predictions), " words") as progress:
-            flow = gradient_flow(saved.model, corpus, work, lags=lags, words=words, progress=progress.update)
-    if picture is not None:
-        draw_flow({"": flow}, picture)
-    click.echo(_as_json(flow) if as_json else _as_text(flow))
+            return gradient_flow(saved.model, corpus, work, lags=lags, words=words, progress=progress.update)
 
 
 def _as_text(flow: Flow) -> str:
