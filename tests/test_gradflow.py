@@ -151,6 +151,10 @@ def test_numbers_that_are_none_are_refused():
         gradient_flow(broken, text(), Workspace())
     with np.errstate(all="ignore"), pytest.raises(ModelError, match="no longer numbers"):
         gradient_flow(network("relu", scale=1e200), text(), Workspace())
+    large = network("relu", scale=8)  # its deltas are numbers, and their sums are not
+    large.parameters["V"] *= 1e300
+    with np.errstate(all="ignore"), pytest.raises(ModelError, match="no longer numbers"):
+        gradient_flow(large, text(), Workspace(), lags=2)
     with pytest.raises(TextError, match="no sentences"):
         gradient_flow(network(), Corpus(np.zeros(0, np.int32), np.zeros(1, np.int64), 0, 0), Workspace())
 

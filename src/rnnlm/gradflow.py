@@ -102,8 +102,6 @@ def gradient_flow(
     if not all(np.isfinite([*layer.delta, *layer.dstates.flat, layer.past]).all() for layer in layers):
         raise no_numbers()
     lost, advice = _advice(model, read, layers, int(np.flatnonzero(pairs)[-1]), work)
-    if not np.isfinite(list(lost.values())).all():
-        raise no_numbers()
     return Flow(int(pairs[0]), pairs, layers, lost, advice)
 
 
@@ -188,11 +186,8 @@ def _advice(
     What is lost falls about as the norms beyond K do, so these say what to try: first and, scaled to what the last one
     lost, again.
     """
-    whole, beyond, lost = (
-        _gradient(model, read, None, work),
-        np.max([layer.beyond for layer in layers], axis=0),
-        dict[int, float](),
-    )
+    whole, lost = _gradient(model, read, None, work), dict[int, float]()
+    beyond = np.max([layer.beyond for layer in layers], axis=0)  # (lags + 1,)
     low, high, wanted = -1, most, TOLERANCE  # the least is above `low`, and at most `high` if it is there at all
     while len(lost) < TRIES and low < high - 1:
         K = max(low + 1, min(high, int(np.flatnonzero(beyond <= wanted)[0])))
@@ -209,7 +204,10 @@ def _advice(
 def _lost(whole: Parameters, found: Parameters) -> float:
     """Return the joint norm of the difference between two gradients, as a share of that of the first."""
     apart = [norm(found[name] - value) for name, value in whole.items()]
-    return math.hypot(*apart) / (math.hypot(*map(norm, whole.values())) or 1)
+    lost = math.hypot(*apart) / (math.hypot(*map(norm, whole.values())) or 1)
+    if not math.isfinite(lost):
+        raise no_numbers()
+    return lost
 
 
 def _gradient(model: LanguageModel, read: list[_Read], K: int | None, work: Workspace) -> Parameters:
