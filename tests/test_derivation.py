@@ -39,7 +39,21 @@ LEGEND = ast.get_docstring(ast.parse(SOURCE)) or ""
 
 TUTORIAL_NAMES = {"bptt", "bptt_step", "bptt_truncate", "delta_o", "delta_t", "dLdU", "dLdV", "dLdW"}
 # Code spans that name neither a file nor something that model.py defines by name.
-OTHER_SPANS = {"</s>", "rnnlm gradcheck", "--lr", "X1", "W1", "b1", "X2", "W2", "b2", "b_hn"}
+OTHER_SPANS = {
+    "</s>",
+    "rnnlm gradcheck",
+    "rnnlm gradflow",
+    "rnnlm trace\n--tutorial",
+    "--at 3 2",
+    "--lr",
+    "X1",
+    "W1",
+    "b1",
+    "X2",
+    "W2",
+    "b2",
+    "b_hn",
+}
 LAST = 26  # the number of the last equation
 
 Values = dict[str, np.ndarray]
