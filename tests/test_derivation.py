@@ -43,7 +43,7 @@ OTHER_SPANS = {
     "</s>",
     "rnnlm gradcheck",
     "rnnlm gradflow",
-    "rnnlm trace\n--tutorial",
+    "rnnlm trace --tutorial",
     "--at 3 2",
     "--lr",
     "X1",
