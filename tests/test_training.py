@@ -13,7 +13,7 @@ from rnnlm.defaults import choose
 from rnnlm.errors import DivergenceError, SettingsError
 from rnnlm.model import RULES, ModelSettings, Workspace, initialize
 from rnnlm.scoring import perplexity
-from rnnlm.settings import RunSettings, TrainingSettings
+from rnnlm.settings import NetworkSettings, RunSettings, TrainingSettings
 from rnnlm.text import Tokenizer
 from rnnlm.training import Evaluation, Progress, Record, TrainingState, finished, overfitting, train
 from rnnlm.vocabulary import Vocabulary
@@ -34,7 +34,13 @@ def vocabulary():
 
 def open_chosen(settings):
     """Return settings with nothing left open."""
-    return choose(RunSettings(("a.txt",), training=settings), 100, 20).training
+    return run_settings(settings).training
+
+
+def run_settings(settings):
+    """Return those of a run, in which nothing is left open."""
+    network = NetworkSettings(carry_state=settings.dropout_state > 0)
+    return choose(RunSettings(("-",), network=network, training=settings), 100, 20)
 
 
 def begin(settings, carry_state=False, truncate=None, hidden=8):
@@ -100,8 +106,7 @@ def test_resuming_is_exact_from_any_event(tmp_path, carry_state, window, truncat
     """Saved at any event and loaded again, training ends with the same bytes and the same history."""
     settings = TrainingSettings(bptt=window, batch_size=4, epochs=3, eval_every=4, **how)
     state, corpus, valid, words = begin(settings, carry_state, truncate)
-    chosen = open_chosen(settings)
-    origin = Origin("a run", None, RunSettings(("-",), training=chosen), ("", ""), corpus.coverage(words))
+    origin = Origin("a run", None, run_settings(settings), ("", ""), corpus.coverage(words))
     saved = SavedModel(state.model, words, Tokenizer(), origin)
     folder = ModelFolder(tmp_path)
     total = len(list(train(copy.deepcopy(state), settings, corpus, valid, Workspace())))
