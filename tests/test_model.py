@@ -1238,7 +1238,7 @@ def test_joint_norm_is_that_of_all_numbers_together(convert: Callable[[Array], A
 def test_words_may_all_be_in_tails() -> None:
     """With a first cutoff of 0 the head has slots alone: probabilities sum to one, and scoring agrees with them."""
     model = small_model(cutoffs=(0, 3, 6))
-    log_p, states = model.step(np.array([4]), model.start(1), Workspace())
+    log_p, _ = model.step(np.array([4]), model.start(1), Workspace())
     np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-12)
     y = np.arange(WORDS)[None]
     (losses, _), _ = model.losses(np.full_like(y, 4), y, model.start(WORDS), Workspace())

@@ -282,6 +282,7 @@ def load_saved(path: Path) -> tuple[TrainingState | None, SavedModel]:
         saved = _saved_model(path, about, archive)
         names = {"rnnlm", "vocabulary/words", "vocabulary/counts"}
         names |= {f"parameters/{name}" for name in saved.model.parameters}
+        names |= {"first"} if saved.model.first is not None else set()
         if saved.tokenizer.punkt:
             names |= {"tokenizer/words", "tokenizer/flags"}
         state = None

@@ -169,6 +169,8 @@ def _files(paths: tuple[str, ...]) -> str:
 
 def _training(saved: SavedModel) -> dict[str, str]:
     run, origin = saved.origin.settings, saved.origin
+    if not any(origin.keys):  # no training of ours has made it
+        return {"imported from": _clean([str(run.initial)])[0]}
     rows = {name.replace("_", " "): _shown(value) for name, value in vars(run.training).items() if value is not None}
     if run.initial is not None:
         rows["began with"] = _clean([run.initial])[0]
