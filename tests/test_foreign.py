@@ -3,8 +3,10 @@
 import itertools
 import json
 import math
+import os
 import random
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,16 +107,56 @@ def test_mikolovs_probabilities_are_ours(run, tmp_path, binary, independent):  #
     assert score["perplexity_excluding_unknown"] == pytest.approx(perplexity, rel=1e-5)
 
 
+def fast(x):
+    """Compute his approximate exponential: the bits of a float32 are about its logarithm."""
+    bits = (1 << 23) * (np.float32(1.442695040) * np.asarray(x, np.float32) + np.float32(126.94269504))
+    return bits.astype(np.uint32).view(np.float32).astype(float)
+
+
 def test_his_approximate_exponential_explains_what_is_left():
-    """Where his program is built with the exponential below, its probabilities are near those here, and not equal."""
-
-    def fast(x):
-        bits = (1 << 23) * (np.float32(1.442695040) * np.float32(x) + np.float32(126.94269504))
-        return bits.astype(np.uint32).view(np.float32).astype(float)
-
+    """Where his program is built with the exponential above, its probabilities are near those here, and not equal."""
     exact, near = (his_probabilities(SENTENCES, False, exp) for exp in (np.exp, fast))
     ratios = [b / a for a, b in zip(exact, near, strict=True) if a is not None]
     assert 1e-4 < max(abs(math.log(ratio)) for ratio in ratios) < 0.1
+
+
+def softmax(logits):
+    """Compute a softmax with his exponential."""
+    e = fast(logits - logits.max())
+    return e / e.sum()
+
+
+MIKOLOV = Path(os.environ.get("RNNLM_MIKOLOV", ""))
+
+
+@pytest.mark.skipif(
+    not (os.environ.get("RNNLM_MIKOLOV") and (MIKOLOV / "a.model").is_file()),
+    reason="set RNNLM_MIKOLOV to a folder with a.model, six-lines.txt, and what -debug 2 says of both, a.test-debug2.txt",
+)
+def test_a_model_of_his_own_program():
+    """With his exponential our parameters give what his program has printed, to 1e-5; exactly, within 1%."""
+    lm = rnnlm.Model(read_foreign(MIKOLOV / "a.model"))
+    rows = (row.split("\t") for row in (MIKOLOV / "a.test-debug2.txt").read_text().splitlines()[5:])
+    printed = np.array([float(row[1]) for row in rows if len(row) > 2])
+    text = (MIKOLOV / "six-lines.txt").read_text()
+    words = [word for line in text.splitlines() for word in (*line.split(), "</s>")]
+    model, ids, J = lm.saved.model, lm.saved.vocabulary.encode(words), len(lm.saved.model.settings.cutoffs)
+    U, W, V = (model.parameters[name].astype(float) for name in ("U", "W1", "V"))
+    s, edges, found = model.first[0, 0], np.array([*model.settings.cutoffs, len(U) - 1]), []  # not <unk>, the last
+    for word, target in zip([0, *ids], ids, strict=False):
+        s = 1 / (1 + fast(-(W @ s + U[word])))
+        tail = np.searchsorted(edges, target, side="right") - 1
+        if tail == J:
+            found.append(0)  # a word that he does not know
+        else:
+            own = V[J + edges[tail] : J + edges[tail + 1]]
+            found.append(softmax(V[:J] @ s)[tail] * softmax(own @ s)[target - edges[tail]])
+    known = printed > 0
+    assert np.array_equal(np.array(found) > 0, known)
+    assert np.abs(found - printed).max() < 1e-5
+    assert np.abs(np.log(np.array(found)[known] / printed[known])).max() < 2e-5
+    exact = np.array([bits for _, bits in lm.surprisals(text)])[known] * math.log(2)
+    assert exact.mean() == pytest.approx(-np.log(printed[known]).mean(), abs=0.01)
 
 
 def test_an_imported_model_serves_every_command(run, tmp_path):  # noqa: F811
@@ -203,7 +245,8 @@ def test_a_damaged_model_is_refused_or_read(tmp_path, seed):
         try:
             saved = read_foreign(tmp_path / "damaged", tmp_path / "words.txt" if number % 3 == 2 else None)
         except RnnlmError as error:
-            assert "\n" not in str(error)  # noqa: PT017 -- most are refused
+            assert str(error).startswith(str(tmp_path))  # noqa: PT017 -- most are refused
+            assert "\n" not in str(error)  # noqa: PT017
         else:
             assert all(np.isfinite(array).all() for array in saved.model.parameters.values())
 

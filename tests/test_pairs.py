@@ -69,6 +69,16 @@ def test_a_sentence_is_one_whatever_stops_it_has(tmp_path, raw):
     assert pair.good == content.partition("\t")[0].split()
 
 
+def test_processes_change_nothing(tmp_path, raw, monkeypatch):
+    """Pairs come in the order of the file, with the same words, and an error in one has its line."""
+    content = "".join(f"Number {number} isn't here.\tNumber {number} aren't here.\tx\n" for number in range(3000))
+    alone = read(tmp_path, content, tokenizer=raw)
+    monkeypatch.setattr("rnnlm.pairs.PROCESSES_PAY", 0)
+    assert read(tmp_path, content, tokenizer=raw, processes=2) == alone
+    with pytest.raises(RnnlmError, match="line 3001: '<s>' is the model's own mark"):
+        read(tmp_path, content + "<s>\ta\n", tokenizer=raw, processes=2)
+
+
 def test_accuracy_counts_a_tie_half():
     """The standard error is that of the mean of 0, 0.5 and 1."""
     tally, values = Tally(), [1, 1, 1, 0, 0.5, 0.5]

@@ -12,6 +12,7 @@ SENTENCE_START is what the first word is predicted from, so its row of U becomes
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import secrets
@@ -27,11 +28,11 @@ from rnnlm.archive import Archive
 from rnnlm.checkpoint import ModelFolder, Origin, SavedModel, save_model
 from rnnlm.corpus import Coverage
 from rnnlm.defaults import choose
-from rnnlm.errors import ModelError, RnnlmError, SettingsError, counted
+from rnnlm.errors import ModelError, RnnlmError, SettingsError, VocabularyError, counted
 from rnnlm.files import open_plain, reason
 from rnnlm.model import Array, LanguageModel, ModelSettings
 from rnnlm.settings import NetworkSettings, RunSettings, TextSettings, VocabularySettings
-from rnnlm.sources import check_encoding, shown
+from rnnlm.sources import STANDARD_INPUT, check_encoding, shown
 from rnnlm.text import Tokenizer
 from rnnlm.vocabulary import SENTENCE_END, SENTENCE_START, UNKNOWN, Vocabulary, listed_words
 
@@ -83,7 +84,12 @@ def read_foreign(path: Path, words: Path | None = None, encoding: str = "utf-8")
             if words is None:
                 message = "is an archive of arrays, which has no words; name the file of its words with --words"
                 raise SettingsError(f"{path}: {message}")
-            return _tutorial(path, file, words)
+            try:
+                return _tutorial(path, file, words)
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # it says that something lies before its own beginning
+                    raise ValueError("its list of entries leads nowhere") from None
+                raise
         if start == b"version:":
             if words is not None:
                 raise SettingsError(f"{path}: has words of its own; leave --words out")
@@ -172,7 +178,7 @@ def _mikolov(path: Path, file: BinaryIO, encoding: str) -> SavedModel:
     model = _sigmoid_model(header, cutoffs, state, inputs.reshape(H, V + H), outputs.reshape(V + C, H))
     if len(words) > V:  # <unk> is ours
         model = _with_unknown(model)
-    vocabulary = Vocabulary(words, counts)
+    vocabulary = _vocabulary(path, words, counts)
     tokenizer = Tokenizer(TextSettings(pretokenized=True, encoding=encoding))
     return _saved(path, model, vocabulary, tokenizer, header.trained_on, header.validated_on)
 
@@ -208,7 +214,8 @@ def _header(path: Path, lines: _Lines, encoding: str) -> _Header:
     C = number("class size", 1, 2**31)
     for name, size in (("input layer size", V + H), ("output layer size", V + C)):
         number(name, size, size)
-    trained_on, validated_on = (found.get(f"{name} data file") or "unknown" for name in ("training", "validation"))
+    names = (found.get(f"{name} data file") for name in ("training", "validation"))
+    trained_on, validated_on = ("unknown" if name in (None, "", STANDARD_INPUT) else str(name) for name in names)
     independent = number("independent sentences mode", 0, 1) == 1
     texts = trained_on.replace("\0", " "), validated_on.replace("\0", " ")
     return _Header(binary, *texts, H, V, C, independent)
@@ -310,7 +317,7 @@ def _tutorial(path: Path, file: BinaryIO, words: Path) -> SavedModel:
     names += [f"<unused-{number}>" for number in range(len(names), V)]  # rows that the softmax counts in
     order = [names.index(END), *(number for number, name in enumerate(names) if name != END)]
     ours = {END: SENTENCE_END, UNKNOWN_WORD: UNKNOWN}
-    vocabulary = Vocabulary([ours.get(names[number], names[number]) for number in order], [1] * V)
+    vocabulary = _vocabulary(words, [ours.get(names[number], names[number]) for number in order], [1] * V)
     U = np.ascontiguousarray(given["U"].T[order])
     U[0] = given["U"][:, names.index(START)]
     zeros = {"b1": np.zeros(H, np.float32), "c": np.zeros(V, np.float32)}
@@ -321,6 +328,14 @@ def _tutorial(path: Path, file: BinaryIO, words: Path) -> SavedModel:
 
 
 # Both
+
+
+def _vocabulary(path: Path, words: list[str], counts: list[int]) -> Vocabulary:
+    """Make a vocabulary; raises ModelError, with the file, where words or counts are none."""
+    try:
+        return Vocabulary(words, counts)
+    except VocabularyError as error:
+        raise ModelError(f"{path}: {error}; use another copy of it") from None
 
 
 def _saved(
