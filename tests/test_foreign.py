@@ -131,7 +131,7 @@ MIKOLOV = Path(os.environ.get("RNNLM_MIKOLOV", ""))
 
 @pytest.mark.skipif(
     not (os.environ.get("RNNLM_MIKOLOV") and (MIKOLOV / "a.model").is_file()),
-    reason="set RNNLM_MIKOLOV to a folder with a.model, six-lines.txt, and what -debug 2 says of both, a.test-debug2.txt",
+    reason="set RNNLM_MIKOLOV to a folder with a.model, six-lines.txt and a.test-debug2.txt, what -debug 2 prints",
 )
 def test_a_model_of_his_own_program():
     """With his exponential our parameters give what his program has printed, to 1e-5; exactly, within 1%."""

@@ -76,6 +76,11 @@ def pairs(
         raise click.UsageError(f"{error}.") from None
     if not scores:
         click.echo(json.dumps(result.to_json(), indent=2, ensure_ascii=False) if as_json else _table(result))
+    _warn(result)
+
+
+def _warn(result: Result) -> None:
+    """Say what makes figures worth little."""
     for name in sorted(result.ungrouped):
         warn(f"{_short(name, 40)} has too many different values to group by; name another column with --by.")
     if result.unknown.pairs > result.all.pairs / 2:
