@@ -23,9 +23,8 @@ from rnnlm.cli.options import Command, Value, model_option, option
 def export(model: str, vocab: Path | None, npz: Path | None) -> None:
     """Write a model in forms that any program can read.
 
-    The words are what --vocab of rnnlm train reads; numpy.load opens the
-    arrays, and print(arrays["note"]) says what they are. A file that is there
-    already is not replaced.
+    The words are what --vocab of rnnlm train reads. numpy.load opens the arrays, and print(arrays["note"]) says what
+    they are. What is there already is not replaced.
     """
     from rnnlm.checkpoint import load_model
     from rnnlm.export import write_arrays, write_vocabulary

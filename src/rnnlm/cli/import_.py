@@ -18,7 +18,6 @@ from rnnlm.cli.progress import say
     epilog="""\b
     Example:
       rnnlm import rnnlm.model --model mikolov
-      rnnlm evaluate test.txt --model mikolov
     """,
 )
 @click.argument("file", type=Value(str), metavar="FILE")
@@ -29,10 +28,8 @@ from rnnlm.cli.progress import say
 def import_(file: str, words: Path | None, encoding: str, model: str, overwrite: bool) -> None:
     """Make a model of FILE, which another program has written.
 
-    FILE is a model of Mikolov's rnnlm 0.3 or 0.4, text or binary, without
-    direct connections and compression; or U, V and W of the tutorial's network
-    in an .npz. The model that is made can be scored, mixed, and trained on with
-    rnnlm train --from.
+    It is a model of Mikolov's rnnlm 0.3 or 0.4, text or binary, without direct connections and compression; or an .npz
+    with U, V and W of the tutorial's network. What is made of it can be scored, mixed, and trained on with --from.
     """
     from rnnlm.errors import SettingsError
     from rnnlm.foreign import import_model
