@@ -1,6 +1,7 @@
 """The grammar behind the embedded corpus: draws text from it, and knows how well that text can be predicted at best.
 
     python data/grammar.py draw                                  # writes data/train.txt, valid.txt and test.txt again
+    python data/grammar.py pairs                                 # pairs of sentences, whose verbs agree or do not
     python data/grammar.py floor data/valid.txt                  # the perplexity that no model can beat
     rnnlm generate --count 100 | python data/grammar.py check -  # the share of sentences that the grammar accepts
 
@@ -99,11 +100,16 @@ def load_grammar() -> Grammar:
 # --- Drawing ----------------------------------------------------------------------------------------------------------
 
 
-def draw_sentence(grammar: Grammar, generator: np.random.Generator) -> tuple[list[str], float]:
-    """Draw one derivation; returns its tokens in the grammar's own form and its log-probability in nats."""
+def draw_sentence(
+    grammar: Grammar, generator: np.random.Generator, start: str | None = None
+) -> tuple[list[str], float]:
+    """Draw one derivation; returns its tokens in the grammar's own form and its log-probability in nats.
+
+    `start` is the symbol to begin with; None: the grammar's own.
+    """
     words: list[str] = []
     log_probability = 0.0
-    pending: list[Nonterminal | str] = [grammar.start]
+    pending: list[Nonterminal | str] = [grammar.start if start is None else Nonterminal(start)]
     while pending:
         symbol = pending.pop()
         if isinstance(symbol, str):
@@ -162,6 +168,44 @@ def draw_texts(grammar: Grammar, seed: int, sizes: Mapping[str, int]) -> dict[st
         sentences = [draw_sentence(grammar, generator)[0] for _ in range(size)]
         texts[name] = render(sentences, generator)
     return texts
+
+
+# --- Minimal pairs ----------------------------------------------------------------------------------------------------
+
+NUMBERS = {"s": "singular", "p": "plural"}
+
+
+def draw_pair(
+    grammar: Grammar, subject: str, inner: str, generator: np.random.Generator
+) -> tuple[list[str], list[str]]:
+    """Draw a sentence whose subject and verb have a relative clause between them, and the same with the other verb.
+
+    `subject` and `inner` are s or p, the number of the subject and that of the subject within the clause. Returns the
+    tokens of both sentences in the grammar's own form. Where number does not show in the verb, another is drawn.
+    """
+    clause = ["that", *draw_sentence(grammar, generator, f"PlainBeing-{inner}")[0]]
+    clause += draw_sentence(grammar, generator, f"Verb-{inner}")[0]
+    beginning = [*draw_sentence(grammar, generator, f"PlainBeing-{subject}")[0], *clause]
+    while True:
+        # The rules for one number are those for the other, in the same order: the same numbers choose the same words.
+        seed = int(generator.integers(2**63))
+        predicates = {
+            number: draw_sentence(grammar, np.random.default_rng(seed), f"Predicate-{number}")[0] for number in NUMBERS
+        }
+        good = predicates.pop(subject)
+        (bad,) = predicates.values()
+        if good != bad:
+            return [*beginning, *good, "."], [*beginning, *bad, "."]
+
+
+def draw_pairs(grammar: Grammar, count: int, seed: int) -> Iterator[str]:
+    """Yield so many lines for `rnnlm pairs`: a good sentence, a bad one, and the numbers of both subjects."""
+    generator = np.random.default_rng(seed)
+    kinds = [(subject, inner) for subject in NUMBERS for inner in NUMBERS]
+    for index in range(count):
+        subject, inner = kinds[index % len(kinds)]
+        good, bad = (detokenize(capitalize(tokens)) for tokens in draw_pair(grammar, subject, inner, generator))
+        yield f"{good}\t{bad}\t{NUMBERS[subject]}, in the clause {NUMBERS[inner]}"
 
 
 # --- Probability ------------------------------------------------------------------------------------------------------
@@ -417,6 +461,15 @@ def draw(seed: int, directory: Path) -> None:
     """Draw train.txt, valid.txt and test.txt, overwriting them."""
     for name, text in draw_texts(load_grammar(), seed, SIZES).items():
         (directory / f"{name}.txt").write_text(text, encoding="utf-8", newline="\n")
+
+
+@main.command()
+@click.option("--count", type=click.IntRange(min=1), default=1000, show_default=True, help="Pairs to draw.")
+@click.option("--seed", type=click.IntRange(min=0), default=SEED, show_default=True, help="Seed of the draw.")
+def pairs(count: int, seed: int) -> None:
+    """Print minimal pairs for rnnlm pairs: verbs that agree with their subjects across a relative clause."""
+    for line in draw_pairs(load_grammar(), count, seed):
+        click.echo(line)
 
 
 @main.command()

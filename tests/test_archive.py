@@ -82,7 +82,7 @@ DEEP = json.loads("[" * 600 + "]" * 600)
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("model.cutoffs", value) for value in ([5, 3], [1, 1], [-1, 5], [1.5, 2], [0, 1], [4, 99], 3, None)),
+        *(("model.cutoffs", value) for value in ([5, 3], [1, 1], [-1, 5], [1.5, 2], [0, 0], [4, 99], 3, None)),
         *(("model.hidden", value) for value in (8.0, 6.0, "6", True, None, 0, -1, 10**30)),
         *(("model.words", value) for value in (500.0, 0, "x")),
         *(("model.truncate", value) for value in ("x", -1, 1.5)),
@@ -239,7 +239,8 @@ def test_a_tied_table_has_one_size(model):
 
 
 @pytest.mark.parametrize(
-    ("cell", "value", "sound"), [("relu", 1e30, True), ("relu", -1e-9, False), ("elman", -1.1, False)]
+    ("cell", "value", "sound"),
+    [("relu", 1e30, True), ("relu", -1e-9, False), ("elman", -1.1, False), ("sigmoid", -0.1, False)],
 )
 def test_states_are_those_that_the_cell_gives(model, cell, value, sound):
     """A state beyond what its cell gives is an error; c of an LSTM may be of any size, s of `relu` if not negative."""

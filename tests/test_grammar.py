@@ -336,3 +336,21 @@ def test_what_a_user_can_mend_is_one_sentence(tmp_path: Path, arguments: list[st
     assert result.exit_code in (1, 2)
     assert isinstance(result.exception, SystemExit)
     assert message in result.output
+
+
+def test_pairs_are_one_sentence_of_the_grammar_and_one_that_is_none() -> None:
+    """The sentences of a pair differ in one word, the verb of the main clause; one seed gives the same pairs."""
+    lines = list(grammar.draw_pairs(GRAMMAR, 100, 3))
+    assert lines == list(grammar.draw_pairs(GRAMMAR, 100, 3))
+    tokenizer = Tokenizer(TextSettings(lines=True))
+    kinds = Counter()
+    for line in lines:
+        good, bad, kind = line.split("\t")
+        kinds[kind] += 1
+        (ours,), (wrong,) = tokenizer.prompt(good), tokenizer.prompt(bad)
+        assert grammar.written_log_probability(GRAMMAR, ours) > -math.inf
+        assert grammar.written_log_probability(GRAMMAR, wrong) == -math.inf
+        assert sum(a != b for a, b in zip(ours, wrong, strict=True)) == 1
+    assert set(kinds.values()) == {25}
+    result = CliRunner().invoke(grammar.main, ["pairs", "--count", "100", "--seed", "3"])
+    assert result.output.splitlines() == lines

@@ -324,6 +324,8 @@ def plain_cell(cell: str, theta: Parameters, row: Vector, states: list[Vector]) 
             after.append([math.tanh(read(0, unit) + recall(0, unit) + b_1)])
         elif cell == "relu":
             after.append([max(0.0, read(0, unit) + recall(0, unit) + b_1)])
+        elif cell == "sigmoid":
+            after.append([logistic(read(0, unit) + recall(0, unit) + b_1)])
         elif cell == "gru":  # X in the order n, r, u; W in the order r, u, q; b in the order n, r, u, q
             r = logistic(read(1, unit) + recall(0, unit) + b_2)
             u = logistic(read(2, unit) + recall(1, unit) + b_3)
@@ -1065,8 +1067,14 @@ def test_fan_in_is_what_each_number_is_added_with(settings: dict[str, Any], limi
         assert limit * 0.97 < np.abs(model.parameters[name]).max() <= np.float32(limit), name
 
 
-READ_INTO = {"elman": 3, "relu": 3, "gru": 9, "lstm": 12}  # numbers of z that a word is added to, of 3 hidden units
-GATES = {"elman": 3, "relu": 3, "gru": 12, "lstm": 12}
+READ_INTO = {
+    "elman": 3,
+    "relu": 3,
+    "sigmoid": 3,
+    "gru": 9,
+    "lstm": 12,
+}  # numbers of z that a word is added to, of 3 hidden units
+GATES = {"elman": 3, "relu": 3, "sigmoid": 3, "gru": 12, "lstm": 12}
 
 
 def shapes(cell: str, **settings: Any) -> dict[str, tuple[int, ...]]:
@@ -1239,3 +1247,28 @@ def test_joint_norm_is_that_of_all_numbers_together(convert: Callable[[Array], A
     assert joint_norm({"V": [(slice(0, 300_001), convert(np.full(300_001, 1e-3)))]}, Workspace(2)) == pytest.approx(
         1e-3 * math.sqrt(300_001), rel=1e-5
     )
+
+
+def test_words_may_all_be_in_tails() -> None:
+    """With a first cutoff of 0 the head has slots alone: probabilities sum to one, and scoring agrees with them."""
+    model = small_model(cutoffs=(0, 3, 6))
+    log_p, _ = model.step(np.array([4]), model.start(1), Workspace())
+    np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-12)
+    y = np.arange(WORDS)[None]
+    (losses, _), _ = model.losses(np.full_like(y, 4), y, model.start(WORDS), Workspace())
+    np.testing.assert_allclose(-losses[0], log_p[0], rtol=1e-10)
+
+
+@EVERY_CELL
+def test_a_text_may_begin_in_a_state_of_its_own(cell: str) -> None:
+    """`first` is the state before the first word of each stream, where states are carried; else sentences forget it."""
+    for carried in (True, False):
+        model = small_model(cell, carry_state=carried)
+        start = model.start(2)
+        own = replace(model, first=some_state(1, model)[:, :, 0])
+        np.testing.assert_array_equal(own.start(2), np.repeat(some_state(1, model), 2, axis=2))
+        same = np.array_equal(
+            own.step(np.zeros(2, int), own.start(2), Workspace())[0],
+            model.step(np.zeros(2, int), start, Workspace())[0],
+        )
+        assert same != carried

@@ -161,7 +161,7 @@ def test_neutral_values_of_options_without_effect_are_allowed():
             "--dropout has no effect beside --dropout-input and --dropout-hidden and --dropout-output",
         ),
         ({"dropout_state": 0.3, "carry_state": False}, "--dropout-state has no effect without --carry-state"),
-        ({"cell": "rnn"}, "--cell is 'rnn'; it takes one of elman, relu, gru, lstm"),
+        ({"cell": "rnn"}, "--cell is 'rnn'; it takes one of elman, relu, sigmoid, gru, lstm"),
         ({"layers": 0}, "--layers is 0; it takes a whole number from 1 up to 100"),
         ({"dropout_weights": 1}, "--dropout-weights is 1; it takes a number from 0 to below 1"),
     ],

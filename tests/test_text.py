@@ -4,6 +4,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import random
 import re
 import subprocess
 import sys
@@ -526,3 +527,30 @@ def test_small_and_pretokenized_texts_start_no_processes(write, monkeypatch, raw
     assert sentences(raw, path, processes=4)
     monkeypatch.setattr(text, "PROCESSES_PAY", 1)
     assert sentences(PLAIN, path, processes=4)
+
+
+def test_plain_sentences_are_cut_as_nltk_cuts_them():
+    """Letters, digits and a last stop take a shorter way to the same words, contractions among them."""
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+
+    choice, tokenizer = random.Random(1), Tokenizer(TextSettings(lines=True))
+    words = [
+        "a",
+        "I",
+        "cannot",
+        "Gonna",
+        "wannabe",
+        "gimme",
+        "gotta",
+        "lemme",
+        "more",
+        "n",
+        "tis",
+        "twas",
+        "dye",
+        "7",
+        "3x",
+    ]
+    for _ in range(500):
+        sentence = " ".join(choice.choices(words, k=choice.randint(1, 5))) + choice.choice(["", "."])
+        assert tokenizer.prompt(sentence) == [NLTKWordTokenizer().tokenize(sentence)], sentence

@@ -53,6 +53,12 @@ class Archive:
         """Return what the entry of JSON holds."""
         return json.loads(self.array(ABOUT, np.uint8, None, ABOUT_LIMIT).tobytes())
 
+    def described(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Return the shape and the type that an array's header declares, of which nothing is believed yet."""
+        with self._zip.open(f"{name}.npy") as entry:
+            shape, _, kind = _header(entry)
+            return shape, kind
+
     def array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...] | None, limit: int = 0) -> Array:
         """Return an array of just this type and shape; where `shape` is None, of one dimension and at most `limit`."""
         try:

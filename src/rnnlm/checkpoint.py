@@ -46,6 +46,7 @@ ONE = 1.000001
 STATES = {
     "elman": ((-ONE, ONE),),
     "relu": ((0.0, math.inf),),
+    "sigmoid": ((0.0, ONE),),
     "gru": ((-ONE, ONE),),
     "lstm": ((-ONE, ONE), (-math.inf, math.inf)),
 }
@@ -281,6 +282,7 @@ def load_saved(path: Path) -> tuple[TrainingState | None, SavedModel]:
         saved = _saved_model(path, about, archive)
         names = {"rnnlm", "vocabulary/words", "vocabulary/counts"}
         names |= {f"parameters/{name}" for name in saved.model.parameters}
+        names |= {"first"} if saved.model.first is not None else set()
         if saved.tokenizer.punkt:
             names |= {"tokenizer/words", "tokenizer/flags"}
         state = None
@@ -319,6 +321,8 @@ def _saved_model(path: Path, about: dict[str, Any], archive: Archive) -> SavedMo
         raise ModelError(f"{path}: has cells of the kind {settings.cell!r}, which this rnnlm lacks; upgrade rnnlm")
     _check_sizes(settings)
     model = LanguageModel(settings, _numbers(archive, "parameters/", _shapes(settings)))
+    if "first" in archive.names:
+        model.first = _read_states(archive, "first", settings)
     most = WORD_BYTES * settings.words + SPARE_BYTES
     words = archive.array("vocabulary/words", np.uint8, None, most)
     counts = archive.array("vocabulary/counts", np.int64, (settings.words,))
@@ -344,9 +348,9 @@ def _check_sizes(settings: ModelSettings) -> None:
         value = getattr(settings, name)
         if not limits.holds(value if value is not None else limits.low):
             raise Unfit(f"model.{name}", value, f"a whole number {limits}")
-    edges = (0, *settings.cutoffs, settings.words)
+    edges = (-1, *settings.cutoffs, settings.words)
     if any(first >= second for first, second in itertools.pairwise(edges)):
-        raise Unfit("model.cutoffs", settings.cutoffs, f"a list of rising numbers between 0 and {settings.words}")
+        raise Unfit("model.cutoffs", settings.cutoffs, f"a list of rising numbers from 0 to below {settings.words}")
     if settings.tied and settings.embedding not in (None, settings.hidden):
         raise Unfit("model.embedding", settings.embedding, f"the {settings.hidden} units of one table of words")
 
@@ -382,25 +386,25 @@ def _training_state(about: dict[str, Any], archive: Archive, saved: SavedModel) 
     )
     if state.window:
         streams = min(settings.batch_size, saved.origin.coverage.sentences)
-        state.states = _states(archive, saved.model.settings, streams)
+        state.states = _read_states(archive, "states", saved.model.settings, streams)
     if settings.average and state.steps >= AVERAGE_STEPS:
         state.average = _numbers(archive, "average/", shapes)
     return state
 
 
-def _states(archive: Archive, settings: ModelSettings, streams: int) -> Array:
-    """Read the states of so many streams; each number may be one that the cell gives."""
+def _read_states(archive: Archive, name: str, settings: ModelSettings, *streams: int) -> Array:
+    """Read states (L, M, *streams, H); each number may be one that the cell gives."""
     limits = STATES[settings.cell]
-    shape = (settings.layers, len(limits), streams, settings.hidden)
-    states = _numbers(archive, "", {"states": shape})["states"]
+    states = _numbers(archive, "", {name: (settings.layers, len(limits), *streams, settings.hidden)})[name]
     for number, (low, high) in enumerate(limits):
         if states[:, number].min() < low or states[:, number].max() > high:
-            raise ValueError(f"its entry states has a number that no {settings.cell} cell gives")
+            raise ValueError(f"its entry {name} has a number that no {settings.cell} cell gives")
     return states
 
 
 def _model_parts(saved: SavedModel) -> tuple[dict[str, Array], dict[str, Any]]:
     arrays = {f"parameters/{name}": array for name, array in saved.model.parameters.items()}
+    arrays |= {} if saved.model.first is None else {"first": saved.model.first}
     arrays |= {f"vocabulary/{name}": array for name, array in saved.vocabulary.to_arrays().items()}
     tokenizer = asdict(saved.tokenizer)
     if saved.tokenizer.punkt:

@@ -151,6 +151,7 @@ def small_kinds() -> list[Kind]:
             if len(CELLS[cell].gates) > 1:  # without X1: a word's row is as wide as what it is added to
                 add(truncate, embedding=len(CELLS[cell].reads or CELLS[cell].gates) * SMALL_HIDDEN)
             add(truncate, cutoffs=tails[truncate])
+            add(truncate, cutoffs=(0, *tails[truncate]))  # all words are in tails
             for place in vars(NO_DROPOUT):
                 layers = 1 + (place in ("hidden", "weights"))
                 add(truncate, layers=layers, dropout=Dropout(**{place: 0.3}))

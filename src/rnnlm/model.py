@@ -87,11 +87,15 @@ class LanguageModel:
 
     settings: ModelSettings
     parameters: Parameters
+    first: Array | None = None  # states (L, M, H) before a text's first word, where they are carried; None: zero
 
     def start(self, streams: int) -> Array:
-        """Return the states (L, M, B, H) before the first word of each of B streams: zero."""
+        """Return the states (L, M, B, H) before the first word of each of B streams: zero, or `first`."""
         shape = (self.settings.layers, len(CELLS[self.settings.cell].states), streams, self.settings.hidden)
-        return np.zeros(shape, self.parameters["V"].dtype)
+        states = np.zeros(shape, self.parameters["V"].dtype)
+        if self.first is not None:
+            states += self.first[:, :, None]
+        return states
 
     def read(
         self, x: Array, states: Array, work: Workspace, masks: Masks = NO_MASKS
@@ -262,6 +266,19 @@ def sigmoid(z: Array) -> None:
     z += 0.5
 
 
+def logistic(z: Array, before: Array, after: Array) -> None:
+    """Mikolov et al. (2010): s = sigmoid(z)."""
+    sigmoid(z)
+    after[0] = z  # in the place of (2)
+
+
+def logistic_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
+    """Take the slope of the sigmoid, s (1 - s)."""
+    np.subtract(1, after[0], out=z)
+    z *= after[0]  # of (8) and (9)
+    carry[...] = 0
+
+
 def lstm(z: Array, before: Array, after: Array) -> None:
     """Hochreiter and Schmidhuber (1997), with the forget gate of Gers et al. (2000).
 
@@ -347,6 +364,7 @@ def gru_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
 CELLS: dict[str, Cell] = {
     "elman": Cell(elman, elman_slopes, one_state_backward),
     "relu": Cell(relu, relu_slopes, one_state_backward),
+    "sigmoid": Cell(logistic, logistic_slopes, one_state_backward),
     "gru": Cell(gru, gru_slopes, one_state_backward, gates="nruq", reads="nru", recalls="ruq", rate=10),
     "lstm": Cell(lstm, lstm_slopes, lstm_backward, gates="oifg", states="sc", ones="f", rate=20),
 }
@@ -714,8 +732,9 @@ def softmax_parts(S: Array, y: Array, rows: int, cutoffs: tuple[int, ...]) -> li
     Without cutoffs (J = 0) there is one softmax over all words. J cutoffs, ascending ranks of words, split off J tails
     of rarer words, and p(word) becomes p(tail) p(word | tail) (Goodman 2001; Mikolov et al. 2011; Grave et al. 2017,
     the adaptive softmax): a softmax over a slot for each tail and the words before the first cutoff at every position,
-    and one over a tail's words at the few positions whose target lies there. The rows of V are the J slots, then the
-    words by rank: the row of tail j is j - 1, that of word w is w + J.
+    and one over a tail's words at the few positions whose target lies there. The first cutoff may be 0: then all words
+    are in tails, as Mikolov's are in classes. The rows of V are the J slots, then the words by rank: the row of tail j
+    is j - 1, that of word w is w + J.
     """
     J = len(cutoffs)
     edges = [0, *(cutoff + J for cutoff in cutoffs), rows]

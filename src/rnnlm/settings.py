@@ -75,7 +75,7 @@ class NetworkSettings(Settings):
     """What is asked of the network; the vocabulary decides the rest of the model's settings."""
 
     hidden: Annotated[int, Range(1, 100_000)] = 100  # H
-    cell: Literal["elman", "relu", "gru", "lstm"] = "elman"
+    cell: Literal["elman", "relu", "sigmoid", "gru", "lstm"] = "elman"
     layers: Annotated[int, Range(1, 100)] = 1  # L
     embedding: Annotated[int, Range(1, 100_000)] | None = None  # D; None: H
     tied: bool = False  # one table of words for input and output

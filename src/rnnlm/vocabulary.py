@@ -103,7 +103,7 @@ class Vocabulary:
         Raises VocabularyError, with the line, when the file cannot be read, names a word twice or `<s>`, or has
         control characters.
         """
-        listed = _listed(Path(path), lowercase)
+        listed = listed_words(Path(path), lowercase=lowercase)
         seen = [word for word in counts if word in listed]
         unseen = [word for word in listed if word not in counts]
         kept = [word for word in _ranked(seen, counts) + unseen if word not in (SENTENCE_END, UNKNOWN)]
@@ -182,11 +182,14 @@ def _ranked(words: Sequence[str], counts: Mapping[str, int]) -> list[str]:
     return sorted(words, key=counts.__getitem__, reverse=True)
 
 
-def _listed(path: Path, lowercase: bool) -> dict[str, int]:
-    """Return the words of a vocabulary file, folded if `lowercase`, each with its line."""
+def listed_words(path: Path, option: str = "--vocab", lowercase: bool = False) -> dict[str, int]:
+    """Return the words of a file in its order, folded if `lowercase`, each with its line.
+
+    `option` is the one that names the file. Raises VocabularyError as `Vocabulary.from_file` does.
+    """
     found: dict[str, int] = {}  # as they stand in the file
     listed: dict[str, int] = {}
-    with _opened(path) as file:
+    with _opened(path, option) as file:
         for line, entry in enumerate(_entries(path, file), 1):
             if not entry:
                 continue
@@ -204,9 +207,9 @@ def _listed(path: Path, lowercase: bool) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path, option: str) -> Iterator[BinaryIO]:
     """Open a vocabulary file, and turn what the system says of it into a sentence that names it."""
-    remedy = "name another file with --vocab"
+    remedy = f"name another file with {option}"
     try:
         with open_plain(path) as file:
             size = os.fstat(file.fileno()).st_size

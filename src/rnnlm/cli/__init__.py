@@ -7,6 +7,7 @@ NLTK are loaded by the command that needs them.
 import difflib
 import importlib
 import io
+import keyword
 import os
 import signal
 import sys
@@ -23,8 +24,21 @@ from click.shell_completion import shell_complete
 from rnnlm import __version__
 from rnnlm.errors import RnnlmError
 
-COMMANDS = (
-    *("train", "generate", "next", "evaluate", "score", "rescore", "mix", "gradcheck", "trace", "gradflow", "info"),
+COMMANDS = (  # as the help lists them
+    "train",
+    "generate",
+    "next",
+    "evaluate",
+    "score",
+    "rescore",
+    "mix",
+    "pairs",
+    "import",
+    "export",
+    "gradcheck",
+    "trace",
+    "gradflow",
+    "info",
 )
 FAILED, INTERRUPTED = 1, 130  # exit codes; click's own for wrong usage is 2
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -52,7 +66,8 @@ class LazyGroup(click.Group):
         """Import the command's module."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"rnnlm.cli.{cmd_name}"), cmd_name)
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command: click.Command = getattr(importlib.import_module(f"rnnlm.cli.{name}"), name)
         return command
 
 

@@ -111,7 +111,7 @@ def _wrapped(row: str) -> str:
 def _network(saved: SavedModel) -> dict[str, str]:
     settings, parameters = saved.model.settings, saved.model.parameters
     size, stored = (sum(getattr(array, name) for array in parameters.values()) for name in ("size", "nbytes"))
-    edges = (0, *settings.cutoffs, settings.words)
+    edges = sorted({0, *settings.cutoffs, settings.words})  # the first cutoff may be 0
     sizes = [f"{last - first:,}" for first, last in itertools.pairwise(edges)]
     reach = "to the first step of a window" if settings.truncate is None else counted(settings.truncate, "step")
     embedding = f"{settings.embedding or settings.hidden:,}"
@@ -169,6 +169,8 @@ def _files(paths: tuple[str, ...]) -> str:
 
 def _training(saved: SavedModel) -> dict[str, str]:
     run, origin = saved.origin.settings, saved.origin
+    if not any(origin.keys):  # no training of ours has made it
+        return {"imported from": _clean([str(run.initial)])[0]}
     rows = {name.replace("_", " "): _shown(value) for name, value in vars(run.training).items() if value is not None}
     if run.initial is not None:
         rows["began with"] = _clean([run.initial])[0]
