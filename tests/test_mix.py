@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import re
 from pathlib import Path
@@ -489,3 +490,50 @@ def test_every_command_takes_a_mixture(run, mixture_file, files):
         code, out, err = run(options[0], "text.txt", *options[1:], "--model", mixture_file)
         assert (code, out) == (1, "")
         assert "is for a model of ours alone; leave it out" in err
+
+
+def test_unknown_words_and_infinite_figures_are_printed(run, files):
+    """`<unk>` is a word to Mikolov's table; JSON has no infinity; a probability above 1 is refused."""
+    Path("t.txt").write_text("the <unk>\nzebra\n")
+    code, out, err = run("score", "t.txt", "--model", files[1], "--format", "mikolov")
+    assert code == 0, err
+    assert out.count("<unk>") == 1
+    arpa = Path(files[1]).read_text()
+    Path("inf.arpa").write_text(re.sub(r"^\S+\t<unk>", "-inf\t<unk>", arpa, flags=re.M))
+    rows = [json.loads(line) for line in run("score", "t.txt", "--model", "inf.arpa", "--json")[1].splitlines()]
+    assert [row["log10_probability"] for row in rows] == [None, None]
+    Path("t.list").write_text("1 zebra\n")
+    assert run("rescore", "t.list", "--format", "mikolov", "--model", "inf.arpa")[1] == "-inf\n"
+    Path("big.arpa").write_text(re.sub(r"(\t<s>)\t\S+$", r"\1\t20", arpa, flags=re.M))
+    code, _, err = run("score", "t.txt", "--model", "big.arpa")
+    assert code == 1
+    assert "a probability greater than 1, so its back-offs are wrong; make its file again" in err
+
+
+def test_a_pipe_is_no_part(run):
+    """A mixture whose part is a pipe is refused at once, not waited for."""
+    os.mkfifo("pipe")
+    Path("p.toml").write_text('format = 1\n[[model]]\npath = "pipe"\nweight = 1.0\nsha256 = "00"\n')
+    Path("t.txt").write_text("the\n")
+    code, _, err = run("score", "t.txt", "--model", "p.toml")
+    assert code == 1
+    assert "pipe: cannot be read" in err
+
+
+def test_a_mixture_of_models_that_cut_texts_differently_is_used(run, files, tmp_path):
+    """Their mixture rescores lists, whose words are cut already, and `next` says how to go on."""
+    Path("raw.txt").write_text(test_cli.sentences(200))
+    code, _, err = run("train", "raw.txt", "--lines", "--model", "raw", "--epochs", 1, "--hidden", 4, "--threads", 1)
+    assert code == 0, err
+    Path("text.txt").write_text("".join(" ".join(sentence[:-1]) + "\n" for sentence in WORDS))
+    code, _, err = run("mix", "text.txt", files[0], "raw", "--pretokenized", "-o", "m.toml")
+    assert code == 0, err
+    Path("t.list").write_text("1 the cat\n")
+    code, _, err = run("rescore", "t.list", "--format", "mikolov", "--model", "m.toml")
+    assert code == 0, err
+    code, _, err = run("next", "the", "--model", "m.toml")
+    assert code == 1
+    assert "--pretokenized" in err
+    code, out, err = run("next", "the", "--model", "m.toml", "--pretokenized", "--count", 10**6)
+    assert code == 0, err
+    assert sum(float(line.split("\t")[1]) for line in out.splitlines()) == pytest.approx(1, abs=1e-4)

@@ -279,7 +279,7 @@ def test_what_is_no_list_is_refused_in_a_sentence(
         ("--weight", "nan"),
         ("--weight", "1e9"),
         ("--output", "missing/out"),
-        ("--output", "."),
+        ("--output", "."),  # its own folder
         ("--output", "/dev/null"),
         ("list",),
         ("list", "--output", "out"),
@@ -292,9 +292,6 @@ def test_what_cannot_be_is_refused_and_leaves_the_files(options: tuple[object, .
     """Options that contradict each other, and places where nothing can be written."""
     put("list", MOSES)
     code, out, err = run("list", *options)
-    if options == ("--output", "."):  # the folder in which it lies: it takes its own place
-        assert (code, Path("list").read_text()) == (0, run(put("other", MOSES))[1])
-        return
     assert code in (1, 2)
     assert out == ""
     assert SENTENCE.search(err), err
@@ -305,6 +302,17 @@ def test_what_cannot_be_is_refused_and_leaves_the_files(options: tuple[object, .
 def test_the_command_line_names_all_formats() -> None:
     """It cannot load the file that has them, so that --help answers at once."""
     assert set(rnnlm.cli.rescore.FORMATS) == set(FORMATS)
+
+
+def test_a_list_in_pieces_has_no_best(run: Run) -> None:
+    """An ID that comes again after others is refused where one hypothesis of each list is wanted."""
+    put("list", "u1 a\nu2 b\nu1 c\n")
+    code, out, err = run("list", "--format", "mikolov", "--best")
+    assert (code, out) == (1, "")
+    assert (
+        err == "Error: list: the ID 'u1' comes again after others; put the hypotheses of a list next to each other.\n"
+    )
+    assert run("list", "--format", "mikolov")[0] == 0
 
 
 def test_lists_of_two_formats_are_not_mixed(run: Run) -> None:

@@ -152,7 +152,7 @@ def test_lists_are_read_on_from_the_best_before(kind: dict[str, Any], write: Wri
 class Uniform:
     """A scorer that is no model of ours, and counts what it is asked."""
 
-    tokenizer = Tokenizer(TextSettings(pretokenized=True))
+    lowercase = False
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, ...]] = []

@@ -66,12 +66,13 @@ class Model:
         network = f"{settings.cell}, {layers}{settings.hidden} hidden units"
         return f"<rnnlm.Model: {network}, {settings.words:,} words, {figure}>"
 
-    def prompt(self, text: str) -> Prompt:
-        """Cut the beginning of a text into sentences and words, as the training text was.
+    def prompt(self, text: str, pretokenized: bool = False) -> Prompt:
+        """Cut the beginning of a text into sentences and words, as the training text was, or at its blanks.
 
         Raises TextError where a word of it is a mark of the model's own.
         """
-        *before, words = self.saved.tokenizer.prompt(fit_option(str, text, "prompt")) or [[]]
+        tokenizer = self.line_tokenizer(True) if pretokenized else self.saved.tokenizer
+        *before, words = tokenizer.prompt(fit_option(str, text, "prompt")) or [[]]
         before = before if self.saved.model.settings.carry_state else []
         known = self.saved.vocabulary.ids
         unknown = [word for sentence in (*before, words) for word in sentence if word not in known]
@@ -109,18 +110,14 @@ class Model:
 
         return stepped(drawn())
 
-    def next_words(self, text: str, count: int = 10) -> list[tuple[str, float]]:
+    def next_words(self, text: str, count: int = 10, pretokenized: bool = False) -> list[tuple[str, float]]:
         """Return the likeliest words after the beginning of a text, each with its probability, the likeliest first.
 
-        `</s>` is the end of the sentence, `<unk>` stands for all words that the model does not know.
+        `</s>` is the end of the sentence, `<unk>` stands for all words that the model does not know. If `pretokenized`,
+        the text is cut at its blanks.
         """
-        start = self.prompt(text)
-        ids = [*self._ids(start.before).tolist(), *self.saved.vocabulary.encode(start.words).tolist()]
-        count = fit_option(Natural, count, "count")
-        with working(self.threads) as work:
-            log_p = read(self.saved.model, ids, work)[0][0]
-        if not np.isfinite(log_p).all():
-            raise _no_numbers()
+        start, count = self.prompt(text, pretokenized), fit_option(Natural, count, "count")
+        log_p = self._next([*self._ids(start.before).tolist(), *self.saved.vocabulary.encode(start.words).tolist()])
         likeliest = np.argsort(-log_p, kind="stable")[:count]
         return [(self.saved.vocabulary.words[word], math.exp(log_p[word])) for word in likeliest]
 
@@ -152,6 +149,24 @@ class Model:
     def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
         """Return log p (n + 1,), in nats, of each of a sentence's n words and of its end; see `scoring.Scorer`."""
         return [figures[0] for figures in self.reader()(sentences)]
+
+    def next_log_probs(self, words: Sequence[str]) -> dict[str, float]:
+        """Return log p, in nats, of each word and of `<unk>` and `</s>` after the words that begin a sentence."""
+        log_p = self._next(self.saved.vocabulary.encode(words).tolist())
+        return dict(zip(self.saved.vocabulary.words, log_p.tolist(), strict=True))
+
+    def _next(self, ids: list[int]) -> Array:
+        """Return log p (V,), in nats, of the words that may follow the ids of others."""
+        with working(self.threads) as work:
+            log_p: Array = read(self.saved.model, ids, work)[0][0]
+        if not np.isfinite(log_p).all():
+            raise _no_numbers()
+        return log_p
+
+    @property
+    def lowercase(self) -> bool:
+        """Whether texts are read in lower case."""
+        return self.saved.tokenizer.settings.lowercase
 
     @property
     def ids(self) -> Mapping[str, int]:

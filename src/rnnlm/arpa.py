@@ -28,7 +28,8 @@ MAGIC = b"mmap lm http://kheafield.com/code"
 """How a binary of KenLM begins."""
 
 _UNSEEN = -100.0  # log10 p of <unk> where a file has none, as in KenLM
-_GREATEST = 1e30  # a back-off is smaller: no sum of them leaves double precision
+_GREATEST = 30.0  # a back-off, base 10, is smaller
+_ROUNDED = 1e-3  # a log10 p that is greater is no rounding
 _ORDERS = 64  # more is no model
 _COUNT = re.compile(r"ngram\s+(\d{1,9})\s*=\s*(\d{1,18})")
 _MARKS = (SENTENCE_START, UNKNOWN)  # never predicted, and what stands for the rest
@@ -48,8 +49,19 @@ class Arpa:
         self.words: Collection[str] = frozenset()  # what is predicted under its own name, `</s>` among it
 
     def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
-        """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself."""
-        return [np.array(self._sentence(words)) * math.log(10) for words in sentences]
+        """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself.
+
+        Raises ModelError where back-offs make a probability greater than 1.
+        """
+        return [_natural(self._sentence(words)) for words in sentences]
+
+    def next_log_probs(self, words: Sequence[str]) -> dict[str, float]:
+        """Return log p, natural, of each word and of `<unk>` and `</s>` after the words that begin a sentence."""
+        known = [SENTENCE_START, *(word if word in self.words else UNKNOWN for word in words)]
+        history = known[max(0, len(known) - self.order + 1) :]
+        following = [*self.words, UNKNOWN]
+        log_p = _natural([self._word(history, word) for word in following])
+        return dict(zip(following, log_p.tolist(), strict=True))
 
     def unknown(self, words: Sequence[str]) -> list[bool]:
         """Say of each word whether it is read as `<unk>`."""
@@ -77,6 +89,14 @@ class Arpa:
                 dropped += self._backoff[number]
         found = find(word)
         return dropped + (_UNSEEN if found is None else self._log_p[found])
+
+
+def _natural(log10_p: list[float]) -> NDArray[np.float64]:
+    """Return natural logarithms; raises ModelError where a probability is greater than 1, but for rounding."""
+    if max(log10_p) > _ROUNDED:
+        message = "the n-gram model gives a word a probability greater than 1, so its back-offs are wrong"
+        raise ModelError(f"{message}; make its file again")
+    return np.array(log10_p) * math.log(10)
 
 
 def read_arpa(source: Source, progress: Progress | None = None) -> Arpa:
@@ -117,7 +137,7 @@ class _Lines:
         for row in self._rows:
             self._number += 1
             try:
-                line = row.decode().strip(" \t\r\n")
+                line = row.decode().removeprefix("\ufeff").strip(" \t\r\n")
             except UnicodeDecodeError:
                 raise self.error("the line is not valid UTF-8; convert the file, as with iconv -t utf-8") from None
             if line:
@@ -233,7 +253,18 @@ class KenlmBinary:
 
     def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
         """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself."""
-        return [np.array(self._sentence(words)) * math.log(10) for words in sentences]
+        return [_natural(self._sentence(words)) for words in sentences]
+
+    def next_log_probs(self, words: Sequence[str]) -> dict[str, float]:
+        """Return log p, natural, of each word and of `<unk>` and `</s>` after the words that begin a sentence."""
+        before, after = self._kenlm.State(), self._kenlm.State()
+        self._model.BeginSentenceWrite(before)
+        for word in words:
+            self._model.BaseScore(before, word if word in self.words else UNKNOWN, after)
+            before, after = after, before
+        following = [*self.words, UNKNOWN]
+        log_p = _natural([self._model.BaseScore(before, word, after) for word in following])
+        return dict(zip(following, log_p.tolist(), strict=True))
 
     def unknown(self, words: Sequence[str]) -> list[bool]:
         """Say of each word whether it is read as `<unk>`."""

@@ -55,7 +55,7 @@ def sentence_rows(records: Iterable[Scored], base: str = "10", as_json: bool = F
         total, predictions, unknown = record.total / unit, len(record.log_p), sum(record.unknown)
         if as_json:
             key = f"log{base}_probability".replace("loge", "ln")
-            row = {"sentence_id": number, key: total, "predictions": predictions, "unknown": unknown}
+            row = {"sentence_id": number, key: _finite(total), "predictions": predictions, "unknown": unknown}
             yield f"{json.dumps(row)}\n"
         else:
             yield f"{total:.6f}\t{predictions}\t{unknown}\n"
@@ -77,7 +77,7 @@ def word_rows(
     for number, record in enumerate(records, 1):
         rows = [[number, *row] for row in _rows(record, unit, spans, ranks)]
         if as_json:
-            yield "".join(f"{json.dumps(dict(zip(names, row, strict=True)))}\n" for row in rows)
+            yield "".join(f"{json.dumps(dict(zip(names, map(_finite, row), strict=True)))}\n" for row in rows)
         else:
             yield "".join("\t".join(map(_cell, row)) + "\n" for row in rows)
 
@@ -92,6 +92,11 @@ def _rows(record: Scored, unit: float, spans: bool, ranks: bool) -> Iterator[lis
         if ranks and record.ranks is not None and record.entropies is not None:
             row += [int(record.ranks[at]), float(record.entropies[at]) / unit]
         yield row
+
+
+def _finite(value: object) -> object:
+    """Return a value as JSON can hold it: no infinity, which a model of another program may give."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: object) -> str:

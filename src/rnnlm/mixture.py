@@ -30,6 +30,7 @@ from rnnlm.checkpoint import model_file
 from rnnlm.corpus import Stage, silent
 from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.files import open_plain, reason, replacing
+from rnnlm.model import runs
 from rnnlm.scoring import Reader, Score, Scorer
 from rnnlm.settings import Natural, Share, TextSettings
 from rnnlm.sources import Source, shown, spooled
@@ -47,7 +48,7 @@ ROUNDED = 1e-6
 """What the sum of weights may differ from 1 by."""
 
 _FILE_LIMIT = 2**20  # bytes of a mixture's file
-_NEXT = 4096  # words that are scored at once as the next
+_BLOCK = 10_000  # sentences that are scored at once
 
 
 class Mixture:
@@ -83,8 +84,14 @@ class Mixture:
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """A number for each word, `</s>` the first."""
-        return {word: number for number, word in enumerate([SENTENCE_END, *sorted(self.words - {SENTENCE_END})])}
+        """A number for each word, `</s>` the first, `<unk>` the last."""
+        words = [SENTENCE_END, *sorted(self.words - {SENTENCE_END}), UNKNOWN]
+        return {word: number for number, word in enumerate(words)}
+
+    @property
+    def lowercase(self) -> bool:
+        """Whether texts are read in lower case."""
+        return tokenizer_of(self.parts, pretokenized=True).settings.lowercase
 
     def line_tokenizer(self, pretokenized: bool = False) -> Tokenizer:
         """Return what cuts a line; raises SettingsError as `tokenizer_of` does."""
@@ -98,25 +105,27 @@ class Mixture:
             raise SettingsError(f"{option} is for a model of ours alone; leave it out")
         return lambda sentences: [log_p[None] for log_p in self.log_probs(sentences)]
 
-    def prompt(self, text: str) -> api.Prompt:
+    def prompt(self, text: str, pretokenized: bool = False) -> api.Prompt:
         """Cut the beginning of a sentence into words; raises TextError as `api.Model.prompt` does."""
-        *_, words = self.tokenizer.prompt(fit_option(str, text, "prompt")) or [[]]
+        tokenizer = tokenizer_of(self.parts, pretokenized)
+        *_, words = tokenizer.prompt(fit_option(str, text, "prompt")) or [[]]
         unknown = [word for word, strange in zip(words, self.unknown(words), strict=True) if strange]
         return api.Prompt([], words, list(dict.fromkeys(unknown)))
 
-    def next_words(self, text: str, count: int = 10) -> list[tuple[str, float]]:
+    def next_words(self, text: str, count: int = 10, pretokenized: bool = False) -> list[tuple[str, float]]:
         """Return the likeliest words after the beginning of a sentence, each with its probability.
 
-        `<unk>` stands for all words that no model has. Each word that may come is scored.
+        `<unk>` stands for all words that no model has.
         """
-        words, count = self.prompt(text).words, fit_option(Natural, count, "count")
-        following = [*sorted(self.words - {SENTENCE_END}), UNKNOWN]
-        log_p = {SENTENCE_END: float(self.log_probs([words])[0][-1])}
-        for start in range(0, len(following), _NEXT):
-            some = following[start : start + _NEXT]
-            found = self.log_probs([[*words, word] for word in some])
-            log_p.update((word, float(each[-2])) for word, each in zip(some, found, strict=True))
-        likeliest = sorted(log_p.items(), key=lambda item: (-item[1], item[0]))[:count]
+        words, count = self.prompt(text, pretokenized).words, fit_option(Natural, count, "count")
+        following = list(self.ids)
+        table = np.empty((len(following), len(self.parts)))
+        for column, part in enumerate(self.parts):
+            log_p = part.next_log_probs(words)
+            own = log_p[UNKNOWN] - (self._shares[column] if self.oov == "share" else math.inf)
+            table[:, column] = [own if word == UNKNOWN else log_p.get(word, own) for word in following]
+        found = zip(following, mixed(table, self.weights).tolist(), strict=True)
+        likeliest = sorted(found, key=lambda item: (-item[1], item[0]))[:count]
         return [(word, math.exp(each)) for word, each in likeliest]
 
     def perplexity(
@@ -152,8 +161,10 @@ class Mixture:
                     closing(tokenizer.blocks([source], 1, progress)) as blocks,
                 ):
                     for block in blocks:
-                        sentences = [line.split(" ") for line in block[:-1].split("\n")]
-                        yield from zip(self.log_probs(sentences), map(self.unknown, sentences), strict=True)
+                        lines = block[:-1].split("\n")
+                        for part in runs(0, len(lines), _BLOCK):
+                            sentences = [line.split(" ") for line in lines[part]]
+                            yield from zip(self.log_probs(sentences), map(self.unknown, sentences), strict=True)
 
     def part_log_probs(self, sentences: Sequence[Sequence[str]]) -> Array:
         """Return what each model gives to each word and `</s>` (N, M), as a part of the mixture."""
@@ -229,7 +240,14 @@ class _File(Checked):
 
 def digest(path: PathLike) -> str:
     """Return the SHA-256 of a model's file; of a folder, that of the file which is used."""
-    return Source.of(model_file(path)).digest()
+    place = model_file(path)
+    try:
+        with open_plain(place):  # a pipe would wait for who writes to it
+            pass
+    except OSError as error:
+        remedy = "name a model's folder, its .npz, an ARPA file or a mixture's .toml"
+        raise ModelError(f"{shown(str(place))}: cannot be read ({reason(error)}); {remedy}") from None
+    return Source.of(place).digest()
 
 
 def check_output(output: PathLike | None, streams: bool, oov: Oov) -> None:

@@ -26,6 +26,7 @@ from rnnlm.scoring import POSITIONS, WINDOW_NUMBERS
 from rnnlm.settings import RescoringSettings
 
 GROUP = 4096  # hypotheses that are walked together, the most streams of a level: most levels have a third of them
+GROUP_WORDS = 2**18  # words in them, after which no further list is taken
 GROUP_NUMBERS = 2**22  # numbers in their states, at most
 
 ID = np.dtype(">i4")  # of a word, in keys
@@ -44,6 +45,7 @@ class Found:
     hypotheses: int
     words: int
     unknown: int  # words that the model does not know
+    again: str = ""  # the first ID that comes again after others
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,11 @@ def weights_for(format: Format, settings: RescoringSettings) -> Weights:
 def look(file: NBestFile, lm: AnyModel) -> Found:
     """Read all of a file before anything of it is scored; raises TextError where it is no list, or has no IDs."""
     lists = hypotheses = words = unknown = odd = 0
-    example = ""
+    example, again = "", ""
+    keys: set[str] = set()
     for group in file.lists():
+        again = again or (group[0].key if group[0].key in keys else "")
+        keys.add(group[0].key)
         lists += 1
         hypotheses += len(group)
         key = group[0].key
@@ -82,7 +87,7 @@ def look(file: NBestFile, lm: AnyModel) -> Found:
     if file.format.has_keys and odd > lists / 2:  # then they are the first words of sentences
         message = f"the lines seem to have no IDs, as they begin with words such as {example!r}"
         raise TextError(f"{file.source.name}: {message}; begin every line with an ID, which has a digit, and a blank")
-    return Found(lists, hypotheses, words, unknown)
+    return Found(lists, hypotheses, words, unknown, again)
 
 
 def rescore(files: Sequence[NBestFile], lm: AnyModel, settings: RescoringSettings) -> Iterator[Rescored]:
@@ -126,13 +131,14 @@ def _one_after_the_other(lists: Iterator[List], lm: Model, weights: Weights) -> 
 def _gathered(lists: Iterator[List]) -> Iterator[list[List]]:
     """Gather lists that have GROUP hypotheses together, or are the last."""
     some: list[List] = []
-    hypotheses = 0
+    hypotheses = words = 0
     for file, group in lists:
         some.append((file, group))
         hypotheses += len(group)
-        if hypotheses >= GROUP:
+        words += sum(len(hypothesis.words) for hypothesis in group)
+        if hypotheses >= GROUP or words >= GROUP_WORDS:
             yield some
-            some, hypotheses = [], 0
+            some, hypotheses, words = [], 0, 0
     if some:
         yield some
 
@@ -154,10 +160,10 @@ def _scores(lm: AnyModel, hypotheses: list[list[str]]) -> NDArray[np.float64]:
 
 
 def _each_once(keys: list[Key], score: Callable[[list[Key]], NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Score the different ones, sorted, and return the score of each; raises ModelError unless all are finite."""
+    """Score the different ones, sorted, and return the score of each; raises ModelError where one is no number."""
     different = sorted(set(keys))
     scores = score(different)
-    if not np.isfinite(scores).all():
+    if np.isnan(scores).any():
         raise ModelError("the model's probabilities are no longer numbers; train it again with a lower --lr")
     place = {key: number for number, key in enumerate(different)}
     return scores[[place[key] for key in keys]]
@@ -174,7 +180,7 @@ def _unknown(lm: AnyModel, words: list[str]) -> list[bool]:
 
 
 def _folded(lm: AnyModel, words: list[str]) -> list[str]:
-    return [word.lower() for word in words] if lm.tokenizer.settings.lowercase else words
+    return [word.lower() for word in words] if lm.lowercase else words
 
 
 # ---------------------------------------------------------------------------------------------------------------------

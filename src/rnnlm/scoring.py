@@ -129,6 +129,10 @@ class Scorer(Protocol):
         """
         ...
 
+    def next_log_probs(self, words: Sequence[str]) -> dict[str, float]:
+        """Return log p, in nats, of each word and of `<unk>` and `</s>` after the words that begin a sentence."""
+        ...
+
     def unknown(self, words: Sequence[str]) -> list[bool]:
         """Say which words are read as `<unk>`, the literal `<unk>` among them."""
         ...

@@ -30,6 +30,7 @@ CHUNK = 2**20  # characters after which a chunk ends at the next paragraph or li
 CHUNK_LIMIT = 2**21  # a chunk has no more characters than this, whatever the text looks like
 READ_BLOCK = 2**20  # bytes read at once
 LINE_LIMIT = 2**20  # bytes of a line of what is read by lines
+LINES_AT_ONCE = 10_000  # of them, at most
 LINES_BLOCK = 2**18  # bytes read at once, where lines are answered as they come
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -215,9 +216,10 @@ def arriving(path: "str | os.PathLike[str]", encoding: str) -> Iterator[Lines]:
             if too_long:
                 message = f"a line of more than {CHUNK_LIMIT:,} characters; put one sentence on each line"
                 raise TextError(f"{name}, line {too_long[0]}: {message}")
-            if lines:
-                yield Lines(name, number, lines)
-                number += len(lines)
+            for start in range(0, len(lines), LINES_AT_ONCE):
+                some = lines[start : start + LINES_AT_ONCE]
+                yield Lines(name, number, some)
+                number += len(some)
         if rest:
             yield Lines(name, number, [rest])
 

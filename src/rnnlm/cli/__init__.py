@@ -164,6 +164,8 @@ def _prepare_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 -- open for as long as we run
+            if name == "stdout":  # what is printed must not seem to have come to anybody
+                os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdout.fileno())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rnnlm.cli.options import Command, Value, json_option, model_option, option, threads_option
-from rnnlm.cli.progress import bar, stage_bar, warn
+from rnnlm.cli.progress import bar, figure, stage_bar, warn
 from rnnlm.settings import TextSettings
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def _table(score: Score) -> str:
         "words": f"{score.words:,}",
         "unknown words": f"{score.unknown:,}",
         "predictions": f"{score.predictions:,}",
-        "perplexity": f"{score.perplexity:,.2f}",
-        "  excluding unknown words": f"{score.perplexity_excluding_unknown:,.2f}",
+        "perplexity": figure(score.perplexity),
+        "  excluding unknown words": figure(score.perplexity_excluding_unknown),
         "bits per prediction": f"{score.bits_per_prediction:,.3f}",
     }
     width = max(map(len, rows.values()))

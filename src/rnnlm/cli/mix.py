@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 from rnnlm.checking import Range
-from rnnlm.cli.options import Command, Value, json_option, option, threads_option
-from rnnlm.cli.progress import say, stage_bar
+from rnnlm.cli.options import Command, Value, given, json_option, option, threads_option
+from rnnlm.cli.progress import figure, say, stage_bar
 from rnnlm.errors import counted
 from rnnlm.settings import TextSettings
 
@@ -115,7 +115,17 @@ class Weights(click.ParamType):  # type: ignore[type-arg]  # generic in some ver
     help="How to print the result; srilm: as compute-best-mix does.",
 )
 @json_option(RESULT)
-def mix(text: str, models: tuple[str, ...], streams: tuple[str, ...], as_json: bool, form: str, **options: Any) -> None:
+@click.pass_context
+def mix(
+    ctx: click.Context,
+    /,
+    text: str,
+    models: tuple[str, ...],
+    streams: tuple[str, ...],
+    as_json: bool,
+    form: str,
+    **options: Any,
+) -> None:
     """Find the weights with which MODEL... predict TEXT best together.
 
     A MODEL is a folder or an .npz of ours, an ARPA file, plain or gzip, or a binary of KenLM. TEXT is cut into words as
@@ -124,7 +134,10 @@ def mix(text: str, models: tuple[str, ...], streams: tuple[str, ...], as_json: b
     """
     import rnnlm
     from rnnlm import mixing
+    from rnnlm.sources import shown
 
+    if options["weights"] is not None and "precision" in given(ctx):
+        raise click.UsageError("--precision is of weights that are found, and --weights gives them; leave one out.")
     if as_json and form != "table":
         raise click.UsageError("--json is a format of its own; leave out --format.")
     if not models and not streams:
@@ -141,7 +154,7 @@ def mix(text: str, models: tuple[str, ...], streams: tuple[str, ...], as_json: b
     else:
         click.echo(_srilm(found) if form == "srilm" else _table(found))
     if options["output"] is not None:
-        say(f"Mixture: {options['output']}")
+        say(f"Mixture: {shown(options['output'])}")
 
 
 def _quiet(_iteration: Iteration) -> None:
@@ -178,7 +191,7 @@ def _table(found: Mixed) -> str:
     def row(name: str, weight: str, score: Score) -> str:
         name = name if len(name) <= NAME else f"...{name[3 - NAME :]}"
         known = score.perplexity_excluding_unknown
-        return f"{printable(name):<{NAME}}{weight:>8}{score.perplexity:>14,.2f}{known:>16,.2f}"
+        return f"{printable(name):<{NAME}}{weight:>8}{figure(score.perplexity):>14}{figure(known):>16}"
 
     rows = [f"{'model':<{NAME}}{'weight':>8}{'perplexity':>14}{'excl. unknown':>16}"]
     rows += [row(*each) for each in zip(found.names, (f"{w:.4f}" for w in found.weights), found.scores, strict=True)]

@@ -12,7 +12,7 @@ import click
 from rnnlm.cli.options import Command, Value, json_option, model_option, option, threads_option
 from rnnlm.cli.progress import say, stage_bar
 from rnnlm.errors import TextError
-from rnnlm.settings import Natural
+from rnnlm.settings import Count
 
 if TYPE_CHECKING:
     from rnnlm.api import Model
@@ -31,13 +31,23 @@ if TYPE_CHECKING:
 )
 @click.argument("prompt", metavar="[PROMPT]", default="")
 @model_option()
-@option("--count", type=Value(Natural), default=10, help="Words to print for each prompt.")
+@option("--count", type=Value(Count), default=10, help="Words to print for each prompt.")
+@option(
+    "--pretokenized", is_flag=True, show_default=False, help="Take the words of prompts as they are, between spaces."
+)
 @option("--file", type=Value(str), metavar="FILE", help="Read prompts from this file, one a line.")
 @option("--encoding", type=Value(str), show_default="that of the training text", help="Encoding of the prompts.")
 @threads_option()
 @json_option()
 def next(
-    prompt: str, model: str, count: int, file: str | None, encoding: str | None, threads: int, as_json: bool
+    prompt: str,
+    model: str,
+    count: int,
+    pretokenized: bool,
+    file: str | None,
+    encoding: str | None,
+    threads: int,
+    as_json: bool,
 ) -> None:
     """Print the words that may follow PROMPT, the likeliest first, each with its probability.
 
@@ -50,18 +60,20 @@ def next(
 
     if file is not None and prompt:
         raise click.UsageError("--file has prompts of its own; leave PROMPT out.")
+    if encoding is not None and file is None and prompt != STANDARD_INPUT:
+        raise click.UsageError("--encoding is of prompts that are read; leave it out.")
     lm = open_scorer(model, threads, stage_bar)
     several = file if file is not None else STANDARD_INPUT if prompt == STANDARD_INPUT else None
     prompts = [("", prompt)] if several is None else _lines(lm, several, encoding)
     for number, (place, text) in enumerate(prompts, 1):
         try:
-            unknown = lm.prompt(text).unknown
+            unknown = lm.prompt(text, pretokenized).unknown
         except TextError as error:
             raise TextError(f"{place}{error}") from None
         if unknown:
             named = ", ".join(repr(printable(word)) for word in unknown)
             say(f"{place or 'The prompt: '}the model does not know these words, and reads each as <unk>: {named}.")
-        words = lm.next_words(text, count)
+        words = lm.next_words(text, count, pretokenized)
         if as_json:
             sys.stdout.write(f"{json.dumps({'prompt': text, 'words': words})}\n")
         else:

@@ -55,6 +55,9 @@ class Screen(io.TextIOBase):
 screen = Screen()
 
 
+LARGE = 1e9  # a perplexity that is no longer written out
+
+
 def bar(description: str, total: int | None = None, unit: str = "", delay: float = 1, **keywords: Any) -> tqdm[Any]:
     """Return a bar, shown after `delay` seconds; `update(n)` moves it."""
     from tqdm import tqdm
@@ -171,3 +174,8 @@ def _log(message: str) -> None:
     except OSError as error:
         log, screen.log = screen.log, None
         _write(f"Warning: {log.name if log else ''}: cannot be written ({error.strerror}); the log ends here.")
+
+
+def figure(perplexity: float) -> str:
+    """Write a perplexity for a table."""
+    return f"{perplexity:,.2f}" if perplexity < LARGE else f"{perplexity:.6g}"

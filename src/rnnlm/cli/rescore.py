@@ -76,6 +76,7 @@ def rescore(
         _check_effects(files, options, best or tune is not None)
         weights = weights_for(files[0].format, settings)
         found = [look(file, lm) for file in files]
+        _check_order(files, found, best or tune is not None)
         _warn(found)
         with bar("scoring", sum(one.hypotheses for one in found), " hypotheses") as progress:
             if tune is not None:
@@ -111,6 +112,17 @@ def _check_effects(files: Sequence[NBestFile], options: dict[str, Any], chosen: 
     for option_ in options:
         if option_ not in effective:
             raise SettingsError(f"{_flag(option_)} has no effect on {name} lists without --best; add that")
+
+
+def _check_order(files: Sequence[NBestFile], found: Sequence[Found], chosen: bool) -> None:
+    """Refuse lists in pieces where one hypothesis of each is wanted."""
+    from rnnlm.errors import TextError
+    from rnnlm.sources import printable
+
+    for file, one in zip(files, found, strict=True):
+        if chosen and one.again:
+            message = f"the ID {printable(one.again)!r} comes again after others"
+            raise TextError(f"{file.source.name}: {message}; put the hypotheses of a list next to each other")
 
 
 def _warn(found: Iterable[Found]) -> None:
@@ -187,9 +199,12 @@ def _places(lists: Sequence[str], output: str | None, one: bool) -> list[Path | 
         if "-" in names or len(set(names)) < len(names):
             raise click.UsageError("In a folder each list has its own name; give files of different names.")
         places = [path / name for name in names]
+    inputs = [Path(name) for name in lists if name != "-" and Path(name).exists()]
     for place in places:
         if place.exists() and not place.is_file():  # /dev/null would be replaced
-            raise SettingsError(f"{place}: is no plain file; name another with --output")
+            raise SettingsError(f"{_named(place)}: is no plain file; name another with --output")
+        if any(place.exists() and place.samefile(path) for path in inputs):
+            raise SettingsError(f"{_named(place)}: is a list that is read; name another place with --output")
     return list(places)
 
 
@@ -201,7 +216,15 @@ def _make(place: Path | None) -> None:
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise SettingsError(f"{folder}: cannot be made ({reason(error)}); name another folder with --output") from None
+        why = f"cannot be made ({reason(error)})"
+        raise SettingsError(f"{_named(folder)}: {why}; name another folder with --output") from None
+
+
+def _named(place: Path) -> str:
+    """Return a path as a terminal can show it."""
+    from rnnlm.sources import shown
+
+    return shown(str(place))
 
 
 @contextmanager

@@ -106,6 +106,8 @@ def _shown(text: str) -> str:
 
 def _check(options: dict[str, Any], files: tuple[str, ...]) -> None:
     """Refuse options that contradict each other or have no effect; `options` are those that are given."""
+    if files.count("-") > 1:
+        raise click.UsageError("Standard input can be read only once; give - once.")
     names = [f"--{name.removeprefix('as_').replace('_', '-')}" for name in OURS if options.get(name)]
     as_format, level = options.get("as_format"), options.get("level")
     if as_format and names:
