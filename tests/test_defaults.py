@@ -44,7 +44,7 @@ def test_cells_with_gates_are_tied_and_carry_their_state(cell):
     settings = chosen(cell=cell)
     assert (settings.network.tied, settings.network.carry_state, settings.training.average) == (gated,) * 3
     assert settings.training.dropout_state == 0.5 * gated
-    assert chosen(cell=cell, carry_state=True).training.dropout_state == 0  # as published
+    assert chosen(cell=cell, carry_state=True).training.dropout_state == 0.5 * gated
 
 
 def test_small_texts_have_more_dropout_and_more_epochs():

@@ -169,7 +169,12 @@ def test_the_table_has_each_model_and_the_mixture(run, files):
     assert [row[0] for row in rows[2:5]] == ["a.arpa", "b.arpa", "mixture"]
     assert sum(float(row[1]) for row in rows[1:4]) == pytest.approx(1, abs=2e-4)
     assert float(rows[4][1]) < min(float(row[2]) for row in rows[1:4])
-    assert re.fullmatch(r"3 sentences, 12 words, 1 unknown; \d+ iterations", out.splitlines()[-1])
+    counts, *notes = out.splitlines()[5:]
+    assert re.fullmatch(r"3 sentences, 12 words, 1 unknown; \d+ iterations", counts)
+    parts = list(map(open_part, files))
+    lacking = [len(Mixture(parts, [1 / 3] * 3).words) - len(part.words) for part in parts]
+    bits = re.findall(r"it (\d+\.\d) bits more", " ".join(notes))
+    assert bits == [f"{math.log2(each + 1):.1f}" for each in lacking if each]
     assert max(map(len, out.splitlines())) <= 80
 
 

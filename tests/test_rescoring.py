@@ -251,7 +251,7 @@ def test_references_must_be_there(write: Write) -> None:
     plain = file_of([[["a"]]], write)
     with pytest.raises(TextError, match="line 2: the ID 'u0' is there twice"):
         tune([plain], Uniform(), write("u0 a\nu0 b\n", "references"))
-    with pytest.raises(TextError, match="lack a line for the list 'u0'"):
+    with pytest.raises(TextError, match="lack a line `u0 WORDS` for that list"):
         tune([plain], Uniform(), write("u1 a\n", "references"))
 
 

@@ -178,4 +178,5 @@ def _plain_path(value: object) -> str:
 
 def foreign(path: Path) -> ModelError:
     """Return what is raised for a file of another kind."""
-    return ModelError(f"{path}: is not a model of rnnlm; name a model's folder or its .npz with --model")
+    remedy = "name a model's folder or its .npz with --model; rnnlm import takes over those of other tools"
+    return ModelError(f"{path}: is not a model of rnnlm; {remedy}")

@@ -84,7 +84,7 @@ def _training(settings: RunSettings, predictions: int, share: float) -> dict[str
     size, share = predictions / TREEBANK, share / TREEBANK_SHARE
     values = {
         "dropout": round(min(0.5, max(0.0, 0.3 + 0.3 * math.log10(share))), 2),
-        "dropout_state": 0.5 if network.carry_state and "carry_state" in settings.chosen else 0.0,
+        "dropout_state": 0.5 if network.carry_state and _gated(network) else 0.0,
         "batch_size": max(8, min(most, predictions // (200 * (training.bptt or 20)))),
         "lr": own_rule.learning_rate,
         "rate_power": RATE_POWER if own_rule.row_rates else 0.0,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,6 +99,7 @@ class Mixed:
     score: Score
     counted: int  # words and ends of sentences to which some model gives a probability
     iterations: int  # 0 where the weights were given
+    lacking: tuple[int, ...] = ()  # of the others' words, how many each model lacks and shares its <unk> with
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,8 @@ def mix(  # noqa: D417 -- some are described together
     with computing():
         best, iterations = (given, 0) if given is not None else best_weights(scored.table, precision, told)
         found = _mixed(names, scored, best, iterations, oov)
+    if oov == "share":
+        found = replace(found, lacking=tuple(len(mixture.words) - len(part.words) for part in parts))
     if output is not None:
         save(Path(output), names, found.weights, digests)
     return found

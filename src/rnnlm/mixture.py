@@ -192,7 +192,7 @@ def tokenizer_of(
     parts: Iterable[Scorer], pretokenized: bool = False, lines: bool = False, encoding: str | None = None
 ) -> Tokenizer:
     """Return how a text is cut; raises SettingsError where models of ours cut it differently."""
-    settings = TextSettings(pretokenized, lines)
+    settings, parts = TextSettings(pretokenized, lines), list(parts)
     kinds: list[Tokenizer] = []
     for part in parts:
         if isinstance(part, api.Model):
@@ -205,7 +205,8 @@ def tokenizer_of(
         raise SettingsError(
             "some models read texts in lower case and others do not, so they cannot be mixed; leave out one kind"
         )
-    if any(kind != kinds[0] for kind in kinds):
+    others = any(not isinstance(part, api.Model) for part in parts)  # whose texts have a sentence a line
+    if any(kind != kinds[0] for kind in kinds) or (others and kinds and not kinds[0].settings.line_is_sentence):
         raise SettingsError("the models cut texts into words differently; say how to: --pretokenized or --lines")
     if kinds:
         return kinds[0]

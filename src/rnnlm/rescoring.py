@@ -101,7 +101,11 @@ def rescore(files: Sequence[NBestFile], lm: AnyModel, settings: RescoringSetting
     lists = ((file, group) for file in files for group in file.lists())
     if settings.context == "previous":
         if not isinstance(lm, Model) or not lm.saved.model.settings.carry_state:
-            what = "a mixture" if not isinstance(lm, Model) else "a model that was trained to begin each sentence anew"
+            what = (
+                "a mixture or an n-gram model"
+                if not isinstance(lm, Model)
+                else "a model that was trained to begin each sentence anew"
+            )
             remedy = "leave it out, or train a model with --carry-state"
             raise SettingsError(f"--context previous has no effect on {what}; {remedy}")
         yield from _one_after_the_other(lists, lm, weights)

@@ -6,7 +6,7 @@ A word error is a word that is wrong, missing or too much, by the Levenshtein di
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,13 +78,16 @@ def word_errors() -> Callable[[Sequence[str], Sequence[str]], int]:
     return distance
 
 
-def references(source: Source, format: Format) -> dict[str, list[str]]:
-    """Read the right words of each list: lines of `ID words`, or for Moses a line for each ID, from 0.
+def references(source: Source, format: Format, keys: Collection[str]) -> dict[str, list[str]]:
+    """Read the right words of the lists of these IDs: lines of `ID words`, or for Moses a line for each ID, from 0.
 
-    Raises TextError where the file is no such thing.
+    Moses' lines may begin with IDs too: they do where all IDs of the lists begin one. Raises TextError where the file
+    is no such thing.
     """
     if format.name == "moses":
-        return {str(number): words for number, words in enumerate(lines_of_words(source))}
+        lines = list(lines_of_words(source))
+        if not set(keys) <= {words[0] for words in lines if words}:
+            return {str(number): words for number, words in enumerate(lines)}
     found: dict[str, list[str]] = {}
     for number, key, words in ids_and_words(source):
         if key in found:
@@ -106,13 +109,15 @@ def tune(
 
     Raises SettingsError where the package for word errors is missing, TextError where a list has no reference.
     """
-    count_errors, right = word_errors(), references(source, files[0].format)
+    count_errors = word_errors()
+    right = references(source, files[0].format, {group[0].key for file in files for group in file.lists()})
     keys: list[str] = []
     columns: list[NDArray[np.float64]] = []
     for one in rescore(files, lm, RescoringSettings()):
         key = one.hypotheses[0].key
         if key not in right:
-            what = f"line {int(key) + 1}" if one.file.format.name == "moses" else f"a line for the list {key[:40]!r}"
+            in_order = one.file.format.name == "moses" and key.isdigit()
+            what = f"line {int(key) + 1}" if in_order else f"a line `{key[:40]} WORDS` for that list"
             raise TextError(f"{source.name}: the references lack {what}; add it, or name another file with --tune")
         keys.append(key)
         rows = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rnnlm.cli.options import Command, Value, json_option, model_option, option, threads_option
+from rnnlm.cli.options import ANY_MODEL, Command, Value, json_option, model_option, option, threads_option
 from rnnlm.cli.progress import bar, figure, stage_bar, warn
 from rnnlm.settings import TextSettings
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     """,
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(allow_dash=True))
-@model_option()
+@model_option(help=ANY_MODEL)
 @option(
     "--pretokenized", is_flag=True, show_default=False, help="Read one sentence per line, words separated by spaces."
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from rnnlm.scoring import Score
 
 READING, WEIGHTS, RESULT = "Text and models", "Weights", "Result"
+WIDTH = 80  # columns of a line
 NAME = 36  # columns of a model's name in the table
 PRECISION = Annotated[float, Range(1e-12, 1)]
 
@@ -200,4 +203,10 @@ def _table(found: Mixed) -> str:
     score = found.score
     counts = f"{score.sentences:,} sentences, {score.words:,} words, {score.unknown:,} unknown"
     steps = f"; {counted(found.iterations, 'iteration')}" if found.iterations and len(found.names) > 1 else ""
-    return "\n".join([*rows, f"{counts}{steps}"])
+    notes = [
+        f"{printable(name)} lacks {counted(lacking, 'word')} of the others, and shares its <unk> with them: an unknown "
+        f"word costs it {math.log2(lacking + 1):.1f} bits more than in rnnlm evaluate"
+        for name, lacking in zip(found.names, found.lacking, strict=False)
+        if lacking
+    ]
+    return "\n".join([*rows, f"{counts}{steps}", *(textwrap.fill(note, WIDTH) for note in notes)])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rnnlm.cli.options import Command, Value, json_option, model_option, option, threads_option
+from rnnlm.cli.options import ANY_MODEL, Command, Value, json_option, model_option, option, threads_option
 from rnnlm.cli.progress import say, stage_bar
 from rnnlm.errors import TextError
 from rnnlm.settings import Count
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     """,
 )
 @click.argument("prompt", metavar="[PROMPT]", default="")
-@model_option()
+@model_option(help=ANY_MODEL)
 @option("--count", type=Value(Count), default=10, help="Words to print for each prompt.")
 @option(
     "--pretokenized", is_flag=True, show_default=False, help="Take the words of prompts as they are, between spaces."

@@ -181,6 +181,9 @@ def threads_option(group: str = "Options") -> Callable[[Any], Any]:
     )
 
 
+ANY_MODEL = "Use this model: its folder, an .npz, an ARPA file or a mixture's .toml."
+
+
 def model_option(group: str = "Options", help: str = "Use this model: its folder, or an .npz.") -> Callable[[Any], Any]:
     """Declare --model."""
     return option("--model", type=Value(str), metavar="PATH", default="model", group=group, help=help)

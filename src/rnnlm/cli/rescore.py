@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from rnnlm.cli.options import Command, Value, given, model_option, option, setting, threads_option
+from rnnlm.cli.options import ANY_MODEL, Command, Value, given, model_option, option, setting, threads_option
 from rnnlm.cli.progress import bar, say, stage_bar, warn
 from rnnlm.errors import SettingsError
 from rnnlm.settings import RescoringSettings
@@ -37,7 +37,7 @@ WEIGHTS = ("weight", "old_weight", "word_penalty", "context")
     """,
 )
 @click.argument("lists", metavar="LIST...", nargs=-1, required=True, type=click.Path(allow_dash=True))
-@model_option(LISTS)
+@model_option(LISTS, help=ANY_MODEL)
 @option("--format", "format_", type=click.Choice(FORMATS), group=LISTS, help="Format, where the lists do not tell it.")
 @option("--output", type=Value(str), metavar="PATH", group=LISTS, help="Write here: a file, or a folder for many.")
 @threads_option(LISTS)
@@ -46,7 +46,13 @@ WEIGHTS = ("weight", "old_weight", "word_penalty", "context")
 @setting(RescoringSettings, "old_weight", "Weight of the score in the list.", CHOICE, "1; srilm: 0")
 @setting(RescoringSettings, "word_penalty", "Add this for each word.", CHOICE)
 @setting(RescoringSettings, "context", "Read each list on from the best of the one before.", CHOICE)
-@option("--tune", type=Value(str), metavar="FILE", group=CHOICE, help="Find weights, by the right words in this file.")
+@option(
+    "--tune",
+    type=Value(str),
+    metavar="FILE",
+    group=CHOICE,
+    help="Find weights, by the right words: lines of ID WORDS, or for Moses in order.",
+)
 @click.pass_context
 def rescore(
     ctx: click.Context, /, lists: tuple[str, ...], model: str, format_: str | None, threads: int, **others: Any

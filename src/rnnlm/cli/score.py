@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rnnlm.cli.options import Command, Value, given, json_option, model_option, option, threads_option
+from rnnlm.cli.options import ANY_MODEL, Command, Value, given, json_option, model_option, option, threads_option
 from rnnlm.cli.progress import say, stage_bar
 from rnnlm.errors import TextError
 
@@ -43,7 +43,7 @@ OURS = ("words", "base", "rank", "sum_to", "as_json")  # options of our own form
     """,
 )
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(allow_dash=True))
-@model_option(TEXT)
+@model_option(TEXT, help=ANY_MODEL)
 @option("--pretokenized", is_flag=True, show_default=False, group=TEXT, help="Take words as they are, between spaces.")
 @option("--encoding", type=Value(str), show_default="that of the training text", group=TEXT, help="Encoding of FILE.")
 @option("--keep-state", is_flag=True, show_default=False, group=TEXT, help="Read on from line to line.")

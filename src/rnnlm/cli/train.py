@@ -42,6 +42,7 @@ TEXT, SHAPE, TRAINING, RUN = "Text", "Model", "Training", "Running"
 LONG_SENTENCE, LONG_WORD = 100, 12  # words, characters, on average: no language that is written with blanks has more
 FEW = 30  # predictions, of which a perplexity is no figure
 WIDTH = 80  # columns of a line
+MUCH_DROPOUT = 0.5  # more helps little
 MUCH = 1.03  # a perplexity that differs much from another: by this factor
 
 
@@ -138,7 +139,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "dropout_state",
     "Probability of a zero state at the beginning of a sentence, with --carry-state.",
     TRAINING,
-    "0.5 unless --carry-state is given",
+    "0.5 with gru and lstm",
 )
 @setting(
     TrainingSettings,
@@ -261,12 +262,15 @@ def _chosen(settings: RunSettings) -> list[str]:
         "hidden": (network.hidden, f"{network.hidden} units"),
         "tied": (network.tied, "tied embeddings"),
         "carry_state": (network.carry_state, "carried state"),
+        "dropout_state": (training.dropout_state, f"dropped with probability {training.dropout_state:g}"),
         "dropout": (training.dropout, f"dropout {training.dropout:g}"),
         "weight_decay": (training.weight_decay, f"weight decay {training.weight_decay:.2g}"),
         "batch_size": (training.batch_size, f"{training.batch_size} streams"),
         "average": (training.average, "averaged weights"),
         "epochs": (training.epochs, counted(training.epochs, "epoch")),
     }
+    if network.tied and network.embedding:
+        described.pop("hidden")  # --embedding decides it
     return [text for name, (value, text) in described.items() if name in settings.chosen and value]
 
 
@@ -404,6 +408,7 @@ class _Bars:
         if event.overfitting and not self.warned:
             self.warned = True
             now = f"a higher --dropout than {rate:g}" if (rate := self.run.settings.dropout) else "--dropout 0.3"
+            now = "more text, or fewer --hidden units," if rate >= MUCH_DROPOUT else now
             warn(f"the model overfits: it improves on the training text and not in validation; {now} may help.")
 
 
