@@ -279,6 +279,19 @@ def test_recipes_go_by_their_names(run, corpus):
     assert all(name.removesuffix(".toml") in listed for name in RECIPES)
 
 
+def test_a_carried_model_scores_sentences_by_themselves(run, corpus):
+    """--no-carry-state gives other figures than the state that is carried, the same as those of `score`."""
+    code, _, err = run("train", corpus, *SMALL, "--cell", "lstm")
+    assert code == 0, err
+    figures = {}
+    for options in ((), ("--carry-state",), ("--no-carry-state",)):
+        figures[options] = json.loads(run("evaluate", corpus, *options, "--json")[1])["perplexity"]
+    assert figures[()] == figures[("--carry-state",)] != figures[("--no-carry-state",)]
+    rows = [line.split("\t") for line in run("score", corpus)[1].splitlines()]
+    total, predictions = sum(float(row[0]) for row in rows), sum(int(row[1]) for row in rows)
+    assert 10 ** (-total / predictions) == pytest.approx(figures[("--no-carry-state",)], rel=1e-5)
+
+
 def test_a_switch_of_a_recipe_can_be_unset(run, corpus):
     """What a file sets, --no-... unsets."""
     Path("tied.toml").write_text("tied = true\ncell = 'lstm'\n")

@@ -542,3 +542,13 @@ def test_a_mixture_of_models_that_cut_texts_differently_is_used(run, files, tmp_
     code, out, err = run("next", "the", "--model", "m.toml", "--pretokenized", "--count", 10**6)
     assert code == 0, err
     assert sum(float(line.split("\t")[1]) for line in out.splitlines()) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_mixture_is_found_through_a_link(run, files, tmp_path):
+    """The paths in its file hold from the folder that the link leads to."""
+    Path("text.txt").write_text("the cat\n")
+    Path("deep/real").mkdir(parents=True)
+    Path("link").symlink_to("deep/real")
+    code, _, err = run("mix", "text.txt", *files[:2], "--weights", "0.5,0.5", "-o", "link/mix.toml")
+    assert code == 0, err
+    assert run("score", "text.txt", "--model", "link/mix.toml")[0] == 0

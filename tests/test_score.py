@@ -441,3 +441,13 @@ def test_the_page_of_scores_runs(run, folder, tmp_path, monkeypatch):
     assert (tmp_path / "scores").read_text().startswith("utt-1\t")
     for part in re.findall(r"```python\n(.*?)```", page, re.S):
         exec(compile(part, "docs/scoring.md", "exec"), {})
+
+
+def test_words_are_folded_as_the_training_text_was(run, tmp_path):
+    """Also those that are put together again."""
+    (tmp_path / "corpus.txt").write_text(test_cli.sentences(200))
+    code, _, err = run("train", "corpus.txt", "--lines", "--lowercase", "--hidden", 4, "--epochs", 1, "--threads", 1)
+    assert code == 0, err
+    (tmp_path / "t.txt").write_text("The CAT doesn't.\n")
+    rows = printed(run("score", "--words", "--sum-to", "blanks", "t.txt")).splitlines()
+    assert [row.split("\t")[2] for row in rows[1:]] == ["the", "cat", "doesn't.", "</s>"]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # so that a program's type checker knows what `__getattr__` w
     from rnnlm.api import train as train
     from rnnlm.mixing import Mixed as Mixed
     from rnnlm.mixing import mix as mix
+    from rnnlm.mixture import Mixture as Mixture
+    from rnnlm.mixture import open_scorer as open_scorer
     from rnnlm.run import Listener as Listener
     from rnnlm.run import NoPicture as NoPicture
     from rnnlm.run import Started as Started
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "api": ("Model", "Prompt", "load", "train"),
     "mixing": ("Mixed", "mix"),
+    "mixture": ("Mixture", "open_scorer"),
     "run": ("Listener", "NoPicture", "Started", "Stopped"),
     "training": ("Evaluation", "Progress"),
 }

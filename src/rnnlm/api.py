@@ -1,4 +1,4 @@
-"""What `import rnnlm` offers: a model to ask, and a training to follow; the commands are calls of these.
+"""What `import rnnlm` offers: a model to ask, and a training to follow.
 
 Every error is an RnnlmError, whose message is one sentence.
 """

@@ -194,7 +194,7 @@ def _section(
         except ValueError:
             log_p = backoff = math.nan
         key = " ".join(fields[1 : order + 1])
-        sound = log_p <= 0 and -_GREATEST < backoff < _GREATEST and len(fields) <= order + 2
+        sound = "_" not in fields[0] and log_p <= 0 and -_GREATEST < backoff < _GREATEST and len(fields) <= order + 2
         if not sound or not key or key.count(" ") != blanks or (highest and backoff):
             raise lines.error(_wrong(fields, order, log_p, highest))
         if "<UNK>" in key:

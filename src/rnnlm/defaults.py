@@ -81,18 +81,19 @@ def _training(settings: RunSettings, predictions: int, share: float) -> dict[str
     """
     network, training = settings.network, settings.training
     own_rule, most = RULES[rule(training)], 64 if network.layers == 1 and not network.tied else 20
-    size, share = predictions / TREEBANK, share / TREEBANK_SHARE
+    size, share, gated = predictions / TREEBANK, share / TREEBANK_SHARE, _gated(network)
     values = {
-        "dropout": round(min(0.5, max(0.0, 0.3 + 0.3 * math.log10(share))), 2),
-        "dropout_state": 0.5 if network.carry_state and _gated(network) else 0.0,
+        "dropout": round(min(0.5, max(0.0, (0.2 if gated else 0.3) + 0.3 * math.log10(share))), 2),
+        "weight_decay": float(f"{(0.0003 if gated else 0.001) * min(4, share):.1g}"),
+        "dropout_state": 0.5 if network.carry_state and gated else 0.0,
         "batch_size": max(8, min(most, predictions // (200 * (training.bptt or 20)))),
         "lr": own_rule.learning_rate,
         "rate_power": RATE_POWER if own_rule.row_rates else 0.0,
     }
-    if _gated(network):
+    if gated:
         epochs = 8 / math.sqrt(size)
-        values |= {"weight_decay": 0.0, "average": True, "lr_decay": 1.0}
+        values |= {"average": True, "lr_decay": 1.0}
     else:
         epochs = 24 / math.sqrt(size)
-        values |= {"weight_decay": float(f"{0.001 * min(4, share):.1g}"), "average": False, "lr_decay": 1.35}
+        values |= {"average": False, "lr_decay": 1.35}
     return {**values, "epochs": round(min(40, max(5, epochs)))}

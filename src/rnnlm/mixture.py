@@ -282,9 +282,13 @@ def check_output(output: PathLike | None, streams: bool, oov: Oov) -> None:
 
 def save(path: Path, models: Sequence[str], weights: Sequence[float], digests: Sequence[str]) -> None:
     """Write a mixture's file; raises ModelError where that fails."""
-    rows = [TITLE, "format = 1"]
+    rows, folder = [TITLE, "format = 1"], os.path.realpath(path.parent)  # a link may lead to it
     for model, weight, sha256 in zip(models, weights, digests, strict=True):
-        place = model if Path(model).is_absolute() else os.path.relpath(model, path.parent)
+        place = (
+            model
+            if Path(model).is_absolute()
+            else os.path.relpath(os.path.realpath(model), os.path.realpath(path.parent))
+        )
         quoted = json.dumps(place, ensure_ascii=False).replace("\x7f", "\\u007f")
         rows += ["", "[[model]]", f"path = {quoted}", f"weight = {weight!r}", f'sha256 = "{sha256}"']
     try:

@@ -150,7 +150,8 @@ class Tokenizer(Checked):
         for number, text in enumerate(block.lines, block.first):
             with _patience(f"{block.name}, line {number}"):
                 words = [word for part in _short(" ".join(text.split())) for word in split(part)]
-            cut.append(Line(text, _folded(words, self.settings), _spans(text, words)))
+            spans, folded = _spans(text, words), text.lower() if self.settings.lowercase else text
+            cut.append(Line(folded if len(folded) == len(text) else text, _folded(words, self.settings), spans))
         return cut
 
     def prompt(self, text: str) -> list[list[str]]:

@@ -177,8 +177,10 @@ def train(
                 began = time.perf_counter()
                 state.optimizer.decay(state.model.parameters, work)
                 score = perplexity(state.result, valid, work, unknown_id=unknown_id, progress=evaluating)
-                part, many = corpus.beginning(valid.predictions), epoch.streams
-                known = perplexity(state.result, part, work, streams=many).perplexity if at_end else None
+                known = None
+                if at_end:
+                    part = corpus.beginning(valid.predictions)
+                    known = perplexity(state.result, part, work, streams=epoch.streams).perplexity
                 improved = _evaluated(state, settings, score, known, time.perf_counter() - began)
                 yield Evaluation(state.history[-1], improved, at_end, at_end and overfitting(state.history))
             if at_end:

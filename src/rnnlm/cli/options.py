@@ -181,7 +181,7 @@ def threads_option(group: str = "Options") -> Callable[[Any], Any]:
     )
 
 
-ANY_MODEL = "Use this model: its folder, an .npz, an ARPA file or a mixture's .toml."
+ANY_MODEL = "Use this model: its folder, an .npz, an ARPA file or a mixture."
 
 
 def model_option(group: str = "Options", help: str = "Use this model: its folder, or an .npz.") -> Callable[[Any], Any]:

@@ -111,6 +111,9 @@ def _check_effects(files: Sequence[NBestFile], options: dict[str, Any], chosen: 
     names = dict.fromkeys(file.format.name for file in files)
     if len(names) > 1:
         raise SettingsError(f"the lists are of the formats {' and '.join(names)}; give lists of one format at a time")
+    if len({file.format.old_weight is None for file in files}) > 1:
+        message = "some tables have a column score and others do not"
+        raise SettingsError(f"{message}; give lists of one kind at a time")
     if chosen or options.get("context") == "previous":
         return
     (name,) = names

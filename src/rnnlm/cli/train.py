@@ -146,7 +146,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "weight_decay",
     "L2 penalty on input and output embeddings.",
     TRAINING,
-    "by the text's size; 0 with gru and lstm",
+    "by the text's size",
 )
 @setting(
     TrainingSettings,
@@ -182,9 +182,9 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: bool, log: str | None, **_: Any) -> None:
     """Train a model on CORPUS: one or more texts, plain or gzip, or - for standard input.
 
-    Each epoch's line has the perplexity on a part of the training text and in validation (* the best so far; known:
-    excluding unknown words), the learning rate, the seconds of training and words per second. Ctrl-C saves, and
-    --resume goes on; only --epochs and --patience may then change.
+    Each epoch's line has the perplexity on a part of the training text (within an epoch, running: over the epoch so
+    far) and in validation (* the best so far; known: excluding unknown words), the learning rate, the seconds of
+    training and words per second. Ctrl-C saves, and --resume goes on; only --epochs and --patience may then change.
     """
     from rnnlm.api import train
     from rnnlm.checkpoint import ModelFolder
@@ -396,9 +396,9 @@ class _Bars:
             self.close()
         known, training = _known(record), record.train_perplexity or record.running_perplexity
         done = record.epoch - 1 + record.window / self.windows
+        epoch, name = (f"{record.epoch:>2}", "train") if event.epoch_done else (f"{done:.2f}", "running")
         line = (
-            f"epoch {f'{record.epoch:>2}' if event.epoch_done else f'{done:.2f}'}"
-            f"  train {_figure(training):>5}  valid {_figure(record.valid_perplexity):>5} "
+            f"epoch {epoch}  {name} {_figure(training):>5}  valid {_figure(record.valid_perplexity):>5} "
             f"{'*' if event.improved else ' '}{f'  known {known}' if known else ''}  lr {record.learning_rate:.1e}"
             f"  {_duration(record.seconds)}"
         )
