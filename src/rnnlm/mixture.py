@@ -284,11 +284,7 @@ def save(path: Path, models: Sequence[str], weights: Sequence[float], digests: S
     """Write a mixture's file; raises ModelError where that fails."""
     rows, folder = [TITLE, "format = 1"], os.path.realpath(path.parent)  # a link may lead to it
     for model, weight, sha256 in zip(models, weights, digests, strict=True):
-        place = (
-            model
-            if Path(model).is_absolute()
-            else os.path.relpath(os.path.realpath(model), os.path.realpath(path.parent))
-        )
+        place = model if Path(model).is_absolute() else os.path.relpath(os.path.realpath(model), folder)
         quoted = json.dumps(place, ensure_ascii=False).replace("\x7f", "\\u007f")
         rows += ["", "[[model]]", f"path = {quoted}", f"weight = {weight!r}", f'sha256 = "{sha256}"']
     try:
