@@ -333,10 +333,10 @@ def test_defaults_are_the_same_in_library_and_command_line():
 
 @pytest.mark.parametrize(
     ("options", "predictions", "streams"),
-    [({}, 1_000, 8), ({}, 929_589, 64), ({"layers": 2}, 929_589, 20), ({"cell": "lstm"}, 929_589, 20)],
+    [({}, 1_000, 8), ({}, 929_589, 32), ({"layers": 2}, 929_589, 20), ({"cell": "lstm"}, 929_589, 20)],
 )
 def test_default_batch_sizes_leave_steps_enough(options, predictions, streams):
-    """A short text is read by a few streams, a long one by 64, or by 20 with several layers or tied tables."""
+    """A short text is read by a few streams, a long one by 32, or by 20 with several layers or tied tables."""
     chosen = choose(RunSettings.of("text.txt", options), predictions, 10_000)
     assert chosen.training.batch_size == streams
 

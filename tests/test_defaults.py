@@ -83,7 +83,7 @@ def test_nothing_stays_open():
 @pytest.mark.parametrize(
     ("cell", "expected"),
     [
-        ("elman", {"dropout": 0.3, "weight_decay": 0.001, "lr_decay": 1.35, "epochs": 24, "batch_size": 64}),
+        ("elman", {"dropout": 0.3, "weight_decay": 0.001, "lr_decay": 1.35, "epochs": 24, "batch_size": 32}),
         ("lstm", {"dropout": 0.21, "weight_decay": 0.0003, "lr_decay": 1.0, "epochs": 8, "batch_size": 20}),
     ],
 )

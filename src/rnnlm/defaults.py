@@ -13,6 +13,7 @@ from rnnlm.model import CELLS, RULES, ModelSettings, parameter_table
 from rnnlm.settings import CHOSEN, NetworkSettings, RunSettings, TrainingSettings
 
 RATE_POWER = 0.5  # of rules whose rates follow word frequencies
+ELMAN_RATE = 0.0005  # of SGD without gates, whose rate falls; the rule's is for those that keep it
 TREEBANK = 929_589  # predictions in the training part of the Penn Treebank
 TREEBANK_SHARE = 4.35  # parameters of an Elman network of 200 units for each of them
 
@@ -76,18 +77,18 @@ def _training(settings: RunSettings, predictions: int, share: float) -> dict[str
     """Choose how a network is trained; `share` is how many parameters it has for each prediction of the text.
 
     The more, the sooner it learns the text by heart: dropout and weight decay grow with it. Streams make a step cheaper
-    for each word, and steps fewer and longer: there are as many as leave 200 steps in an epoch. Beyond 64 products get
-    hardly quicker; with several layers, or tied tables, steps of 64 streams are too long.
+    for each word, and steps fewer and longer: there are as many as leave 200 steps in an epoch. With more than 32 steps
+    are too long: with 64, and the rule's own rate, an Elman network diverged in its sixth epoch of the treebank.
     """
     network, training = settings.network, settings.training
-    own_rule, most = RULES[rule(training)], 64 if network.layers == 1 and not network.tied else 20
+    own_rule, most = RULES[rule(training)], 32 if network.layers == 1 and not network.tied else 20
     size, share, gated = predictions / TREEBANK, share / TREEBANK_SHARE, _gated(network)
     values = {
         "dropout": round(min(0.5, max(0.0, (0.2 if gated else 0.3) + 0.3 * math.log10(share))), 2),
         "weight_decay": float(f"{(0.0003 if gated else 0.001) * min(4, share):.1g}"),
         "dropout_state": 0.5 if network.carry_state and gated else 0.0,
         "batch_size": max(8, min(most, predictions // (200 * (training.bptt or 20)))),
-        "lr": own_rule.learning_rate,
+        "lr": own_rule.learning_rate if gated or not own_rule.row_rates else ELMAN_RATE,
         "rate_power": RATE_POWER if own_rule.row_rates else 0.0,
     }
     if gated:
