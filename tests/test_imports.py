@@ -159,6 +159,13 @@ def test_nltk_is_known_to_text_alone(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
+def test_matplotlib_is_known_to_pictures_alone(file: str) -> None:
+    """matplotlib, an optional extra, is imported inside functions of the files that draw."""
+    found = [imported for imported in imports_of(file) if imported.root == "matplotlib"]
+    assert file in {"curve.py", "pictures.py"} or not found
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_nothing_imports_the_command_line(file: str) -> None:
     """Commands use the library, never the other way round."""
     if not is_command_line(file):

@@ -1,4 +1,4 @@
-"""The learning curve as a picture; the only file that knows matplotlib, an optional extra."""
+"""The learning curve as a picture; with pictures.py the only file that knows matplotlib, an optional extra."""
 
 from __future__ import annotations
 

@@ -23,7 +23,19 @@ from click.shell_completion import shell_complete
 from rnnlm import __version__
 from rnnlm.errors import RnnlmError
 
-COMMANDS = ("train", "generate", "next", "evaluate", "score", "rescore", "mix", "gradcheck", "info")
+COMMANDS = (
+    "train",
+    "generate",
+    "next",
+    "evaluate",
+    "score",
+    "rescore",
+    "mix",
+    "gradcheck",
+    "trace",
+    "gradflow",
+    "info",
+)
 FAILED, INTERRUPTED = 1, 130  # exit codes; click's own for wrong usage is 2
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

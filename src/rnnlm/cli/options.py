@@ -191,6 +191,18 @@ def json_option(group: str = "Options") -> Callable[[Any], Any]:
     return option("--json", "as_json", is_flag=True, group=group, show_default=False, help="Print JSON.")
 
 
+def picture_option(what: str) -> Callable[[Any], Any]:
+    """Declare --picture."""
+    text = f"Draw {what} into this SVG, PNG or PDF file."
+    return option("--picture", type=Value(Path), callback=_check_picture, help=text)
+
+
+def _check_picture(_ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None and path.suffix.lower() not in (".svg", ".png", ".pdf"):
+        raise click.UsageError(f"--picture is {brief(str(path))}; it takes a file that ends in .svg, .png or .pdf.")
+    return path
+
+
 def given(ctx: click.Context) -> dict[str, Any]:
     """Return the options that the command line or a file of settings gives, by name."""
     said = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)

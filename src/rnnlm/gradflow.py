@@ -1,0 +1,227 @@
+"""How far back errors reach over a text, and what a truncation would lose.
+
+Norms are those of every delta_t(t - lag) that `tracing.watch` sees. What a truncation loses is measured: gradients are
+computed by `LanguageModel.read` with it and without it, over the same text, and compared. Letters are model.py's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from rnnlm.batches import windows
+from rnnlm.corpus import Corpus
+from rnnlm.errors import TextError
+from rnnlm.model import CELLS, IGNORED, Array, Gradients, LanguageModel, Parameters, Workspace, runs
+from rnnlm.tracing import Seen, kept, no_numbers, norm, output_errors, truncated, watch, word_rows
+
+POSITIONS = 2048  # of a window: its arrays stay near a core
+STREAMS = 16  # at most: `watch` wants few
+STEPS = 128  # of a window, at least; and four times the lags, so that few errors are cut by its beginning
+TRIES = 3  # truncations whose gradients are computed, beside the last
+TOLERANCE = 0.01  # share of the gradient that the advised truncation may lose
+STEADY = 0.05  # by which the factor of a step may differ from 1 where errors neither vanish nor explode
+
+
+class Gate(NamedTuple):
+    """One part of z, over all positions."""
+
+    gate: str  # a letter of `Cell.gates`
+    radius: float | None  # spectral radius of the gate's rows of W; None where W s is not added to it
+    singular: float | None  # their largest singular value
+    slope: float  # mean size of the slope by which delta is made: 1 - s^2, for an Elman network
+
+
+class LayerFlow(NamedTuple):
+    """What goes back through one layer, by lag: means over the errors that have a step so far back."""
+
+    number: int  # from 1
+    delta: Array  # (lags + 1,): mean norm of delta_t(t - lag)
+    dstates: Array  # (M, lags + 1): that of dE_t/ds and, for an LSTM, of dE_t/dc
+    beyond: Array  # (lags + 1,): share of the sum of all these norms that lies beyond each lag
+    factor: float  # what a step back keeps of delta, geometric mean
+    gates: list[Gate]
+    past: float  # mean factor from state to state that does not pass W: u of a GRU, f of an LSTM, else 0
+
+    @property
+    def verdict(self) -> str:
+        """Whether gradients "vanish", "explode", or are "steady"."""
+        return "vanish" if self.factor < 1 - STEADY else "explode" if self.factor > 1 + STEADY else "steady"
+
+
+@dataclass(frozen=True)
+class Flow:
+    """How errors flow back over a text."""
+
+    errors: int  # that were followed
+    pairs: Array  # (lags + 1,): how many of them have a step so far back
+    layers: list[LayerFlow]
+    lost: dict[int, float]  # K: norm of the difference that truncation at K makes to the gradient, as a share of it
+    advice: int | None  # the least that was found to lose no more than TOLERANCE; None: all lags lose more
+
+
+class _Read(NamedTuple):
+    """A window as it was read."""
+
+    x: Array  # (T, B)
+    states: Array  # before it
+    ds: Array  # (T, B, H): dE_t/ds_t of the errors that are followed
+
+
+def gradient_flow(
+    model: LanguageModel,
+    corpus: Corpus,
+    work: Workspace,
+    *,
+    lags: int = 32,
+    words: int = 10_000,
+    progress: Callable[[int], object] | None = None,
+) -> Flow:
+    """Follow the errors of about so many words of a text, so many steps back.
+
+    An error counts only where its whole reach, `lags` steps or to the beginning of its sentence, lies in one window.
+    `progress` is told the number of errors followed since its last call. Raises TextError when the text has no
+    sentences, ModelError where numbers are not finite.
+    """
+    if not corpus.sentences:
+        raise TextError("there is nothing to follow: the text has no sentences; name another file")
+    sums, read, pairs = _Sums(model, lags), list[_Read](), np.zeros(lags + 1, np.int64)
+    for window in _followed(truncated(model, lags), corpus, lags, sums, work):
+        found, reach = window
+        read.append(found)
+        pairs += np.array([np.count_nonzero(reach >= lag) for lag in range(lags + 1)])
+        if progress:
+            progress(int(np.count_nonzero(reach >= 0)))
+        if pairs[0] >= words:
+            break
+    layers = [sums.layer(number, pairs) for number in range(model.settings.layers)]
+    if not all(np.isfinite([*layer.delta, *layer.dstates.flat, layer.past]).all() for layer in layers):
+        raise no_numbers()
+    lost, advice = _advice(model, read, layers, int(np.flatnonzero(pairs)[-1]), work)
+    return Flow(int(pairs[0]), pairs, layers, lost, advice)
+
+
+def _followed(
+    model: LanguageModel, corpus: Corpus, lags: int, sums: _Sums, work: Workspace
+) -> Iterator[tuple[_Read, Array]]:
+    """Read a text window by window, and take all errors back; yield the window, and each error's reach (T, B) or -1."""
+    steps = max(STEPS, 4 * lags)
+    long_enough = corpus.predictions // steps if model.settings.carry_state else corpus.sentences
+    read = windows(corpus, max(1, min(STREAMS, POSITIONS // steps, long_enough)), steps)
+    states = model.start(read.streams)
+    for number, (x, y) in enumerate(read):
+        at = np.arange(len(x))[:, None]
+        begins = np.where(kept(model, x), -1, at)
+        begin = np.maximum.accumulate(begins if number else np.maximum(begins, 0))  # -1: in the window before
+        wanted = (y != IGNORED) & ((begin >= 0) | (at >= lags))
+        (s, after), backward = watch(model, x, states, lags, sums.look, work)
+        _, ds = output_errors(model, s, y, wanted, work.part("errors"))
+        sums.wanted = wanted
+        backward(ds)
+        yield _Read(x, states, ds), np.where(wanted, np.minimum(at - begin, lags), -1)
+        states = after
+
+
+class _Sums:
+    """Sums of norms and of slopes, over all windows."""
+
+    def __init__(self, model: LanguageModel, lags: int) -> None:
+        self.model, cell, layers = model, CELLS[model.settings.cell], model.settings.layers
+        self.wanted = np.empty((0, 0), bool)  # (T, B), of the window that goes back now
+        self.delta = np.zeros((layers, lags + 1))
+        self.dstates = np.zeros((layers, len(cell.states), lags + 1))
+        self.slopes = np.zeros((layers, len(cell.gates) * model.settings.hidden))
+        self.past = np.zeros(layers)
+
+    def look(self, seen: Seen) -> None:
+        """Add what went back at one lag; errors that do not count are zero."""
+        layer, lag = seen.layer, seen.lag
+        self.delta[layer, lag] += _norms(seen.delta).sum()
+        self.dstates[layer, :, lag] += _norms(seen.dstates).sum(axis=(1, 2))
+        if lag == 0:
+            self.slopes[layer] += np.abs(seen.slopes[self.wanted]).sum(axis=0, dtype=np.float64)
+            self.past[layer] += seen.carry[-1][self.wanted].mean(axis=1, dtype=np.float64).sum()
+
+    def layer(self, layer: int, pairs: Array) -> LayerFlow:
+        """Make means of the sums."""
+        count, sums = np.maximum(pairs, 1), self.delta[layer]
+        delta = sums / count
+        last = int(np.flatnonzero(pairs >= max(1, pairs[0] / 100))[-1])  # so far back, the mean is one of many errors
+        factor = float((delta[last] / delta[0]) ** (1 / last)) if last and delta[0] else 1.0
+        beyond = np.append(np.cumsum(sums[:0:-1])[::-1], 0) / (sums.sum() or 1)
+        gates, past = _gates(self.model, layer, self.slopes[layer] / count[0]), float(self.past[layer] / count[0])
+        return LayerFlow(layer + 1, delta, self.dstates[layer] / count, beyond, factor, gates, past)
+
+
+def _norms(vectors: Array) -> Array:
+    """Return the norm of each vector (..., n), in float64."""
+    return np.asarray(np.sqrt(np.einsum("...n,...n->...", vectors, vectors, dtype=np.float64)))
+
+
+def _gates(model: LanguageModel, layer: int, slopes: Array) -> list[Gate]:
+    """Describe each part of z, with the mean slopes (G*H,)."""
+    cell, H, W = CELLS[model.settings.cell], model.settings.hidden, model.parameters[f"W{layer + 1}"]
+    recalls, gates = cell.recalls or cell.gates, []
+    for number, gate in enumerate(cell.gates):
+        radius = singular = None
+        if gate in recalls:
+            rows = W[recalls.index(gate) * H :][:H].astype(np.float64)
+            if not np.isfinite(rows).all():
+                raise no_numbers()
+            radius = float(np.abs(np.linalg.eigvals(rows)).max())
+            singular = float(np.linalg.norm(rows, 2))
+        gates.append(Gate(gate, radius, singular, float(slopes[number * H :][:H].mean())))
+    return gates
+
+
+def _advice(
+    model: LanguageModel, read: list[_Read], layers: list[LayerFlow], most: int, work: Workspace
+) -> tuple[dict[int, float], int | None]:
+    """Search for the least truncation that loses little; return what each that was tried loses, and the one found.
+
+    What is lost falls about as the norms beyond K do, so these say what to try: first and, scaled to what the last one
+    lost, again.
+    """
+    whole, lost = _gradient(model, read, None, work), dict[int, float]()
+    beyond = np.max([layer.beyond for layer in layers], axis=0)  # (lags + 1,)
+    low, high, wanted = -1, most, TOLERANCE  # the least is above `low`, and at most `high` if it is there at all
+    while len(lost) < TRIES and low < high - 1:
+        K = max(low + 1, min(high, int(np.flatnonzero(beyond <= wanted)[0])))
+        if K in lost:
+            break
+        lost[K] = _lost(whole, _gradient(model, read, K, work))
+        low, high = (low, K) if lost[K] <= TOLERANCE else (K, high)
+        wanted = TOLERANCE * float(beyond[K]) / (lost[K] or 1)
+    if high not in lost:
+        lost[high] = _lost(whole, _gradient(model, read, high, work))
+    return dict(sorted(lost.items())), high if lost[high] <= TOLERANCE else None
+
+
+def _lost(whole: Parameters, found: Parameters) -> float:
+    """Return the joint norm of the difference between two gradients, as a share of that of the first."""
+    apart = [norm(found[name] - value) for name, value in whole.items()]
+    lost = math.hypot(*apart) / (math.hypot(*map(norm, whole.values())) or 1)
+    if not math.isfinite(lost):
+        raise no_numbers()
+    return lost
+
+
+def _gradient(model: LanguageModel, read: list[_Read], K: int | None, work: Workspace) -> Parameters:
+    """Return the gradients of all that truncation acts on: U, and X, W and b of each layer."""
+    total = {name: np.zeros_like(value) for name, value in model.parameters.items() if name[0] in "XWb"}
+    total["U"] = np.zeros_like(word_rows(model))
+
+    def back(window: _Read) -> Gradients:
+        _, backward = truncated(model, K).read(window.x, window.states, Workspace())
+        return backward(window.ds)
+
+    for some in runs(0, len(read), work.threads):  # summed in the order of the text, whoever computes them
+        for gradients in work.each(back, read[some]):
+            for name, gradient in gradients.items():
+                for rows, values in gradient:
+                    total[name][rows] += values
+    return total
