@@ -76,7 +76,7 @@ def model(run, corpus):
 
 
 def test_train_tells_what_it_did_and_what_comes_next(run, corpus):
-    """Counts, a line an epoch, the best perplexity, words/s, where the model is, what it says, and what to type next."""
+    """Counts, a line an epoch, the best perplexity, words/s, where the model is, sentences of it, what comes next."""
     code, out, err = run("train", corpus, *SMALL)
     assert (code, out) == (0, "")
     assert "190 sentences" in err

@@ -34,6 +34,7 @@ COMMANDS = (
     "gradcheck",
     "trace",
     "gradflow",
+    "curve",
     "info",
 )
 FAILED, INTERRUPTED = 1, 130  # exit codes; click's own for wrong usage is 2

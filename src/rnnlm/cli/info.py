@@ -7,7 +7,6 @@ import itertools
 import json
 import textwrap
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,11 +33,10 @@ FREQUENT = 10  # words that are shown
 @json_option()
 def info(model: str, as_json: bool) -> None:
     """Describe a model: its network, its vocabulary, its text, its training and the perplexity that it reached."""
-    from rnnlm.checkpoint import ModelFolder, load_model
+    from rnnlm.checkpoint import load_model, read_history
 
     saved = load_model(model)
-    history = ModelFolder(model).read_history(saved.origin.run) if Path(model).is_dir() else []
-    history = history or list(saved.origin.history)
+    history = read_history(model, saved.origin)
     click.echo(json.dumps(_report(saved, history), indent=2, ensure_ascii=False) if as_json else _text(saved, history))
 
 
