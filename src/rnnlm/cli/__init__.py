@@ -35,6 +35,7 @@ COMMANDS = (
     "trace",
     "gradflow",
     "curve",
+    "report",
     "info",
 )
 FAILED, INTERRUPTED = 1, 130  # exit codes; click's own for wrong usage is 2

@@ -83,14 +83,8 @@ def _report(saved: SavedModel, history: list[Record]) -> dict[str, Any]:
 
 def _text(saved: SavedModel, history: list[Record]) -> str:
     """Lay a model out for reading: a block for each subject, then a line for each evaluation."""
-    blocks = {
-        "Network": _network(saved),
-        "Vocabulary": _vocabulary(saved),
-        "Text": _source(saved),
-        "Training": _training(saved),
-    }
     lines = []
-    for subject, rows in blocks.items():
+    for subject, rows in blocks(saved).items():
         lines.append(subject)
         lines += [_wrapped(f"  {name:<18}{value}") for name, value in rows.items()]
     if history:
@@ -99,6 +93,16 @@ def _text(saved: SavedModel, history: list[Record]) -> str:
         best = min(history, key=lambda record: record.valid_perplexity)
         lines += [_evaluation(record, record is best) for record in history]
     return "\n".join(lines)
+
+
+def blocks(saved: SavedModel) -> dict[str, dict[str, str]]:
+    """Say what a model is in words, by subject."""
+    return {
+        "Network": _network(saved),
+        "Vocabulary": _vocabulary(saved),
+        "Text": _source(saved),
+        "Training": _training(saved),
+    }
 
 
 def _wrapped(row: str) -> str:
