@@ -155,11 +155,12 @@ def test_a_long_text_is_read_to_a_limit(run, model, monkeypatch):
     assert READ >= 10_000
 
 
-@pytest.mark.parametrize("content", ["cat\n", "zebra\n", "the cat " * 300 + "\n"])
+@pytest.mark.parametrize("content", ["cat\n", "zebra\n", "the cat " * 300 + "\n", f"the {'x' * 10**6} sleeps\n"])
 def test_small_and_odd_texts_have_a_page(run, model, content):
-    """One word, one unknown word, one very long sentence."""
+    """One word, one unknown word, one very long sentence, one very long word."""
     Path("odd.txt").write_text(content)
     assert run("report", "odd.txt")[0] == 0
+    assert Path("report.html").stat().st_size < 200_000
     assert Page("report.html").tags.count("svg") == 2
 
 

@@ -66,8 +66,9 @@ def test_a_word_is_text_whatever_it_holds():
 
 
 def test_a_long_text_is_cut():
-    """A notebook is not filled with more words than anybody reads."""
+    """A notebook is not filled with more words than anybody reads, nor with one of a million characters."""
     shown = Surprisals([("a", 1.0)] * (SHOWN + 1234))._repr_html_()
     assert shown.count("<span") == SHOWN
     assert "and 1,234 more" in shown
+    assert len(Surprisals([("a" * 10**6, 1.0)])._repr_html_()) < 500
     assert Surprisals()._repr_html_().count("<span") == 0

@@ -10,7 +10,7 @@ from rnnlm.charts import Line, line_chart
 from rnnlm.curve import epochs_done
 from rnnlm.errors import ModelError, SettingsError
 from rnnlm.files import replacing
-from rnnlm.shading import DARK, EDGES, LIGHT, shade
+from rnnlm.shading import DARK, EDGES, LIGHT, clipped, shade
 from rnnlm.sources import printable
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rnnlm.training import Record
 
 LEAST = 1e-4  # of an error's norm at lag 0: what is smaller is not drawn
+LONGEST = 10_000  # characters of a sentence, a command or a list of files
 LAGS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # in the table
 
 
@@ -54,9 +55,9 @@ def write_page(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
+        finalize=lambda value: printable(value[:LONGEST]) if type(value) is str else value,
     )
-    house.filters |= {"number": _number, "share": "{:.1%}".format, "shade": shade}
+    house.filters |= {"number": _number, "share": "{:.1%}".format, "shade": shade, "word": clipped}
     page = house.get_template("report.html").render(
         report=report,
         name=name,

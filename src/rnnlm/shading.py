@@ -23,11 +23,17 @@ DARK = (
     *(("#a04d08", "#fff"), ("#cc650f", "#000"), ("#ee8a2c", "#000"), ("#ffc27a", "#000")),
 )
 SHOWN = 2000  # words that a notebook shows
+LONGEST = 100  # characters of a word that are shown: a text may have one of millions
 
 
 def shade(bits: float) -> int:
     """Return the number of a word's shade, from 0."""
     return bisect.bisect_right(EDGES, bits)
+
+
+def clipped(word: str) -> str:
+    """Return a word, or its beginning where it is very long."""
+    return word if len(word) <= LONGEST else f"{word[: LONGEST - 1]}…"
 
 
 class Surprisals(list[tuple[str, float]]):
@@ -39,7 +45,7 @@ class Surprisals(list[tuple[str, float]]):
         for word, bits in self[:SHOWN]:
             back, front = LIGHT[shade(bits)]
             style = f"background:{back};color:{front};padding:0 .2em;border-radius:.2em"
-            shown = html.escape(printable(word))
+            shown = html.escape(printable(clipped(word)))
             parts.append(f'<span style="{style}" title="{bits:.2f} bits">{shown}</span>')
             parts.append("<br>" if word == SENTENCE_END else " ")
         if len(self) > SHOWN:
