@@ -46,19 +46,7 @@ def write_page(
     Whatever a text, a path or a word holds is shown as text. Raises SettingsError as `check_jinja`, ModelError where
     the file cannot be written.
     """
-    check_jinja()
-    import jinja2
-
-    house = jinja2.Environment(
-        loader=jinja2.PackageLoader("rnnlm"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value[:LONGEST]) if type(value) is str else value,
-    )
-    house.filters |= {"number": _number, "share": "{:.1%}".format, "shade": shade, "word": clipped}
-    page = house.get_template("report.html").render(
+    page = _template().render(
         report=report,
         name=name,
         blocks=blocks,
@@ -72,6 +60,23 @@ def write_page(
     )
     with replacing(path, ModelError, "make room or name another file with -o") as file:
         file.write(page.encode("utf-8", "replace"))
+
+
+def _template() -> Any:
+    """Return the template, which escapes all that it shows."""
+    check_jinja()
+    import jinja2
+
+    house = jinja2.Environment(
+        loader=jinja2.PackageLoader("rnnlm"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value[:LONGEST]) if type(value) is str else value,
+    )
+    house.filters |= {"number": _number, "share": "{:.1%}".format, "shade": shade, "word": clipped}
+    return house.get_template("report.html")
 
 
 def _curve(history: Sequence[Record]) -> Any:
