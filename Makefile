@@ -18,7 +18,7 @@ install: .venv/installed  ## make .venv and install rnnlm into it
 	@touch $@
 
 .venv/developing: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,plot,rescore]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,plot,report,rescore]'
 	@touch $@
 
 .venv/benching: .venv/installed

@@ -76,14 +76,15 @@ def model(run, corpus):
 
 
 def test_train_tells_what_it_did_and_what_comes_next(run, corpus):
-    """Counts, a line an epoch, the best perplexity, words/s, where the model is, and the next command to type."""
+    """Counts, a line an epoch, the best perplexity, words/s, where the model is, sentences of it, what comes next."""
     code, out, err = run("train", corpus, *SMALL)
     assert (code, out) == (0, "")
     assert "190 sentences" in err
     assert "10 sentences" in err
     assert re.search(r"^epoch  2  train +[\d.]+  valid +[\d.]+ \*  lr 7\.5e-04  \d+ s  [\d,]+ words/s$", err, re.M)
     assert re.search(r"^Best validation perplexity [\d.]+ in epoch 2\.$", err, re.M)
-    assert re.search(r"^Model: model/best\.npz\nNext: \S*rnnlm generate\n\Z", err, re.M)
+    assert re.search(r"^Model: model/best\.npz\nSentences that it makes up:\n(  .+\n){3,}Next, [^\n]+:\n", err, re.M)
+    assert re.search(r"(\n  \S*rnnlm (generate|evaluate TEXT|report)){3}\n\Z", err)
     assert max(map(len, err.splitlines())) <= 80
     assert {path.name for path in Path("model").iterdir()} >= {"best.npz", "last.npz", "history.jsonl"}
     records = [json.loads(line) for line in Path("model/history.jsonl").read_text().splitlines()]

@@ -15,7 +15,7 @@ import rnnlm
 PACKAGE = Path(rnnlm.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 RUNTIME = {"click", "nltk", "numpy", "threadpoolctl", "tqdm"}  # what pyproject.toml makes pip install
-EXTRA = {"kenlm", "matplotlib", "rapidfuzz"}  # what it installs if asked to
+EXTRA = {"jinja2", "kenlm", "markupsafe", "matplotlib", "rapidfuzz"}  # what it installs if asked to
 
 
 class Import(NamedTuple):
@@ -163,6 +163,12 @@ def test_matplotlib_is_known_to_pictures_alone(file: str) -> None:
     """matplotlib, an optional extra, is imported inside functions of the files that draw."""
     found = [imported for imported in imports_of(file) if imported.root == "matplotlib"]
     assert file in {"curve.py", "pictures.py"} or not found
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_jinja_is_known_to_the_page_alone(file: str) -> None:
+    """jinja2, an optional extra, and what it brings along are imported inside functions of page.py."""
+    assert file == "page.py" or not {"jinja2", "markupsafe"} & {imported.root for imported in imports_of(file)}
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -31,6 +31,7 @@ from rnnlm.run import Event, Listener, Run, Started, begin, computing, follow, s
 from rnnlm.run import resume as resume_run
 from rnnlm.scoring import Reader, Score, perplexity, scored, sentence_figures, text_figures, word_losses
 from rnnlm.settings import GenerationSettings, Natural, RunSettings, SaveEvery, Threads, cores
+from rnnlm.shading import Surprisals
 from rnnlm.sources import plain_lines, spooled
 from rnnlm.text import Tokenizer
 from rnnlm.vocabulary import SENTENCE_END, UNKNOWN
@@ -227,15 +228,16 @@ class Model:
 
         return read
 
-    def surprisals(self, text: str) -> list[tuple[str, float]]:
+    def surprisals(self, text: str) -> Surprisals:
         """Return each word of a text with its surprisal, -log2 p in bits; `</s>` ends each sentence.
 
-        A word that the model does not know is read as `<unk>`, and has the surprisal of that. Raises TextError where
-        the text has no words, or a mark of the model's own.
+        It is a list of pairs, which a notebook shows as shaded words. A word that the model does not know is read as
+        `<unk>`, and has the surprisal of that. Raises TextError where the text has no words, or a mark of the model's
+        own.
         """
         sentences = self._sentences(text)
         words = [word for sentence in sentences for word in (*sentence, SENTENCE_END)]
-        return list(zip(words, (self._losses(sentences) / math.log(2)).tolist(), strict=True))
+        return Surprisals(zip(words, (self._losses(sentences) / math.log(2)).tolist(), strict=True))
 
     def log_prob(self, text: str) -> float:
         """Return the natural logarithm of a text's probability, the end of each sentence included.

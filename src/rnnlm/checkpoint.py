@@ -245,6 +245,11 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
     return replace(saved, model=state.result)
 
 
+def read_history(path: str | os.PathLike[str], origin: Origin) -> list[Record]:
+    """Read a run's evaluations: those of the model's folder or, where it has none of this run, the model's own."""
+    return (ModelFolder(path).read_history(origin.run) if Path(path).is_dir() else []) or list(origin.history)
+
+
 def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
     """Read all that is needed to go on training. Raises ModelError as `load_model` does.
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rnnlm.archive import REMEDY
 from rnnlm.errors import ModelError
 from rnnlm.files import replacing
+from rnnlm.pictures import check_matplotlib, plain, save
 
 if TYPE_CHECKING:
     from rnnlm.training import Record
@@ -27,8 +28,7 @@ def draw_curve(history: Sequence[Record], path: Path) -> str | None:
         return "matplotlib is not installed (pip install matplotlib)"
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    whole = max(record.window for record in history)  # windows of an epoch
-    epochs = [record.epoch - 1 + min(record.window / whole, 1) for record in history]
+    epochs = epochs_done(history)
     validation = [record.valid_perplexity for record in history]
     known = {at: record.train_perplexity for at, record in zip(epochs, history, strict=True) if record.train_perplexity}
     axes.plot(list(known), list(known.values()), marker=".", label="training")
@@ -38,16 +38,54 @@ def draw_curve(history: Sequence[Record], path: Path) -> str | None:
         epochs[best], validation[best], "o", mfc="none", ms=10, color="black", label=f"best: {validation[best]:.2f}"
     )
     axes.set(xlabel="epoch", ylabel="perplexity", yscale="log", xlim=(0, 1.03 * max(1, epochs[-1])))
-    shown = [*validation, *known.values()]
-    _set_ticks(axes, min(shown), max(shown))
-    axes.grid(alpha=0.3)
-    axes.legend()
+    _finish(axes, [*validation, *known.values()])
     try:
         with replacing(path, ModelError, REMEDY) as file:
             figure.savefig(file, format="svg")
     except ModelError as error:
         return str(error)
     return None
+
+
+def draw_runs(runs: Mapping[str, Sequence[Record]], path: Path, by: Literal["epoch", "seconds"] = "epoch") -> None:
+    """Draw runs side by side, by what they are called: validation in full lines, training in dashed ones.
+
+    The format is that of the file's name: SVG, PNG or PDF. Raises SettingsError where matplotlib is missing, ModelError
+    where the file cannot be written.
+    """
+    check_matplotlib("-o")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    shown: list[float] = []
+    for name, history in runs.items():
+        at = epochs_done(history) if by == "epoch" else [record.seconds for record in history]
+        validation = [record.valid_perplexity for record in history]
+        best = min(range(len(history)), key=validation.__getitem__)
+        label = f"{validation[best]:.2f}  {plain(name, 40)}"  # one that begins with _ would not be shown
+        (line,) = axes.plot(at, validation, marker=".", label=label)
+        known = [(x, record.train_perplexity) for x, record in zip(at, history, strict=True) if record.train_perplexity]
+        axes.plot([x for x, _ in known], [y for _, y in known], ls="--", lw=1, color=line.get_color())
+        axes.plot(at[best], validation[best], "o", mfc="none", ms=10, color=line.get_color())
+        shown += [*validation, *(y for _, y in known)]
+    label = "epoch" if by == "epoch" else "seconds of training"
+    axes.set(xlabel=label, ylabel="perplexity; dashed: training", yscale="log")
+    axes.set_xlim(left=0)
+    _finish(axes, shown)
+    save(figure, path, "make room or name another file with -o")
+
+
+def epochs_done(history: Sequence[Record]) -> list[float]:
+    """Return how many epochs were done at each evaluation."""
+    whole = max(record.window for record in history)  # windows of an epoch
+    return [record.epoch - 1 + min(record.window / whole, 1) for record in history]
+
+
+def _finish(axes: Any, shown: Sequence[float]) -> None:
+    _set_ticks(axes, min(shown), max(shown))
+    axes.grid(alpha=0.3)
+    axes.legend()
 
 
 def _set_ticks(axes: Any, lowest: float, highest: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,12 @@ WRITTEN = 14  # rows of a triangle whose numbers are written in it
 LEAST = 1e-4  # of the largest number: what is smaller has the same color
 
 
-def check_matplotlib() -> None:
-    """Raise SettingsError where no picture can be drawn, as matplotlib is missing."""
+def check_matplotlib(option: str = "--picture") -> None:
+    """Raise SettingsError where the picture that an option asks for cannot be drawn, as matplotlib is missing."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise SettingsError("--picture needs matplotlib, which is not installed; pip install matplotlib") from None
+        raise SettingsError(f"{option} needs matplotlib, which is not installed; pip install matplotlib") from None
 
 
 def draw_triangle(trace: Trace, words: list[str], path: Path) -> None:
@@ -50,7 +51,7 @@ def draw_triangle(trace: Trace, words: list[str], path: Path) -> None:
         image = axes.imshow(shown, cmap="cividis", norm=LogNorm(max(most * LEAST, float(shown.min())) * 0.999, most))
         for t, k in zip(*np.nonzero(trace.pairs & ~trace.kept), strict=True):
             axes.add_patch(Rectangle((k - 0.5, t - 0.5), 1, 1, fill=False, hatch="////", ec="white", lw=0))
-        _label(axes, [_plain(word) for word in ["</s>", *words[:-1]]], [_plain(word) for word in words])
+        _label(axes, [plain(word) for word in ["</s>", *words[:-1]]], [plain(word) for word in words])
         if T <= WRITTEN:
             _write(axes, trace, norms, image)
         of_layer = f", layer {layer.number}" if len(trace.layers) > 1 else ""
@@ -61,12 +62,12 @@ def draw_triangle(trace: Trace, words: list[str], path: Path) -> None:
             formatter(StrMethodFormatter("{x:.3g}"))
         bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         bar.ax.yaxis.set_minor_locator(NullLocator())
-    _save(figure, path)
+    save(figure, path)
 
 
-def _plain(word: str) -> str:
-    """Return a word that matplotlib takes for no formula, and that fits."""
-    return (word if len(word) <= 12 else f"{word[:11]}…").replace("$", r"\$")
+def plain(word: str, most: int = 12) -> str:
+    """Return a word that matplotlib takes for no formula, of at most so many characters."""
+    return (word if len(word) <= most else f"{word[: most - 1]}…").replace("$", r"\$")
 
 
 def _label(axes: Any, read: list[str], predicted: list[str]) -> None:
@@ -99,7 +100,7 @@ def draw_flow(flows: Mapping[str, Flow], path: Path) -> None:
     for name, flow in flows.items():
         lags = np.flatnonzero(flow.pairs)
         for layer in flow.layers:
-            called = " ".join(filter(None, (_plain(name), f"layer {layer.number}" if len(flow.layers) > 1 else "")))
+            called = " ".join(filter(None, (plain(name), f"layer {layer.number}" if len(flow.layers) > 1 else "")))
             label = f"{called}: {layer.factor:.2f} a step" if called else f"{layer.factor:.2f} a step"
             (line,) = axes.plot(lags, layer.delta[lags] / (float(layer.delta[0]) or 1.0), marker=".", label=label)
         if flow.advice is not None:
@@ -109,9 +110,11 @@ def draw_flow(flows: Mapping[str, Flow], path: Path) -> None:
     axes.set_ylabel(r"mean norm of $\delta_t(t - \mathrm{lag})$, of that at lag 0")
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
-    with replacing(path, ModelError, REMEDY) as file:
+def save(figure: Any, path: Path, remedy: str = REMEDY) -> None:
+    """Write a figure in the format of the file's name; raises ModelError, with the remedy, where that fails."""
+    with replacing(path, ModelError, remedy) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a letter that the font lacks, which shows as a box
         figure.savefig(file, format=path.suffix.lower().removeprefix("."), dpi=150)

@@ -38,6 +38,8 @@ COMMANDS = (  # as the help lists them
     "gradcheck",
     "trace",
     "gradflow",
+    "curve",
+    "report",
     "info",
 )
 FAILED, INTERRUPTED = 1, 130  # exit codes; click's own for wrong usage is 2

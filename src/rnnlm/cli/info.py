@@ -7,7 +7,6 @@ import itertools
 import json
 import textwrap
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,11 +33,10 @@ FREQUENT = 10  # words that are shown
 @json_option()
 def info(model: str, as_json: bool) -> None:
     """Describe a model: its network, its vocabulary, its text, its training and the perplexity that it reached."""
-    from rnnlm.checkpoint import ModelFolder, load_model
+    from rnnlm.checkpoint import load_model, read_history
 
     saved = load_model(model)
-    history = ModelFolder(model).read_history(saved.origin.run) if Path(model).is_dir() else []
-    history = history or list(saved.origin.history)
+    history = read_history(model, saved.origin)
     click.echo(json.dumps(_report(saved, history), indent=2, ensure_ascii=False) if as_json else _text(saved, history))
 
 
@@ -85,14 +83,8 @@ def _report(saved: SavedModel, history: list[Record]) -> dict[str, Any]:
 
 def _text(saved: SavedModel, history: list[Record]) -> str:
     """Lay a model out for reading: a block for each subject, then a line for each evaluation."""
-    blocks = {
-        "Network": _network(saved),
-        "Vocabulary": _vocabulary(saved),
-        "Text": _source(saved),
-        "Training": _training(saved),
-    }
     lines = []
-    for subject, rows in blocks.items():
+    for subject, rows in blocks(saved).items():
         lines.append(subject)
         lines += [_wrapped(f"  {name:<18}{value}") for name, value in rows.items()]
     if history:
@@ -101,6 +93,16 @@ def _text(saved: SavedModel, history: list[Record]) -> str:
         best = min(history, key=lambda record: record.valid_perplexity)
         lines += [_evaluation(record, record is best) for record in history]
     return "\n".join(lines)
+
+
+def blocks(saved: SavedModel) -> dict[str, dict[str, str]]:
+    """Say what a model is in words, by subject."""
+    return {
+        "Network": _network(saved),
+        "Vocabulary": _vocabulary(saved),
+        "Text": _source(saved),
+        "Training": _training(saved),
+    }
 
 
 def _wrapped(row: str) -> str:

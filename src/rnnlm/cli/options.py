@@ -197,12 +197,15 @@ def json_option(group: str = "Options") -> Callable[[Any], Any]:
 def picture_option(what: str) -> Callable[[Any], Any]:
     """Declare --picture."""
     text = f"Draw {what} into this SVG, PNG or PDF file."
-    return option("--picture", type=Value(Path), callback=_check_picture, help=text)
+    return option("--picture", type=Value(Path), callback=check_picture, help=text)
 
 
-def _check_picture(_ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
+def check_picture(_ctx: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Return the path of a picture; raises UsageError where it has another suffix than .svg, .png or .pdf."""
     if path is not None and path.suffix.lower() not in (".svg", ".png", ".pdf"):
-        raise click.UsageError(f"--picture is {brief(str(path))}; it takes a file that ends in .svg, .png or .pdf.")
+        raise click.UsageError(
+            f"{parameter.opts[0]} is {brief(str(path))}; it takes a file that ends in .svg, .png or .pdf."
+        )
     return path
 
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ LONG_SENTENCE, LONG_WORD = 100, 12  # words, characters, on average: no language
 FEW = 30  # predictions, of which a perplexity is no figure
 WIDTH = 80  # columns of a line
 MUCH_DROPOUT = 0.5  # more helps little
+SAMPLES, SAMPLE_WORDS = 3, 40  # sentences that are shown at the end, and the most words of each
 MUCH = 1.03  # a perplexity that differs much from another: by this factor
 
 
@@ -322,7 +323,23 @@ def _tell_end(run: Run, reason: str | None, model: str) -> None:
     known = f", {_known(best)} excluding unknown words" if _known(best) else ""
     say(f"Best validation perplexity {best.valid_perplexity:.2f} in epoch {best.epoch}{known}.")
     say(f"Model: {Path(model) / 'best.npz'}")
-    say(f"Next: {_program()} generate{name}")
+    _tell_samples(model)
+    say("Next, to write more, to measure another text, and to see where the model errs:")
+    for command in ("generate", "evaluate TEXT", "report"):
+        say(f"  {_program()} {command}{name}")
+
+
+def _tell_samples(model: str) -> None:
+    """Show a few sentences of the best model; one that can draw no word has none."""
+    import rnnlm
+    from rnnlm.sources import printable
+
+    with suppress(rnnlm.RnnlmError):
+        sentences = rnnlm.load(model).generate(SAMPLES, seed=1, max_words=SAMPLE_WORDS)
+        say("Sentences that it makes up:")
+        for sentence in sentences:
+            shown = textwrap.wrap(printable(sentence), WIDTH - 2, break_on_hyphens=False)
+            say(textwrap.indent("\n".join(shown), "  "))
 
 
 def _known(record: Record) -> str:
