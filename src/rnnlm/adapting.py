@@ -191,11 +191,14 @@ def offsets_of(ids: Array) -> Array:
     return np.concatenate(([0], np.flatnonzero(ids == SENTENCE_END) + 1))
 
 
-def sentence_runs(offsets: Array) -> Iterator[slice]:
-    """Cut a text whose sentences begin at offsets (sentences + 1,) into runs of whole ones, of about RUN positions."""
+def sentence_runs(offsets: Array, size: int = RUN) -> Iterator[slice]:
+    """Cut a text whose sentences begin at offsets (sentences + 1,) into runs of whole ones, of about `size` positions.
+
+    Yields where they lie in the ids.
+    """
     first, last = 0, len(offsets) - 1
     while first < last:
-        after = int(np.searchsorted(offsets, offsets[first] + RUN, side="right")) - 1  # the last that ends in time
+        after = int(np.searchsorted(offsets, offsets[first] + size, side="right")) - 1  # the last that ends in time
         after = max(after, first + 1)
         yield slice(int(offsets[first]), int(offsets[after]))
         first = after
@@ -460,7 +463,7 @@ def perplexity(
     if not corpus.sentences:
         raise TextError("there is nothing to score: the text has no sentences; name another file")
     total = known = 0.0
-    for run in sentence_runs(corpus.offsets):
+    for run in sentence_runs(corpus.offsets, POSITIONS if reader.learner else RUN):
         ids = np.asarray(corpus.ids[run])
         losses = reader.losses(ids, work)
         total += float(losses.sum())

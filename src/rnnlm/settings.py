@@ -246,6 +246,14 @@ class AdaptationSettings(Settings):
             message = "--adapt-over has no effect without --cache or --dynamic"
             raise SettingsError(f"{message}; give one of them, or leave it out")
 
+    def check_tuning(self) -> None:
+        """Refuse a search for the cache's weight and flatness that has no effect."""
+        if not self.cache:
+            raise SettingsError("--tune-on finds what a cache needs; give --cache too, or leave it out")
+        for name in ("cache_weight", "cache_flatness"):
+            if getattr(self, name) is not None:
+                raise SettingsError(f"--tune-on finds {flag(name)}; leave one of them out")
+
 
 @dataclass(frozen=True)
 class RunSettings(Settings):

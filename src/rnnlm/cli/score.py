@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rnnlm.cli.adaptation import adaptation, adaptation_options
 from rnnlm.cli.options import Command, Value, given, json_option, model_option, option, threads_option
 from rnnlm.cli.progress import say, stage_bar
 from rnnlm.errors import TextError
@@ -74,6 +75,7 @@ OURS = ("words", "base", "rank", "sum_to", "as_json")  # options of our own form
     group=OUTPUT,
     help="How much of it: KenLM's -v, the -debug of SRILM and Mikolov.",
 )
+@adaptation_options("text", "sentence", "paragraph")
 @click.pass_context
 def score(ctx: click.Context, /, files: tuple[str, ...], model: str, threads: int, **options: Any) -> None:
     """Print the probability of each line of FILE..., or of standard input.
@@ -88,13 +90,33 @@ def score(ctx: click.Context, /, files: tuple[str, ...], model: str, threads: in
 
     lm = open_scorer(model, threads, stage_bar)
     files = files or ("-",)
-    reader = lm.reader(keep_state=options["keep_state"], ranks=options["rank"])
+    reader = _reader(lm, files, **options)
     records = _records(lm, reader, files, **options)
     if options["sum_to"]:
         records = map(summed, records)
     write = _shown if sys.stdout.isatty() else str
     for text in _format(lm, model, files, **options)(records):
         sys.stdout.write(write(text))
+
+
+def _reader(
+    lm: Model | Mixture,
+    files: tuple[str, ...],
+    *,
+    keep_state: bool,
+    rank: bool,
+    pretokenized: bool,
+    encoding: str | None,
+    **options: Any,
+) -> Reader:
+    """Return what reads sentences, and adapts to them where that is asked for."""
+    from rnnlm.mixture import Mixture
+
+    cut = {"pretokenized": pretokenized, "lines": not pretokenized, "carry_state": keep_state, "encoding": encoding}
+    settings = adaptation(lm, options, files, **cut)
+    if settings.active and not isinstance(lm, Mixture):
+        return lm.reader(keep_state=keep_state, ranks=rank, adaptation=settings, stage=stage_bar)
+    return lm.reader(keep_state=keep_state, ranks=rank)
 
 
 def _shown(text: str) -> str:
