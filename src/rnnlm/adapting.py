@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -88,10 +88,32 @@ class Adapting:
             self.learner = Rms(model, settings, rms) if rms else Sgd(model, settings, counts)
         self.model = self.learner.model if self.learner else model
 
+    def begin(self) -> None:
+        """Go on from a state of zero, whatever the model carries."""
+        self.states = self.model.start(1)
+
     def losses(self, ids: Array, work: Workspace) -> Floats:
         """Return -log p (N,), in nats, of each word of whole sentences (N,), the ends of which are `</s>`."""
         parts = [self._part(ids[part], work) for part in sentence_runs(offsets_of(ids))]
         return np.concatenate(parts) if parts else np.empty(0)
+
+    def hypotheses(self, sentences: Sequence[Array], work: Workspace) -> Floats:
+        """Return log p (n,), in nats, of sentences of which one comes next, but learn of none.
+
+        Each is its ids, the last of which is `</s>`, and is read from the states that there are. It is what `losses`
+        would find, but that no step is taken within a sentence.
+        """
+        losses, s = self._apart(np.concatenate(sentences), self.states, work)
+        each, start = np.empty(len(sentences)), 0
+        for number, ids in enumerate(sentences):
+            part = slice(start, start + len(ids))
+            start, own = part.stop, losses[part].astype(np.float64)
+            if self.cache:
+                reach = self.age + np.arange(len(ids))
+                shares = self.cache.shares(s[part], ids, reach, self.settings.flatness, work)
+                own = mixed(own, shares, reach, self.settings.weight)
+            each[number] = -own.sum()
+        return each
 
     def _part(self, ids: Array, work: Workspace) -> Floats:
         losses, s, reach = self.read(ids, work)
@@ -115,7 +137,7 @@ class Adapting:
         elif self.model.settings.carry_state:
             losses, s = self._on(x, ids, work)
         else:
-            losses, s = self._apart(ids, work)
+            losses, s = self._apart(ids, self.states, work)
         return losses.astype(np.float64), s, reach
 
     def _reach(self, x: Array) -> Array:
@@ -141,14 +163,14 @@ class Adapting:
             outputs.append(s)
         return np.concatenate(losses), np.concatenate(outputs)
 
-    def _apart(self, ids: Array, work: Workspace) -> tuple[Array, Array]:
-        """Read each sentence from a state of zero, many side by side."""
+    def _apart(self, ids: Array, states_before: Array, work: Workspace) -> tuple[Array, Array]:
+        """Read each sentence from the same states (L, M, 1, H), many side by side."""
         model, starts = self.model, offsets_of(ids)
         losses = np.empty(len(ids), self.dtype)
         s = np.empty((len(ids), model.settings.hidden), self.dtype)
         sentences = np.split(ids, starts[1:-1])
         for numbers, x, y in side_by_side(sentences, positions_at_once(model)):
-            states = model.start(len(numbers))
+            states = states_before.repeat(len(numbers), axis=2)
             for part in runs(0, len(x), max(1, positions_at_once(model) // len(numbers))):
                 found, outputs, states = outputs_of(model, x[part], y[part], states, work)
                 steps, streams = np.nonzero(y[part] != IGNORED)
