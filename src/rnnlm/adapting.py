@@ -7,13 +7,7 @@ The neural cache (Grave et al. 2017) expects the words that followed states like
     p_cache(w) = sum_i [w = y_i] exp(flatness s_t . s_i) / sum_i exp(flatness s_t . s_i),   i the N positions before t
     p(w) = (1 - weight) p_model(w) + weight p_cache(w);   where nothing is remembered, p_model(w)
 
-Dynamic evaluation (Mikolov et al. 2010) takes a step of SGD, as training does, after each segment of SEGMENT words: a
-sentence is cut into as many segments as it needs. With statistics of the training text (Krause et al. 2018) the step is
-
-    theta -= rate g / (RMS + EPSILON) - decay R (theta_0 - theta),    R = min(RMS / mean(RMS), 1 / decay)
-
-where theta_0 is the model, g the gradient of the segment's loss divided by SEGMENT, and RMS the root of the mean square
-that such a gradient, of STATISTICS_STREAMS segments, has over the training text.
+Dynamic evaluation, the steps of training, is in `dynamic`.
 
 What is learned is forgotten where a new scope begins: a sentence, or a paragraph, which a blank line ends.
 """
@@ -23,46 +17,35 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from copy import copy
+from functools import cache
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from rnnlm.batches import windows
 from rnnlm.corpus import Corpus
+from rnnlm.dynamic import Learner, Rms, Sgd, segments
 from rnnlm.errors import TextError
 from rnnlm.model import (
     IGNORED,
     SENTENCE_END,
     Array,
-    Gradient,
-    Gradients,
     LanguageModel,
-    Optimizer,
     Parameters,
     Workspace,
-    mean_weights,
-    pieces,
     runs,
     softmax_loss,
 )
 from rnnlm.scoring import POSITIONS, Score, positions_at_once, side_by_side
 from rnnlm.settings import AdaptationSettings
 
-SEGMENT = 5  # words, at most, from one step to the next
-EPSILON = 2e-5  # of the reported settings
-RATE_POWER = 0.5  # rows of rarer words learn faster, as in training
-STATISTICS_STREAMS = 100  # segments whose mean gradient is squared
-STATISTICS_WINDOWS = 400  # and how many such gradients are enough
 RUN = 8 * POSITIONS  # positions that are read before the cache is asked about them
 SCORES = 2**18  # numbers of a block of the cache's scores, which stay near a core
-TUNING_NUMBERS = 2**25  # of outputs that are held in memory to find the cache's settings
+TUNING_POSITIONS = 2**17  # of a text, the most by which the cache's settings are found
+TUNING_NUMBERS = 2**25  # of the outputs there, which are held in memory
 WEIGHTS, FLATNESSES = (0.03, 0.1, 0.2, 0.4), (0.03, 0.1, 0.3, 1.0)  # the grid in which that begins
 MOST = (0.99, 1000.0)  # of each
 LEAST_STEP = 0.03  # share of a weight below which it is moved no more
-BLOCK = 2**16  # numbers that stay in a core's cache from one elementwise pass to the next
 
 Floats = NDArray[np.float64]
 
@@ -80,7 +63,9 @@ class Adapting:
     def __init__(
         self, model: LanguageModel, settings: AdaptationSettings, counts: Array, rms: Parameters | None = None
     ) -> None:
-        self.settings, self.states, self.age, self.last = settings, model.start(1), 0, -1
+        self.settings, self.states = settings, model.start(1)
+        self.age = 0  # positions in this scope
+        self.word, self.before = SENTENCE_END, -1  # the last word, and what it was read from
         self.dtype = self.states.dtype
         self.cache = Cache(settings.cache, model.settings.hidden, self.dtype) if settings.caching else None
         self.learner: Learner | None = None
@@ -88,13 +73,14 @@ class Adapting:
             self.learner = Rms(model, settings, rms) if rms else Sgd(model, settings, counts)
         self.model = self.learner.model if self.learner else model
 
-    def begin(self) -> None:
-        """Go on from a state of zero, whatever the model carries."""
-        self.states = self.model.start(1)
+    @property
+    def run(self) -> int:
+        """How many positions are read at once."""
+        return POSITIONS if self.learner else RUN
 
     def losses(self, ids: Array, work: Workspace) -> Floats:
-        """Return -log p (N,), in nats, of each word of whole sentences (N,), the ends of which are `</s>`."""
-        parts = [self._part(ids[part], work) for part in sentence_runs(offsets_of(ids))]
+        """Return -log p (N,), in nats, of the words that come next; the end of a sentence is `</s>`."""
+        parts = [self._part(ids[part], work) for part in sentence_runs(offsets_of(ids), self.run)]
         return np.concatenate(parts) if parts else np.empty(0)
 
     def hypotheses(self, sentences: Sequence[Array], work: Workspace) -> Floats:
@@ -103,41 +89,56 @@ class Adapting:
         Each is its ids, the last of which is `</s>`, and is read from the states that there are. It is what `losses`
         would find, but that no step is taken within a sentence.
         """
+        log_p, place = np.empty(len(sentences)), 0
+        while place < len(sentences):
+            sizes = np.cumsum([len(ids) for ids in sentences[place : place + RUN]])
+            some = slice(place, place + max(1, int(np.searchsorted(sizes, RUN, side="right"))))
+            place = some.stop
+            if len(sentences[some.start]) > RUN:  # in parts, by a reader that is thrown away
+                trial = copy(self)
+                trial.learner, trial.cache = None, copy(self.cache)
+                log_p[some] = -trial.losses(sentences[some.start], work).sum()
+            else:
+                log_p[some] = self._side_by_side(sentences[some], work)
+        return log_p
+
+    def _side_by_side(self, sentences: Sequence[Array], work: Workspace) -> list[float]:
+        """Return log p of some sentences, as `hypotheses` does."""
         losses, s = self._apart(np.concatenate(sentences), self.states, work)
-        each, start = np.empty(len(sentences)), 0
-        for number, ids in enumerate(sentences):
-            part = slice(start, start + len(ids))
-            start, own = part.stop, losses[part].astype(np.float64)
-            if self.cache:
-                reach = self.age + np.arange(len(ids))
-                shares = self.cache.shares(s[part], ids, reach, self.settings.flatness, work)
-                own = mixed(own, shares, reach, self.settings.weight)
-            each[number] = -own.sum()
-        return each
+        ends, log_p = np.cumsum([len(ids) for ids in sentences])[:-1], []
+        for ids, own, outputs in zip(sentences, np.split(losses.astype(float), ends), np.split(s, ends), strict=True):
+            reach = self.age + np.arange(len(ids))
+            log_p.append(-float(self._with_cache(own, outputs, ids, reach, work).sum()))
+        return log_p
+
+    def _with_cache(self, losses: Floats, s: Array, y: Array, reach: Array, work: Workspace) -> Floats:
+        if not self.cache:
+            return losses
+        shares = self.cache.shares(s, y, reach, self.settings.flatness, work)
+        return mixed(losses, shares, reach, self.settings.weight)
 
     def _part(self, ids: Array, work: Workspace) -> Floats:
         losses, s, reach = self.read(ids, work)
+        losses = self._with_cache(losses, s, ids, reach, work)
         if self.cache:
-            shares = self.cache.shares(s, ids, reach, self.settings.flatness, work)
-            losses = mixed(losses, shares, reach, self.settings.weight)
             self.cache.add(s, ids)
         return losses
 
     def read(self, ids: Array, work: Workspace) -> tuple[Floats, Array, Array]:
-        """Read whole sentences (N,), and learn, but ask no cache.
+        """Read whole sentences, or a part of one, (N,), and learn, but ask no cache.
 
         Returns -log p (N,) in nats, the outputs s (N, H), which are empty where there is no cache, and how many
         positions before each are in its scope (N,).
         """
-        x = np.concatenate(([SENTENCE_END], ids[:-1])).astype(np.int32)
-        reach = self._reach(x)
-        wanted = self.cache is not None
+        x = np.concatenate(([self.word], ids[:-1])).astype(np.int32)
+        reach, whole = self._reach(x), self.word == ids[-1] == SENTENCE_END
+        self.word, wanted = int(ids[-1]), self.cache is not None
         if self.learner:
             losses, s = self._learning(self.learner, x, ids, reach, work, wanted)
-        elif self.model.settings.carry_state:
-            losses, s = self._on(x, ids, work)
-        else:
+        elif whole and not self.model.settings.carry_state:
             losses, s = self._apart(ids, self.states, work)
+        else:
+            losses, s = self._on(x, ids, work)
         return losses.astype(np.float64), s, reach
 
     def _reach(self, x: Array) -> Array:
@@ -147,15 +148,14 @@ class Adapting:
             begins = x == SENTENCE_END
         if self.settings.adapt_over == "paragraph":  # a sentence of `</s>` alone was a blank line
             begins[1:] &= begins[:-1]
-            begins[0] &= self.last == SENTENCE_END
+            begins[0] &= self.before == SENTENCE_END
         places = np.arange(len(x))
         reach = places - np.maximum.accumulate(np.where(begins, places, -self.age))
-        self.age = int(reach[-1]) + 1
-        self.last = int(x[-1])  # of the next sentence's beginning, what stood before its `</s>`
+        self.age, self.before = int(reach[-1]) + 1, int(x[-1])
         return np.asarray(reach)
 
     def _on(self, x: Array, y: Array, work: Workspace) -> tuple[Array, Array]:
-        """Read with the state that is carried: the losses (N,) and s (N, H)."""
+        """Read from the states that there are, word after word: the losses (N,) and s (N, H)."""
         losses, outputs = [], []
         for part in runs(0, len(x), positions_at_once(self.model)):
             found, s, self.states = outputs_of(self.model, x[part, None], y[part, None], self.states, work)
@@ -209,27 +209,21 @@ def outputs_of(model: LanguageModel, x: Array, y: Array, states: Array, work: Wo
 
 
 def offsets_of(ids: Array) -> Array:
-    """Say where each sentence of ids (N,) begins, and where the last ends."""
-    return np.concatenate(([0], np.flatnonzero(ids == SENTENCE_END) + 1))
+    """Say where each sentence of ids (N,) begins, and where the last ends, which may be a part of one."""
+    return np.unique(np.concatenate(([0], np.flatnonzero(ids == SENTENCE_END) + 1, [len(ids)])))
 
 
-def sentence_runs(offsets: Array, size: int = RUN) -> Iterator[slice]:
-    """Cut a text whose sentences begin at offsets (sentences + 1,) into runs of whole ones, of about `size` positions.
+def sentence_runs(offsets: Array, size: int) -> Iterator[slice]:
+    """Cut a text whose sentences begin at offsets (sentences + 1,) into runs of `size` positions or somewhat fewer.
 
-    Yields where they lie in the ids.
+    Yields where they lie in the ids. A run is of whole sentences, or a part of one that is longer.
     """
     first, last = 0, len(offsets) - 1
     while first < last:
         after = int(np.searchsorted(offsets, offsets[first] + size, side="right")) - 1  # the last that ends in time
         after = max(after, first + 1)
-        yield slice(int(offsets[first]), int(offsets[after]))
+        yield from runs(int(offsets[first]), int(offsets[after]), size)
         first = after
-
-
-def segments(ids: Array) -> Iterator[slice]:
-    """Cut each sentence into segments of about equal length."""
-    for start, end in itertools.pairwise(offsets_of(ids).tolist()):
-        yield from pieces(start, end, math.ceil((end - start) / SEGMENT))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -256,7 +250,7 @@ class Cache:
         """
         keys, words, n = np.concatenate((self.s, s)), np.concatenate((self.y, y)), len(self.s)
         shares, places = np.zeros(len(y)), np.arange(n, n + len(y), dtype=np.int32)
-        first = (places - np.minimum(reach, self.size)).astype(np.int32)  # that is asked
+        first = np.maximum(places - np.minimum(reach, self.size), 0).astype(np.int32)  # that is asked
 
         def fill(rows: slice) -> None:
             columns = slice(int(first[rows].min()), n + rows.stop - 1)
@@ -287,187 +281,36 @@ def mixed(losses: Floats, shares: Floats, reach: Array, weight: float) -> Floats
     return np.where(reach > 0, -np.logaddexp(math.log1p(-weight) - losses, math.log(weight) + log_shares), losses)
 
 
-@dataclass
-class _Tuner:
-    """The mean loss over a text that was read, by the cache's weight and flatness."""
-
-    losses: Floats
-    s: Array
-    y: Array
-    reach: Array
-    cache: Cache
-    work: Workspace
-    progress: Callable[[int], object] | None = None
-
-    @cached_property
-    def shares(self) -> dict[float, Floats]:
-        """The shares by flatness, as far as they are known."""
-        return {}
-
-    def loss(self, weight: float, flatness: float) -> float:
-        """Return the mean loss, in nats."""
-        if flatness not in self.shares:
-            self.shares[flatness] = self.cache.shares(self.s, self.y, self.reach, flatness, self.work)
-        return float(mixed(self.losses, self.shares[flatness], self.reach, weight).mean())
-
-
 def tune(reader: Adapting, corpus: Corpus, work: Workspace) -> tuple[float, float]:
     """Find the cache's weight and flatness with which a text has the lowest perplexity.
 
     The best of a grid is moved by smaller and smaller steps, one of the two at a time. Of a long text only the
-    beginning is read, TUNING_NUMBERS of its outputs. Raises TextError where the text has no sentences.
+    beginning is read. Raises TextError where the text has no sentences.
     """
-    assert reader.cache is not None  # as the caller has seen to
-    part = corpus.beginning(max(1, TUNING_NUMBERS // reader.model.settings.hidden))
+    memory = reader.cache
+    assert memory is not None  # as the caller has seen to
+    part = corpus.beginning(max(1, min(TUNING_POSITIONS, TUNING_NUMBERS // reader.model.settings.hidden)))
     if not part.sentences:
         raise TextError("there is nothing to tune on: the text has no sentences; name another file with --tune-on")
-    found = [(*reader.read(part.ids[run], work), part.ids[run]) for run in sentence_runs(part.offsets)]
+    found = [(*reader.read(part.ids[run], work), part.ids[run]) for run in sentence_runs(part.offsets, reader.run)]
     losses, s, reach, y = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-    tuner = _Tuner(losses, s, y, reach, reader.cache, work)
-    best, values = min((tuner.loss(*values), values) for values in itertools.product(WEIGHTS, FLATNESSES))
+    shares = cache(lambda flatness: memory.shares(s, y, reach, flatness, work))
+
+    def loss(weight: float, flatness: float) -> float:
+        return float(mixed(losses, shares(flatness), reach, weight).mean())
+
+    best, values = min((loss(*values), values) for values in itertools.product(WEIGHTS, FLATNESSES))
     step = 0.5
     while step > LEAST_STEP:
         before = best
         for which, factor in itertools.product((0, 1), (1 + step, 1 / (1 + step))):
             moved = list(values)
             moved[which] = min(float(f"{values[which] * factor:.3g}"), MOST[which])  # told as it is used
-            loss = tuner.loss(*moved)
-            if loss < best:
-                best, values = loss, (moved[0], moved[1])
+            found_here = loss(moved[0], moved[1])
+            if found_here < best:
+                best, values = found_here, (moved[0], moved[1])
         step = step if best < before else step / 2
     return values
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Dynamic evaluation
-
-
-class Learner:
-    """A copy of a model that learns, and can forget; what is touched is known by its rows."""
-
-    weight = 1.0  # of each loss in the gradient
-
-    def __init__(self, model: LanguageModel, settings: AdaptationSettings) -> None:
-        self.settings, self.original, self.time = settings, model.parameters, 0
-        self.model = replace(model, parameters={name: value.copy() for name, value in model.parameters.items()})
-        # of each row, the last step that it has taken; 0: it is the model's
-        self.done = {name: np.zeros(len(value), np.int64) for name, value in model.parameters.items()}
-
-    def prepare(self, x: Array, y: Array) -> None:
-        """Bring the parameters that words x and targets y (T, 1) read up to the last step."""
-
-    def step(self, gradients: Gradients, work: Workspace) -> None:
-        """Take a step against gradients, which are overwritten."""
-        self.time += 1
-        for name, gradient in gradients.items():
-            for rows, _ in gradient:
-                self.done[name][rows] = self.time
-        self.move(gradients, work)
-
-    def move(self, gradients: Gradients, work: Workspace) -> None:
-        """Change the parameters."""
-        raise NotImplementedError
-
-    def forget(self) -> None:
-        """Go back to the model."""
-        if self.time:
-            for name, done in self.done.items():
-                rows = np.flatnonzero(done)
-                self.model.parameters[name][rows] = self.original[name][rows]
-                done[rows] = 0
-        self.time = 0
-
-
-class Sgd(Learner):
-    """Steps as those of training: the rate is for the sum over a segment, and rows of words have rates of their own."""
-
-    def __init__(self, model: LanguageModel, settings: AdaptationSettings, counts: Array) -> None:
-        super().__init__(model, settings)
-        self.optimizer = Optimizer("sgd", self.model.parameters, model.settings, counts, power=RATE_POWER)
-
-    def move(self, gradients: Gradients, work: Workspace) -> None:
-        """Change the parameters."""
-        self.optimizer.step(self.model.parameters, gradients, self.settings.dynamic, work)
-
-
-class Rms(Learner):
-    """Steps that are divided by RMS, the root of the mean squared gradient in training, and go back to the model."""
-
-    weight = 1 / SEGMENT
-
-    def __init__(self, model: LanguageModel, settings: AdaptationSettings, rms: Parameters) -> None:
-        super().__init__(model, settings)
-        mean = sum(float(value.sum(dtype=np.float64)) for value in rms.values()) / sum(map(np.size, rms.values()))
-        decay, type_ = settings.decay, model.parameters["V"].dtype
-        self.rate = {name: (settings.dynamic / (value + EPSILON)).astype(type_) for name, value in rms.items()}
-        # decay R, of which R is at most 1 / decay
-        self.pull = {name: np.minimum(decay * value / (mean or 1), 1).astype(type_) for name, value in rms.items()}
-
-    def prepare(self, x: Array, y: Array) -> None:
-        """Let rows that are read now go back to the model for the steps in which they were not."""
-        settings, words = self.model.settings, np.unique(x)
-        J, tails = len(settings.cutoffs), np.unique(np.searchsorted(np.array(settings.cutoffs, int), y, side="right"))
-        self._catch_up("V" if settings.tied else "U", words + J if settings.tied else words)
-        edges = [*settings.cutoffs, settings.words]
-        for tail in tails[tails > 0].tolist():  # what is read of every softmax is never behind
-            rows = np.arange(edges[tail - 1] + J, edges[tail] + J)
-            self._catch_up("V", rows)
-            self._catch_up("c", rows)
-
-    def _catch_up(self, name: str, rows: Array) -> None:
-        done = self.done[name]
-        late = rows[(done[rows] > 0) & (done[rows] < self.time)]
-        if late.size:
-            missed, original = self.time - done[late], self.original[name][late]
-            left = (1 - self.pull[name][late]) ** missed.reshape(-1, *(1 for _ in original.shape[1:]))
-            parameter = self.model.parameters[name]
-            parameter[late] = original + (parameter[late] - original) * left.astype(original.dtype)
-            done[late] = self.time
-
-    def move(self, gradients: Gradients, work: Workspace) -> None:
-        """Change the parameters."""
-
-        def move(task: tuple[str, Any, Array]) -> None:
-            name, rows, g = task
-            theta = self.model.parameters[name][rows]
-            g *= self.rate[name][rows]
-            theta = theta + self.pull[name][rows] * (self.original[name][rows] - theta) - g
-            self.model.parameters[name][rows] = theta
-
-        work.each(move, [(name, *block) for name, gradient in gradients.items() for block in blocks(gradient)])
-
-
-def blocks(gradient: Gradient) -> Iterator[tuple[Any, Array]]:
-    """Cut a gradient into blocks of about BLOCK numbers; yields the rows of the table, and their values."""
-    for rows, values in gradient:
-        for run in runs(0, len(values), max(1, BLOCK * len(values) // max(1, values.size))):
-            own = slice(rows.start + run.start, rows.start + run.stop) if isinstance(rows, slice) else rows[run]
-            yield own, values[run]
-
-
-def root_mean_square(
-    model: LanguageModel, corpus: Corpus, work: Workspace, progress: Callable[[int], object] | None = None
-) -> Parameters:
-    """Return, shaped as the parameters, the root of the mean squared gradient over a text.
-
-    A gradient is of the mean loss of SEGMENT words in each of STATISTICS_STREAMS places of the text; the first
-    STATISTICS_WINDOWS of them count. `progress` is told of the predictions made. Raises TextError where the text has no
-    sentences.
-    """
-    if not corpus.sentences:
-        raise TextError("there is nothing to square: the text has no sentences; name another with --dynamic-rms")
-    read = windows(corpus, STATISTICS_STREAMS, SEGMENT)
-    squares = {name: np.zeros_like(value) for name, value in model.parameters.items()}
-    states, count = model.start(read.streams), min(len(read), STATISTICS_WINDOWS)
-    for number in range(count):
-        x, y = read[number]
-        (_, states), backward = model.losses(x, y, states, work)
-        for name, gradient in backward(mean_weights(y)).items():
-            for rows, values in gradient:
-                squares[name][rows] += values * values
-        if progress:
-            progress(int(np.count_nonzero(y != IGNORED)))
-    return {name: np.sqrt(value / count) for name, value in squares.items()}
 
 
 def perplexity(
@@ -485,7 +328,7 @@ def perplexity(
     if not corpus.sentences:
         raise TextError("there is nothing to score: the text has no sentences; name another file")
     total = known = 0.0
-    for run in sentence_runs(corpus.offsets, POSITIONS if reader.learner else RUN):
+    for run in sentence_runs(corpus.offsets, reader.run):
         ids = np.asarray(corpus.ids[run])
         losses = reader.losses(ids, work)
         total += float(losses.sum())

@@ -19,12 +19,13 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnlm.adapting import Adapting, root_mean_square, tune
+from rnnlm.adapting import Adapting, tune
 from rnnlm.adapting import perplexity as adapted_perplexity
 from rnnlm.checking import brief, fit_option
 from rnnlm.checkpoint import ModelFolder, SavedModel, load_model
 from rnnlm.corpus import Corpus, Stage, encode_once, silent
 from rnnlm.detokenize import detokenize
+from rnnlm.dynamic import root_mean_square
 from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.formats import Scored
 from rnnlm.generation import generate, read
@@ -204,7 +205,7 @@ class Model:
                 raise SettingsError(
                     "--rank is of what the model expects by itself; leave it out, or --cache, --dynamic"
                 )
-            return self._adapted(self.adapting(adaptation, keep_state or None, stage))
+            return self._adapted(self.adapting(adaptation, keep_state, stage))
         states = model.start(1)
 
         def read(sentences: Sequence[Sequence[str]]) -> list[Array]:
@@ -328,15 +329,12 @@ class Model:
         names: tuple[str, ...] = fit_option(tuple[str, ...], files, "file")
         settings = AdaptationSettings.of(adaptation)
         _check_scope(settings)
-        model, unknown_id = self._carrying(carry_state), self.saved.vocabulary.unknown_id
         corpus = self._corpus(names, self._cut(pretokenized, lines, encoding), stage)
         reader = self.adapting(settings, carry_state, stage) if settings.active else None
+        figure = partial(adapted_perplexity, reader) if reader else partial(perplexity, self._carrying(carry_state))
         with working(self.threads) as work:
             progress = scoring(corpus.predictions) if scoring else None
-            if reader:
-                score = adapted_perplexity(reader, corpus, work, unknown_id=unknown_id, progress=progress)
-            else:
-                score = perplexity(model, corpus, work, unknown_id=unknown_id, progress=progress)
+            score = figure(corpus, work, unknown_id=self.saved.vocabulary.unknown_id, progress=progress)
         if not math.isfinite(score.log_likelihood):
             raise _no_numbers(settings.dynamic)
         return score

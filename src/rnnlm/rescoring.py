@@ -92,7 +92,8 @@ def rescore(
     """Yield the lists of files of one format with their scores, in order.
 
     A `Model` reads beginnings once; another scorer is asked for each different hypothesis of some lists once. With a
-    `reader`, made of the model, that scores them, and learns from the best of each list.
+    `reader`, made of the model, that scores them, and learns from the best of each list; it decides whether the state
+    is carried.
 
     Raises what `NBestFile.lists` and `weights_for` raise, ModelError where a score is no number, and SettingsError
     where what carries no state shall read a list on from the one before.
@@ -104,7 +105,7 @@ def rescore(
         remedy = "leave it out, or train a model with --carry-state"
         raise SettingsError(f"--context previous has no effect on {what}; {remedy}")
     if reader and isinstance(lm, Model):
-        yield from _adapting(lists, lm, reader, weights, settings)
+        yield from _adapting(lists, lm, reader, weights)
         return
     if settings.context == "previous" and isinstance(lm, Model):
         yield from _one_after_the_other(lists, lm, weights)
@@ -131,13 +132,9 @@ def _one_after_the_other(lists: Iterator[List], lm: Model, weights: Weights) -> 
         yield rescored
 
 
-def _adapting(
-    lists: Iterator[List], lm: Model, reader: Adapting, weights: Weights, settings: RescoringSettings
-) -> Iterator[Rescored]:
+def _adapting(lists: Iterator[List], lm: Model, reader: Adapting, weights: Weights) -> Iterator[Rescored]:
     """Learn from the best hypothesis of each list when all of it are scored."""
     for file, group in lists:
-        if settings.context == "none":
-            reader.begin()
         keys = [_ids(lm, hypothesis.words) for hypothesis in group]
         with working(lm.threads) as work:
 

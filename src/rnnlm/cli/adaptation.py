@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -59,31 +59,34 @@ def _default(name: str) -> str | None:
     return f"{DEFAULTS[name]:g}" if name in DEFAULTS else None
 
 
-def adaptation(
-    lm: Model | Mixture, options: dict[str, Any], files: tuple[str, ...] = (), **cut: Any
-) -> AdaptationSettings:
-    """Return the settings that the options of a command make, and find what shall be tuned.
-
-    `cut` says how the text to tune on is read, as `Model.tune_cache` takes it. Raises UsageError where options
-    contradict each other, and what `tune_cache` raises.
-    """
-    given = {name: options[name] for name in HELP if name in options}
-    tune_on = given.pop("tune_on")
+def adaptation_settings(options: dict[str, Any], files: tuple[str, ...]) -> AdaptationSettings:
+    """Make settings of the options of a command that reads files; raises UsageError where they contradict each other."""
+    given = {name: options[name] for name in HELP if name in options and name != "tune_on"}
     try:
         settings = AdaptationSettings(**given)
-        if tune_on is not None:
+        if options["tune_on"] is not None:
             settings.check_tuning()
     except SettingsError as error:
         raise click.UsageError(f"{error}.") from None
-    asked = [text for text in (*files, tune_on, settings.dynamic_rms) if text == "-"]
-    if len(asked) > 1:
+    if [*files, options["tune_on"], settings.dynamic_rms].count("-") > 1:
         raise click.UsageError("Standard input can be read only once; give '-' once.")
-    if not hasattr(lm, "tune_cache"):
-        if settings != AdaptationSettings():
-            name = "--cache" if settings.cache else "--dynamic"
-            raise SettingsError(f"{name} is for a model of ours alone; leave it out")
+    return settings
+
+
+def tuned(lm: Model | Mixture, settings: AdaptationSettings, tune_on: str | None, **cut: Any) -> AdaptationSettings:
+    """Find what shall be found on a text, which `cut` says how to read, as `Model.tune_cache` takes it; and tell it.
+
+    Raises what that raises, and SettingsError where the model cannot adapt.
+    """
+    from rnnlm.api import Model
+
+    if not isinstance(lm, Model):
+        if settings.cache or settings.dynamic:
+            raise SettingsError(
+                f"--{'cache' if settings.cache else 'dynamic'} is for a model of ours alone; leave it out"
+            )
     elif tune_on is not None:
-        found = lm.tune_cache(tune_on, stage=stage_bar, **cut, **given)
+        found = lm.tune_cache(tune_on, stage=stage_bar, **cut, **asdict(settings))
         say("Found: " + " ".join(f"{flag(name)} {value:g}" for name, value in found.items()))
-        settings = replace(settings, **found)
+        return AdaptationSettings(**{**asdict(settings), **found})
     return settings

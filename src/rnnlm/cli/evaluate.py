@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rnnlm.cli.adaptation import adaptation, adaptation_options
+from rnnlm.cli.adaptation import adaptation_options, adaptation_settings, tuned
 from rnnlm.cli.options import Command, Value, json_option, model_option, option, threads_option
 from rnnlm.cli.progress import bar, stage_bar, warn
 from rnnlm.settings import TextSettings
@@ -44,17 +44,7 @@ if TYPE_CHECKING:
 @threads_option()
 @json_option()
 @adaptation_options("text", "sentence")
-def evaluate(
-    files: tuple[str, ...],
-    model: str,
-    pretokenized: bool,
-    lines: bool,
-    carry_state: bool | None,
-    encoding: str | None,
-    threads: int,
-    as_json: bool,
-    **adapting: Any,
-) -> None:
+def evaluate(files: tuple[str, ...], model: str, threads: int, as_json: bool, **options: Any) -> None:
     """Print the perplexity of FILE...: texts, plain or gzip, or - for standard input.
 
     The files are cut into sentences and words as the training text was. Perplexity is over all words and the end of
@@ -64,18 +54,14 @@ def evaluate(
     import rnnlm
     from rnnlm.mixture import open_scorer
 
+    cut = {name: options[name] for name in ("pretokenized", "lines", "carry_state", "encoding")}
     try:
-        TextSettings(pretokenized, lines)
+        TextSettings(cut["pretokenized"], cut["lines"])
     except rnnlm.RnnlmError as error:
         raise click.UsageError(f"{error}.") from None
+    settings = adaptation_settings(options, files)
     lm = open_scorer(model, threads, stage_bar)
-    cut: dict[str, Any] = {
-        "pretokenized": pretokenized,
-        "lines": lines,
-        "carry_state": carry_state,
-        "encoding": encoding,
-    }
-    settings = adaptation(lm, adapting, files, **cut)
+    settings = tuned(lm, settings, options["tune_on"], **cut)
     with ExitStack() as stack:
 
         def scoring(predictions: int) -> Callable[[int], object]:

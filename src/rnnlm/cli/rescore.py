@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from rnnlm.cli.adaptation import HELP, adaptation, adaptation_options
+from rnnlm.cli.adaptation import HELP, adaptation_options, adaptation_settings, tuned
 from rnnlm.cli.options import Command, Value, given, model_option, option, setting, threads_option
 from rnnlm.cli.progress import bar, say, stage_bar, warn
 from rnnlm.errors import SettingsError
-from rnnlm.settings import RescoringSettings
+from rnnlm.settings import AdaptationSettings, RescoringSettings
 
 if TYPE_CHECKING:
     from rnnlm.adapting import Adapting
@@ -63,6 +63,7 @@ def rescore(
     best, tune, output = others["best"], others["tune"], others["output"]
     options = {name: value for name, value in given(ctx).items() if name in WEIGHTS}
     settings = _checked(options, best, tune, output, [name for name in given(ctx) if name in HELP])
+    adaptation = adaptation_settings(others, lists)
     places = _places(lists, output, best or tune is not None)
     from rnnlm.mixture import open_scorer
     from rnnlm.nbest import NBestFile
@@ -76,11 +77,11 @@ def rescore(
     lm = open_scorer(model, threads, stage_bar)
     with spooled(lists if tune is None else (*lists, tune)) as sources:
         files = [NBestFile.of(source, format_) for source in sources[: len(lists)]]
-        _check_effects(files, options, best or tune is not None or bool(others["cache"] or others["dynamic"]))
+        _check_effects(files, options, best or tune is not None or adaptation.active)
         weights = weights_for(files[0].format, settings)
         found = [look(file, lm) for file in files]
         _warn(found)
-        reader = _reader(lm, others, lists, settings.context == "previous")
+        reader = _reader(lm, adaptation, others["tune_on"], settings.context == "previous")
         with bar("scoring", sum(one.hypotheses for one in found), " hypotheses") as progress:
             if tune is not None:
                 _tune(files, lm, sources[-1], progress.update)
@@ -101,14 +102,12 @@ def _checked(
         raise click.UsageError(f"{error}.") from None
 
 
-def _reader(lm: AnyModel, options: dict[str, Any], lists: tuple[str, ...], carry_state: bool) -> Adapting | None:
+def _reader(lm: AnyModel, settings: AdaptationSettings, tune_on: str | None, carry_state: bool) -> Adapting | None:
     """Return what adapts to the best hypotheses, where that is asked for."""
     from rnnlm.api import Model
 
-    settings = adaptation(lm, options, lists, pretokenized=True, carry_state=carry_state)
-    if not settings.active or not isinstance(lm, Model):
-        return None
-    return lm.adapting(settings, carry_state, stage_bar)
+    settings = tuned(lm, settings, tune_on, pretokenized=True, carry_state=carry_state)
+    return lm.adapting(settings, carry_state, stage_bar) if settings.active and isinstance(lm, Model) else None
 
 
 def _flag(name: str) -> str:

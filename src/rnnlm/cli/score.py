@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rnnlm.cli.adaptation import adaptation, adaptation_options
+from rnnlm.cli.adaptation import adaptation_options, adaptation_settings, tuned
 from rnnlm.cli.options import Command, Value, given, json_option, model_option, option, threads_option
 from rnnlm.cli.progress import say, stage_bar
 from rnnlm.errors import TextError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rnnlm.formats import Scored
     from rnnlm.mixture import Mixture
     from rnnlm.scoring import Reader
+    from rnnlm.settings import AdaptationSettings
 
 TEXT, OUTPUT = "Text", "Output"
 LEVELS = {
@@ -85,12 +86,13 @@ def score(ctx: click.Context, /, files: tuple[str, ...], model: str, threads: in
     a pipe, each line is answered at once.
     """
     _check(given(ctx), files)
+    settings = adaptation_settings(options, files or ("-",))
     from rnnlm.formats import summed
     from rnnlm.mixture import open_scorer
 
     lm = open_scorer(model, threads, stage_bar)
     files = files or ("-",)
-    reader = _reader(lm, files, **options)
+    reader = _reader(lm, settings, **options)
     records = _records(lm, reader, files, **options)
     if options["sum_to"]:
         records = map(summed, records)
@@ -101,19 +103,20 @@ def score(ctx: click.Context, /, files: tuple[str, ...], model: str, threads: in
 
 def _reader(
     lm: Model | Mixture,
-    files: tuple[str, ...],
+    settings: AdaptationSettings,
     *,
     keep_state: bool,
     rank: bool,
     pretokenized: bool,
     encoding: str | None,
-    **options: Any,
+    tune_on: str | None,
+    **_: Any,
 ) -> Reader:
     """Return what reads sentences, and adapts to them where that is asked for."""
     from rnnlm.mixture import Mixture
 
     cut = {"pretokenized": pretokenized, "lines": not pretokenized, "carry_state": keep_state, "encoding": encoding}
-    settings = adaptation(lm, options, files, **cut)
+    settings = tuned(lm, settings, tune_on, **cut)
     if settings.active and not isinstance(lm, Mixture):
         return lm.reader(keep_state=keep_state, ranks=rank, adaptation=settings, stage=stage_bar)
     return lm.reader(keep_state=keep_state, ranks=rank)
