@@ -113,6 +113,8 @@ class Rms(Learner):
         self.rate = {name: (settings.dynamic / (value + EPSILON)).astype(type_) for name, value in rms.items()}
         # decay R, of which R is at most 1 / decay
         self.pull = {name: np.minimum(decay * value / (mean or 1), 1).astype(type_) for name, value in rms.items()}
+        with np.errstate(divide="ignore"):  # where nothing is left, -inf
+            self.log_left = {name: np.log1p(-value) for name, value in self.pull.items()}
 
     def prepare(self, x: Array, y: Array) -> None:
         """Let rows that are read now go back to the model for the steps in which they were not."""
@@ -129,10 +131,11 @@ class Rms(Learner):
         done = self.done[name]
         late = rows[(done[rows] > 0) & (done[rows] < self.time)]
         if late.size:
-            missed, original = self.time - done[late], self.original[name][late]
-            left = (1 - self.pull[name][late]) ** missed.reshape(-1, *(1 for _ in original.shape[1:]))
-            parameter = self.model.parameters[name]
-            parameter[late] = original + (parameter[late] - original) * left.astype(original.dtype)
+            original, parameter = self.original[name][late], self.model.parameters[name]
+            missed = (self.time - done[late]).astype(original.dtype).reshape(-1, *(1 for _ in original.shape[1:]))
+            left = self.log_left[name][late]
+            left *= missed
+            parameter[late] = original + (parameter[late] - original) * np.exp(left, out=left)
             done[late] = self.time
 
     def move(self, gradients: Gradients, work: Workspace) -> None:
@@ -142,8 +145,10 @@ class Rms(Learner):
             name, rows, g = task
             theta = self.model.parameters[name][rows]
             g *= self.rate[name][rows]
-            theta = theta + self.pull[name][rows] * (self.original[name][rows] - theta) - g
-            self.model.parameters[name][rows] = theta
+            change = self.original[name][rows] - theta
+            change *= self.pull[name][rows]
+            change -= g
+            self.model.parameters[name][rows] = np.add(theta, change, out=change)
 
         work.each(move, [(name, *block) for name, gradient in gradients.items() for block in blocks(gradient)])
 

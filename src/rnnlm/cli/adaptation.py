@@ -60,7 +60,7 @@ def _default(name: str) -> str | None:
 
 
 def adaptation_settings(options: dict[str, Any], files: tuple[str, ...]) -> AdaptationSettings:
-    """Make settings of the options of a command that reads files; raises UsageError where they contradict each other."""
+    """Make settings of the options of a command that reads files; raises UsageError where they contradict."""
     given = {name: options[name] for name in HELP if name in options and name != "tune_on"}
     try:
         settings = AdaptationSettings(**given)
