@@ -19,18 +19,21 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
+from rnnlm.adapting import Adapting, tune
+from rnnlm.adapting import perplexity as adapted_perplexity
 from rnnlm.checking import brief, fit_option
 from rnnlm.checkpoint import ModelFolder, SavedModel, load_model
-from rnnlm.corpus import Stage, encode_once, silent
+from rnnlm.corpus import Corpus, Stage, encode_once, silent
 from rnnlm.detokenize import detokenize
+from rnnlm.dynamic import root_mean_square
 from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.formats import Scored
 from rnnlm.generation import generate, read
-from rnnlm.model import Array, Workspace
+from rnnlm.model import Array, LanguageModel, Workspace
 from rnnlm.run import Event, Listener, Run, Started, begin, computing, follow, stepped, working
 from rnnlm.run import resume as resume_run
 from rnnlm.scoring import Reader, Score, perplexity, scored, sentence_figures, text_figures, word_losses
-from rnnlm.settings import GenerationSettings, Natural, RunSettings, SaveEvery, Threads, cores
+from rnnlm.settings import AdaptationSettings, GenerationSettings, Natural, RunSettings, SaveEvery, Threads, cores
 from rnnlm.shading import Surprisals
 from rnnlm.sources import plain_lines, spooled
 from rnnlm.text import Tokenizer
@@ -129,6 +132,7 @@ class Model:
         pretokenized: bool = False,
         keep_state: bool = False,
         ranks: bool = False,
+        **adaptation: Any,
     ) -> list[Scored]:
         """Return the probabilities of the words of each line, a sentence, as `rnnlm score` does.
 
@@ -137,15 +141,17 @@ class Model:
             pretokenized: words are separated by blanks, whatever the training text was.
             keep_state: read on from line to line, whether or not the model was trained so.
             ranks: find each word's rank too, and the entropy of what the model expected.
+            adaptation: the fields of `AdaptationSettings`, as in `cache=500`.
 
         Raises TextError where a line has a mark of the model's own.
         """
+        settings = AdaptationSettings.of(adaptation)
         given: object = list(lines) if isinstance(lines, Iterable) and not isinstance(lines, str) else lines
         if isinstance(given, str):
             given = given.removesuffix("\n").split("\n") if given else []
         block = plain_lines(fit_option(tuple[str, ...], given, "prompt"))
         cut = self.line_tokenizer(pretokenized).lines(block)
-        return scored(cut, self.reader(keep_state=keep_state, ranks=ranks), self.unknown)
+        return scored(cut, self.reader(keep_state=keep_state, ranks=ranks, adaptation=settings), self.unknown)
 
     def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
         """Return log p (n + 1,), in nats, of each of a sentence's n words and of its end; see `scoring.Scorer`."""
@@ -200,11 +206,22 @@ class Model:
         pretokenized = fit_option(bool, pretokenized, "pretokenized") or own.pretokenized
         return Tokenizer(replace(own, pretokenized=pretokenized, lines=not pretokenized))
 
-    def reader(self, *, keep_state: bool = False, ranks: bool = False) -> Reader:
+    def reader(
+        self,
+        *,
+        keep_state: bool = False,
+        ranks: bool = False,
+        adaptation: AdaptationSettings | None = None,
+        stage: Stage = silent,
+    ) -> Reader:
         """Return what reads sentences of words, for `scoring.scored`; the arguments and errors are those of `score`."""
-        model, ranks = self.saved.model, fit_option(bool, ranks, "ranks")
-        if fit_option(bool, keep_state, "keep_state"):
-            model = replace(model, settings=replace(model.settings, carry_state=True))
+        model, ranks = self._carrying(keep_state or None, "keep_state"), fit_option(bool, ranks, "ranks")
+        if adaptation and adaptation.active:
+            if ranks:
+                raise SettingsError(
+                    "--rank is of what the model expects by itself; leave it out, or --cache, --dynamic"
+                )
+            return self._adapted(self.adapting(adaptation, keep_state, stage))
         states = model.start(1)
 
         def read(sentences: Sequence[Sequence[str]]) -> list[Array]:
@@ -227,6 +244,59 @@ class Model:
             return each
 
         return read
+
+    def _adapted(self, adapting: Adapting) -> Reader:
+        """Return a reader of sentences that adapts to them."""
+
+        def read(sentences: Sequence[Sequence[str]]) -> list[Array]:
+            with working(self.threads) as work:
+                losses = adapting.losses(self._ids(sentences), work)
+            if not np.isfinite(losses).all():
+                raise _no_numbers(adapting.settings.dynamic)
+            ends = np.cumsum([len(sentence) + 1 for sentence in sentences])
+            return np.split(np.minimum(-losses, 0)[None], ends[:-1], axis=1) if sentences else []
+
+        return read
+
+    def adapting(
+        self, settings: AdaptationSettings, carry_state: bool | None = None, stage: Stage = silent
+    ) -> Adapting:
+        """Return what reads texts and adapts to them, with statistics of gradients where they are asked for.
+
+        `carry_state` is that of `perplexity`. Raises TextError where the text of `dynamic_rms` cannot be read.
+        """
+        model, rms = self._carrying(carry_state), None
+        if settings.dynamic and settings.dynamic_rms is not None:
+            corpus = self._corpus((settings.dynamic_rms,), self.saved.tokenizer, stage)
+            with stage("squaring gradients", corpus.predictions) as progress, working(self.threads) as work:
+                rms = root_mean_square(model, corpus, work, progress)
+        return Adapting(model, settings, self.saved.vocabulary.counts, rms)
+
+    def tune_cache(
+        self,
+        file: Path,
+        *,
+        pretokenized: bool = False,
+        lines: bool = False,
+        carry_state: bool | None = None,
+        encoding: str | None = None,
+        stage: Stage = silent,
+        **adaptation: Any,
+    ) -> dict[str, float]:
+        """Return the `cache_weight` and `cache_flatness` with which a text is predicted best.
+
+        The arguments are those of `perplexity`, `cache` among them. Of a long text the beginning is read. Raises what
+        `perplexity` raises, and SettingsError where there is no cache or what is to be found is given.
+        """
+        settings = AdaptationSettings.of(adaptation)
+        _check_scope(settings)
+        settings.check_tuning()
+        names: tuple[str, ...] = fit_option(tuple[str, ...], file, "file")
+        corpus = self._corpus(names, self._cut(pretokenized, lines, encoding), stage)
+        reader = self.adapting(settings, carry_state, stage)
+        with working(self.threads) as work:
+            weight, flatness = tune(reader, corpus, work)
+        return {"cache_weight": weight, "cache_flatness": flatness}
 
     def surprisals(self, text: str) -> Surprisals:
         """Return each word of a text with its surprisal, -log2 p in bits; `</s>` ends each sentence.
@@ -255,6 +325,7 @@ class Model:
         encoding: str | None = None,
         stage: Stage = silent,
         scoring: Callable[[int], Callable[[int], object]] | None = None,
+        **adaptation: Any,
     ) -> Score:
         """Score texts, plain or gzip, or `-` for standard input: what `rnnlm evaluate` prints.
 
@@ -266,28 +337,43 @@ class Model:
             stage: called when a stage of reading begins.
             scoring: called with the number of predictions; what it returns is told how many are made since its last
                 call.
+            adaptation: the fields of `AdaptationSettings`, as in `cache=500`.
 
         Raises TextError where a file cannot be read, and what the settings of a text raise.
         """
         if not files:
             raise SettingsError("there is no text to score; name one, or - for standard input")
         names: tuple[str, ...] = fit_option(tuple[str, ...], files, "file")
-        tokenizer = self.saved.tokenizer
-        settings = replace(tokenizer.settings, encoding=tokenizer.settings.encoding if encoding is None else encoding)
+        settings = AdaptationSettings.of(adaptation)
+        _check_scope(settings)
+        corpus = self._corpus(names, self._cut(pretokenized, lines, encoding), stage)
+        reader = self.adapting(settings, carry_state, stage) if settings.active else None
+        figure = partial(adapted_perplexity, reader) if reader else partial(perplexity, self._carrying(carry_state))
+        with working(self.threads) as work:
+            progress = scoring(corpus.predictions) if scoring else None
+            score = figure(corpus, work, unknown_id=self.saved.vocabulary.unknown_id, progress=progress)
+        if not math.isfinite(score.log_likelihood):
+            raise _no_numbers(settings.dynamic)
+        return score
+
+    def _cut(self, pretokenized: bool, lines: bool, encoding: str | None) -> Tokenizer:
+        """Return what cuts texts as the training text was, or as the arguments say."""
+        own = self.saved.tokenizer
+        settings = replace(own.settings, encoding=own.settings.encoding if encoding is None else encoding)
         if pretokenized or lines:
             settings = replace(settings, pretokenized=pretokenized, lines=lines)
-        tokenizer = replace(tokenizer, settings=settings, punkt=None if pretokenized or lines else tokenizer.punkt)
-        vocabulary, threads, model = self.saved.vocabulary, self.threads, self.saved.model
-        if carry_state is not None:
-            carried = fit_option(bool, carry_state, "carry_state")
-            model = replace(model, settings=replace(model.settings, carry_state=carried))
-        with spooled(names) as sources, working(threads) as work:
-            corpus = encode_once(sources, tokenizer, vocabulary, processes=threads, stage=stage)
-            progress = scoring(corpus.predictions) if scoring else None
-            score = perplexity(model, corpus, work, unknown_id=vocabulary.unknown_id, progress=progress)
-        if not math.isfinite(score.log_likelihood):
-            raise _no_numbers()
-        return score
+        return replace(own, settings=settings, punkt=None if pretokenized or lines else own.punkt)
+
+    def _corpus(self, names: Sequence[str], tokenizer: Tokenizer, stage: Stage) -> Corpus:
+        with spooled(names) as sources, computing():
+            return encode_once(sources, tokenizer, self.saved.vocabulary, processes=self.threads, stage=stage)
+
+    def _carrying(self, carry_state: bool | None, name: str = "carry_state") -> LanguageModel:
+        """Return the model as it carries its state: None is as in training."""
+        model = self.saved.model
+        if carry_state is None:
+            return model
+        return replace(model, settings=replace(model.settings, carry_state=fit_option(bool, carry_state, name)))
 
     def _sentences(self, text: str) -> list[list[str]]:
         sentences = self.saved.tokenizer.prompt(fit_option(str, text, "prompt"))
@@ -307,8 +393,16 @@ class Model:
         return losses.astype(np.float64)
 
 
-def _no_numbers() -> ModelError:
-    return ModelError("the model's probabilities are no longer numbers; train it again with a lower --lr")
+def _no_numbers(dynamic: float = 0) -> ModelError:
+    remedy = f"give a lower rate than --dynamic {dynamic:g}" if dynamic else "train it again with a lower --lr"
+    return ModelError(f"the model's probabilities are no longer numbers; {remedy}")
+
+
+def _check_scope(settings: AdaptationSettings) -> None:
+    """Refuse paragraphs, of which an encoded text knows nothing."""
+    if settings.adapt_over == "paragraph":
+        message = "--adapt-over paragraph needs blank lines, which a text loses when it is cut into sentences"
+        raise SettingsError(f"{message}; give --adapt-over text or sentence, or use rnnlm score without --tune-on")
 
 
 def load(path: Path = "model", *, threads: int = 1) -> Model:

@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rnnlm.adapting import Adapting
 from rnnlm.api import Model
 from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.mixture import Mixture
@@ -90,24 +91,29 @@ def look(file: NBestFile, lm: AnyModel) -> Found:
     return Found(lists, hypotheses, words, unknown, again)
 
 
-def rescore(files: Sequence[NBestFile], lm: AnyModel, settings: RescoringSettings) -> Iterator[Rescored]:
+def rescore(
+    files: Sequence[NBestFile], lm: AnyModel, settings: RescoringSettings, reader: Adapting | None = None
+) -> Iterator[Rescored]:
     """Yield the lists of files of one format with their scores, in order.
 
-    A `Model` reads beginnings once; another scorer is asked for each different hypothesis of some lists once. Raises
-    what `NBestFile.lists` and `weights_for` raise, ModelError where a score is no number, and SettingsError where what
-    carries no state shall read a list on from the one before.
+    A `Model` reads beginnings once; another scorer is asked for each different hypothesis of some lists once. With a
+    `reader`, made of the model, that scores them, and learns from the best of each list; it decides whether the state
+    is carried.
+
+    Raises what `NBestFile.lists` and `weights_for` raise, ModelError where a score is no number, and SettingsError
+    where what carries no state shall read a list on from the one before.
     """
     weights = weights_for(files[0].format, settings)
     lists = ((file, group) for file in files for group in file.lists())
-    if settings.context == "previous":
-        if not isinstance(lm, Model) or not lm.saved.model.settings.carry_state:
-            what = (
-                "a mixture or an n-gram model"
-                if not isinstance(lm, Model)
-                else "a model that was trained to begin each sentence anew"
-            )
-            remedy = "leave it out, or train a model with --carry-state"
-            raise SettingsError(f"--context previous has no effect on {what}; {remedy}")
+    if settings.context == "previous" and (not isinstance(lm, Model) or not lm.saved.model.settings.carry_state):
+        anew = "a model that was trained to begin each sentence anew"
+        what = anew if isinstance(lm, Model) else "a mixture or an n-gram model"
+        remedy = "leave it out, or train a model with --carry-state"
+        raise SettingsError(f"--context previous has no effect on {what}; {remedy}")
+    if reader and isinstance(lm, Model):
+        yield from _adapting(lists, lm, reader, weights)
+        return
+    if settings.context == "previous" and isinstance(lm, Model):
         yield from _one_after_the_other(lists, lm, weights)
         return
     for some in _gathered(lists):
@@ -129,6 +135,20 @@ def _one_after_the_other(lists: Iterator[List], lm: Model, weights: Weights) -> 
             x = np.concatenate(([SENTENCE_END], words))[:, None]  # (T, 1)
             for part in runs(0, len(x), POSITIONS):
                 (_, states), _ = model.read(x[part], states, work)
+        yield rescored
+
+
+def _adapting(lists: Iterator[List], lm: Model, reader: Adapting, weights: Weights) -> Iterator[Rescored]:
+    """Learn from the best hypothesis of each list when all of it are scored."""
+    for file, group in lists:
+        keys = [_ids(lm, hypothesis.words) for hypothesis in group]
+        with working(lm.threads) as work:
+
+            def score(some: list[bytes], work: Workspace = work) -> NDArray[np.float64]:
+                return reader.hypotheses([np.frombuffer(key, ID).astype(np.int32) for key in some], work)
+
+            rescored = _compared(file, group, _each_once(keys, score).tolist(), weights)
+            reader.losses(np.frombuffer(keys[rescored.best], ID).astype(np.int32), work)
         yield rescored
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -94,7 +94,7 @@ def perplexity(
     """
     if not corpus.sentences:
         raise TextError("there is nothing to score: the text has no sentences; name another file")
-    positions = _positions(model)
+    positions = positions_at_once(model)
     if streams is None:
         streams = 1 if model.settings.carry_state else min(STREAMS, positions, corpus.sentences)
     read = windows(corpus, streams, max(1, positions // streams) if window is None else window)
@@ -109,7 +109,7 @@ def perplexity(
     return Score(corpus.sentences, corpus.words, corpus.unknown, corpus.predictions, -total, -known)
 
 
-def _positions(model: LanguageModel, ranks: bool = False) -> int:
+def positions_at_once(model: LanguageModel, ranks: bool = False) -> int:
     """Return how many positions are read at once: fewer where `ranks` need all words of each, several times."""
     return min(POSITIONS, max(1, WINDOW_NUMBERS // (4 if ranks else 1) // model.settings.words))
 
@@ -166,14 +166,25 @@ def sentence_figures(
     model: LanguageModel, sentences: Sequence[NDArray[np.int32]], work: Workspace, ranks: bool = False
 ) -> list[Array]:
     """Do as `sentence_losses`, and return for each sentence what `window_figures` gives (F, n)."""
-    order = sorted(range(len(sentences)), key=lambda number: len(sentences[number]), reverse=True)
-    result, positions, place = [np.empty(0)] * len(sentences), _positions(model, ranks), 0
+    result, positions = [np.empty(0)] * len(sentences), positions_at_once(model, ranks)
+    for numbers, x, y in side_by_side(sentences, positions):
+        if len(x) > positions:  # in parts
+            result[numbers[0]], _ = text_figures(model, y[:, 0], model.start(1), work, ranks)
+            continue
+        found, _ = window_figures(model, x, y, model.start(len(numbers)), work, ranks)
+        for stream, number in enumerate(numbers):
+            result[number] = found[:, : len(sentences[number]), stream].copy()
+    return result
+
+
+def side_by_side(sentences: Sequence[NDArray[np.int32]], positions: int) -> Iterator[tuple[list[int], Array, Array]]:
+    """Yield the numbers (B,) of sentences of like length, and the words x and targets y (T, B) of all of them.
+
+    There are `positions` in x, unless a sentence alone has more. Where a sentence has ended, y is IGNORED.
+    """
+    order, place = sorted(range(len(sentences)), key=lambda number: len(sentences[number]), reverse=True), 0
     while place < len(order):
         longest = len(sentences[order[place]])
-        if longest > positions:  # in parts
-            result[order[place]], _ = text_figures(model, sentences[order[place]], model.start(1), work, ranks)
-            place += 1
-            continue
         numbers = order[place : place + max(1, positions // longest)]
         place += len(numbers)
         y = np.full((longest, len(numbers)), IGNORED, np.int32)
@@ -181,10 +192,7 @@ def sentence_figures(
             y[: len(sentences[number]), stream] = sentences[number]
         x = np.full_like(y, SENTENCE_END)
         x[1:] = np.maximum(y[:-1], SENTENCE_END)
-        found, _ = window_figures(model, x, y, model.start(len(numbers)), work, ranks)
-        for stream, number in enumerate(numbers):
-            result[number] = found[:, : len(sentences[number]), stream].copy()
-    return result
+        yield numbers, x, y
 
 
 def word_losses(model: LanguageModel, ids: NDArray[np.int32], work: Workspace) -> NDArray[np.float32]:
@@ -197,7 +205,7 @@ def text_figures(
     model: LanguageModel, ids: NDArray[np.int32], states: Array, work: Workspace, ranks: bool = False
 ) -> tuple[Array, Array]:
     """Return what `window_figures` gives, (F, N), for a text (N,) read from states (L, M, 1, H), and those after."""
-    positions = _positions(model, ranks)
+    positions = positions_at_once(model, ranks)
     read = np.concatenate(([SENTENCE_END], ids[:-1])).astype(np.int32)
     result = []
     for part in runs(0, len(ids), positions):

@@ -28,6 +28,9 @@ Probability = Annotated[float, Range(0, 1, below=True)]
 NotNegative = Annotated[float, Range(0, 1e30)]
 Weight = Annotated[float, Range(-1e6, 1e6)]
 
+CACHE_WEIGHT, CACHE_FLATNESS = 0.1, 0.3  # measured, see docs/benchmarks.md
+DYNAMIC_DECAY = 0.002  # Krause et al. (2018)
+
 
 # What rnnlm chooses by the cell and the size of the text where it is not given: see `defaults`.
 CHOSEN = (
@@ -185,6 +188,71 @@ class RescoringSettings(Settings):
     old_weight: Weight | None = None  # None: 1, but 0 in SRILM's lists, where the old score is another model's
     word_penalty: Weight = 0.0
     context: Literal["none", "previous"] = "none"  # what a list is read after: the best hypothesis of the one before
+
+
+@dataclass(frozen=True)
+class AdaptationSettings(Settings):
+    """How a model adapts to what it reads: see `adapting`."""
+
+    cache: Annotated[int, Range(0, 1_000_000)] = 0  # positions that are remembered; 0: none
+    cache_weight: Probability | None = None  # of what the cache expects; None: CACHE_WEIGHT
+    cache_flatness: Annotated[float, Range(0, 1000)] | None = None  # None: CACHE_FLATNESS
+    dynamic: NotNegative = 0.0  # rate of a step of SGD after each segment; 0: none
+    dynamic_rms: str | None = None  # a text over which gradients are squared, to divide by the root of the mean
+    dynamic_decay: Share | None = None  # of the way back to the model at each step, beside that; None: DYNAMIC_DECAY
+    adapt_over: Literal["text", "paragraph", "sentence"] = "text"  # at whose end it is forgotten
+
+    @property
+    def caching(self) -> bool:
+        """Whether there is a cache that changes anything."""
+        return bool(self.cache and self.weight)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is adapted."""
+        return self.caching or bool(self.dynamic)
+
+    @property
+    def weight(self) -> float:
+        """The share of what the cache expects."""
+        return CACHE_WEIGHT if self.cache_weight is None else self.cache_weight
+
+    @property
+    def flatness(self) -> float:
+        """What products of states are multiplied with, before the exponential."""
+        return CACHE_FLATNESS if self.cache_flatness is None else self.cache_flatness
+
+    @property
+    def decay(self) -> float:
+        """The share of the way back to the model that parameters of mean gradient go at each step."""
+        return DYNAMIC_DECAY if self.dynamic_decay is None else self.dynamic_decay
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> AdaptationSettings:
+        """Make settings of options by their names. Raises SettingsError as `RunSettings.of` does."""
+        names = [item.name for item in fields(cls)]
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise SettingsError(f"there is no option {unknown[0]!r}; rnnlm evaluate --help lists them")
+        return cls(**given)
+
+    def check(self) -> None:
+        """Refuse what has no effect."""
+        needs = [("cache_weight", "cache"), ("cache_flatness", "cache"), ("dynamic_rms", "dynamic")]
+        for name, other in (*needs, ("dynamic_decay", "dynamic_rms")):
+            if getattr(self, name) is not None and not getattr(self, other):
+                raise SettingsError(f"{flag(name)} has no effect without {flag(other)}; give both, or leave it out")
+        if self.adapt_over != "text" and not (self.cache or self.dynamic):
+            message = "--adapt-over has no effect without --cache or --dynamic"
+            raise SettingsError(f"{message}; give one of them, or leave it out")
+
+    def check_tuning(self) -> None:
+        """Refuse a search for the cache's weight and flatness that has no effect."""
+        if not self.cache:
+            raise SettingsError("--tune-on finds what a cache needs; give --cache too, or leave it out")
+        for name in ("cache_weight", "cache_flatness"):
+            if getattr(self, name) is not None:
+                raise SettingsError(f"--tune-on finds {flag(name)}; leave one of them out")
 
 
 @dataclass(frozen=True)

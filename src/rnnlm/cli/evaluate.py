@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from rnnlm.cli.adaptation import adaptation_options, adaptation_settings, tuned
 from rnnlm.cli.options import ANY_MODEL, Command, Value, json_option, model_option, option, threads_option
 from rnnlm.cli.progress import bar, figure, stage_bar, warn
 from rnnlm.settings import TextSettings
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     epilog="""\b
     Example:
       echo "This is a sentence." | rnnlm evaluate -
+      rnnlm evaluate test.txt --cache 500 --tune-on valid.txt
     """,
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(allow_dash=True))
@@ -40,43 +43,32 @@ if TYPE_CHECKING:
 @option("--encoding", type=Value(str), show_default="that of the training text", help="Encoding of the files.")
 @threads_option()
 @json_option()
-def evaluate(
-    files: tuple[str, ...],
-    model: str,
-    pretokenized: bool,
-    lines: bool,
-    carry_state: bool | None,
-    encoding: str | None,
-    threads: int,
-    as_json: bool,
-) -> None:
+@adaptation_options("text", "sentence")
+def evaluate(files: tuple[str, ...], model: str, threads: int, as_json: bool, **options: Any) -> None:
     """Print the perplexity of FILE...: texts, plain or gzip, or - for standard input.
 
     The files are cut into sentences and words as the training text was. Perplexity is over all words and the end of
     each sentence, once with unknown words, as <unk>, and once without. With --no-carry-state each sentence is scored
-    by itself.
+    by itself. A model that adapts reads the text in order; it scores each word before it learns of it.
     """
     import rnnlm
     from rnnlm.mixture import open_scorer
 
+    cut = {name: options[name] for name in ("pretokenized", "lines", "carry_state", "encoding")}
     try:
-        TextSettings(pretokenized, lines)
+        TextSettings(cut["pretokenized"], cut["lines"])
     except rnnlm.RnnlmError as error:
         raise click.UsageError(f"{error}.") from None
+    settings = adaptation_settings(options, files)
     lm = open_scorer(model, threads, stage_bar)
+    settings = tuned(lm, settings, options["tune_on"], **cut)
     with ExitStack() as stack:
 
         def scoring(predictions: int) -> Callable[[int], object]:
             return stack.enter_context(bar("scoring", predictions, " words")).update
 
         score = lm.perplexity(
-            *files,
-            pretokenized=pretokenized,
-            lines=lines,
-            carry_state=carry_state,
-            encoding=encoding,
-            stage=stage_bar,
-            scoring=scoring,
+            *files, stage=stage_bar, scoring=scoring, **cut, **(asdict(settings) if settings.active else {})
         )
     if score.unknown > score.words / 2:
         warn(

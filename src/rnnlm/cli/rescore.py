@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from rnnlm.cli.adaptation import HELP, adaptation_options, adaptation_settings, tuned
 from rnnlm.cli.options import ANY_MODEL, Command, Value, given, model_option, option, setting, threads_option
 from rnnlm.cli.progress import bar, say, stage_bar, warn
 from rnnlm.errors import SettingsError
-from rnnlm.settings import RescoringSettings
+from rnnlm.settings import AdaptationSettings, RescoringSettings
 
 if TYPE_CHECKING:
+    from rnnlm.adapting import Adapting
     from rnnlm.nbest import NBestFile, Weights
     from rnnlm.rescoring import AnyModel, Found, Rescored
     from rnnlm.sources import Source
@@ -53,6 +55,7 @@ WEIGHTS = ("weight", "old_weight", "word_penalty", "context")
     group=CHOICE,
     help="Find weights, by the right words: lines of ID WORDS, or for Moses in order.",
 )
+@adaptation_options()
 @click.pass_context
 def rescore(
     ctx: click.Context, /, lists: tuple[str, ...], model: str, format_: str | None, threads: int, **others: Any
@@ -65,7 +68,8 @@ def rescore(
     """
     best, tune, output = others["best"], others["tune"], others["output"]
     options = {name: value for name, value in given(ctx).items() if name in WEIGHTS}
-    settings = _checked(options, best, tune, output)
+    settings = _checked(options, best, tune, output, [name for name in given(ctx) if name in HELP])
+    adaptation = adaptation_settings(others, lists)
     places = _places(lists, output, best or tune is not None)
     from rnnlm.mixture import open_scorer
     from rnnlm.nbest import NBestFile
@@ -79,27 +83,38 @@ def rescore(
     lm = open_scorer(model, threads, stage_bar)
     with spooled(lists if tune is None else (*lists, tune)) as sources:
         files = [NBestFile.of(source, format_) for source in sources[: len(lists)]]
-        _check_effects(files, options, best or tune is not None)
+        _check_effects(files, options, best or tune is not None or adaptation.active)
         weights = weights_for(files[0].format, settings)
         found = [look(file, lm) for file in files]
         _check_order(files, found, best or tune is not None)
         _warn(found)
+        reader = _reader(lm, adaptation, others["tune_on"], settings.context == "previous")
         with bar("scoring", sum(one.hypotheses for one in found), " hypotheses") as progress:
             if tune is not None:
                 _tune(files, lm, sources[-1], progress.update)
             else:
-                _write(files, lm, settings, weights, places, best, progress.update)
+                _write(files, lm, settings, reader, weights, places, best, progress.update)
 
 
-def _checked(options: dict[str, Any], best: bool, tune: str | None, output: str | None) -> RescoringSettings:
+def _checked(
+    options: dict[str, Any], best: bool, tune: str | None, output: str | None, adapting: Sequence[str]
+) -> RescoringSettings:
     """Make settings of the options; raises UsageError where some contradict each other."""
-    if tune is not None and (options or best or output is not None):
-        other = "--best" if best else "--output" if output is not None else _flag(next(iter(options)))
+    if tune is not None and (options or best or output is not None or adapting):
+        other = "--best" if best else "--output" if output is not None else _flag(next(iter([*options, *adapting])))
         raise click.UsageError(f"--tune finds weights and writes no list; leave {other} out.")
     try:
         return RescoringSettings(**options)
     except SettingsError as error:
         raise click.UsageError(f"{error}.") from None
+
+
+def _reader(lm: AnyModel, settings: AdaptationSettings, tune_on: str | None, carry_state: bool) -> Adapting | None:
+    """Return what adapts to the best hypotheses, where that is asked for."""
+    from rnnlm.api import Model
+
+    settings = tuned(lm, settings, tune_on, pretokenized=True, carry_state=carry_state)
+    return lm.adapting(settings, carry_state, stage_bar) if settings.active and isinstance(lm, Model) else None
 
 
 def _flag(name: str) -> str:
@@ -164,6 +179,7 @@ def _write(
     files: Sequence[NBestFile],
     lm: AnyModel,
     settings: RescoringSettings,
+    reader: Adapting | None,
     weights: Weights,
     places: Sequence[Path | None],
     best: bool,
@@ -174,7 +190,7 @@ def _write(
 
     if len(places) > 1:
         _make(places[0])
-    rescored = rescore(files, lm, settings)
+    rescored = rescore(files, lm, settings, reader)
     for number, of_place in itertools.groupby(rescored, key=lambda one: 0 if best else files.index(one.file)):
         header = None if best else files[number].format.header
         with _opened(places[number]) as out:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rnnlm.cli.adaptation import adaptation_options, adaptation_settings, tuned
 from rnnlm.cli.options import ANY_MODEL, Command, Value, given, json_option, model_option, option, threads_option
 from rnnlm.cli.progress import say, stage_bar
 from rnnlm.errors import TextError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rnnlm.formats import Scored
     from rnnlm.mixture import Mixture
     from rnnlm.scoring import Reader
+    from rnnlm.settings import AdaptationSettings
 
 TEXT, OUTPUT = "Text", "Output"
 LEVELS = {
@@ -74,6 +76,7 @@ OURS = ("words", "base", "rank", "sum_to", "as_json")  # options of our own form
     group=OUTPUT,
     help="How much of it: KenLM's -v, the -debug of SRILM and Mikolov.",
 )
+@adaptation_options("text", "sentence", "paragraph")
 @click.pass_context
 def score(ctx: click.Context, /, files: tuple[str, ...], model: str, threads: int, **options: Any) -> None:
     """Print the probability of each line of FILE..., or of standard input.
@@ -83,18 +86,40 @@ def score(ctx: click.Context, /, files: tuple[str, ...], model: str, threads: in
     a pipe, each line is answered at once.
     """
     _check(given(ctx), files)
+    settings = adaptation_settings(options, files or ("-",))
     from rnnlm.formats import summed
     from rnnlm.mixture import open_scorer
 
     lm = open_scorer(model, threads, stage_bar)
     files = files or ("-",)
-    reader = lm.reader(keep_state=options["keep_state"], ranks=options["rank"])
+    reader = _reader(lm, settings, **options)
     records = _records(lm, reader, files, **options)
     if options["sum_to"]:
         records = map(summed, records)
     write = _shown if sys.stdout.isatty() else str
     for text in _format(lm, model, files, **options)(records):
         sys.stdout.write(write(text))
+
+
+def _reader(
+    lm: Model | Mixture,
+    settings: AdaptationSettings,
+    *,
+    keep_state: bool,
+    rank: bool,
+    pretokenized: bool,
+    encoding: str | None,
+    tune_on: str | None,
+    **_: Any,
+) -> Reader:
+    """Return what reads sentences, and adapts to them where that is asked for."""
+    from rnnlm.mixture import Mixture
+
+    cut = {"pretokenized": pretokenized, "lines": not pretokenized, "carry_state": keep_state, "encoding": encoding}
+    settings = tuned(lm, settings, tune_on, **cut)
+    if settings.active and not isinstance(lm, Mixture):
+        return lm.reader(keep_state=keep_state, ranks=rank, adaptation=settings, stage=stage_bar)
+    return lm.reader(keep_state=keep_state, ranks=rank)
 
 
 def _shown(text: str) -> str:
