@@ -20,7 +20,7 @@ from rnnlm.checkpoint import ModelFolder
 from rnnlm.cli import COMMANDS, STOP_SIGNALS, commands, main
 from rnnlm.cli.options import given
 from rnnlm.cli.train import train as train_command
-from rnnlm.defaults import choose
+from rnnlm.defaults import ELMAN_RATE, choose
 from rnnlm.model import CELLS, RULES
 from rnnlm.settings import CHOSEN, RunSettings
 
@@ -81,7 +81,7 @@ def test_train_tells_what_it_did_and_what_comes_next(run, corpus):
     assert (code, out) == (0, "")
     assert "190 sentences" in err
     assert "10 sentences" in err
-    assert re.search(r"^epoch  2  train +[\d.]+  valid +[\d.]+ \*  lr 7\.5e-04  \d+ s  [\d,]+ words/s$", err, re.M)
+    assert re.search(r"^epoch  2  train +[\d.]+  valid +[\d.]+ \*  lr 5\.0e-04  \d+ s  [\d,]+ words/s$", err, re.M)
     assert re.search(r"^Best validation perplexity [\d.]+ in epoch 2\.$", err, re.M)
     assert re.search(r"^Model: model/best\.npz\nSentences that it makes up:\n(  .+\n){3,}Next, [^\n]+:\n", err, re.M)
     assert re.search(r"(\n  \S*rnnlm (generate|evaluate TEXT|report)){3}\n\Z", err)
@@ -469,9 +469,10 @@ def test_help_tells_the_rates_that_optimizers_begin_with():
     """The help of --lr, which cannot load the model's file, says what stands there; momentum begins as sgd does."""
     options = commands.get_command(click.Context(commands), "train").params
     (parameter,) = (option for option in options if option.name == "lr")
-    told = ", ".join(f"{rule.learning_rate:g} {name}" for name, rule in RULES.items() if name != "momentum")
-    assert RULES["momentum"].learning_rate == RULES["sgd"].learning_rate
-    assert parameter.show_default == told
+    sgd, adagrad, adam = (RULES[name].learning_rate for name in ("sgd", "adagrad", "adam"))
+    assert RULES["momentum"].learning_rate == sgd
+    gated = f"{ELMAN_RATE:g} sgd, or {sgd:g} with gru and lstm"
+    assert parameter.show_default == f"{gated}; {adagrad:g} adagrad, {adam:g} adam"
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])

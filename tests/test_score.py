@@ -451,3 +451,9 @@ def test_words_are_folded_as_the_training_text_was(run, tmp_path):
     (tmp_path / "t.txt").write_text("The CAT doesn't.\n")
     rows = printed(run("score", "--words", "--sum-to", "blanks", "t.txt")).splitlines()
     assert [row.split("\t")[2] for row in rows[1:]] == ["the", "cat", "doesn't.", "</s>"]
+
+
+def test_no_lines_have_no_rows(score):
+    """An empty file, or nothing at a pipe, has no rows and is no error."""
+    assert printed(score("")) == ""
+    assert printed(score("", command="next")) != ""  # no prompt is the beginning of a sentence

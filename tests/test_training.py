@@ -9,9 +9,9 @@ import pytest
 
 from conftest import corpus_of
 from rnnlm.checkpoint import ModelFolder, Origin, SavedModel, load_saved, save_training
-from rnnlm.defaults import choose
+from rnnlm.defaults import ELMAN_RATE, choose
 from rnnlm.errors import DivergenceError, SettingsError
-from rnnlm.model import RULES, ModelSettings, Workspace, initialize
+from rnnlm.model import ModelSettings, Workspace, initialize
 from rnnlm.scoring import perplexity
 from rnnlm.settings import NetworkSettings, RunSettings, TrainingSettings
 from rnnlm.text import Tokenizer
@@ -226,7 +226,7 @@ def test_the_learning_rate_falls_and_patience_ends():
     state, corpus, valid, _ = begin(settings)
     list(train(state, settings, corpus, valid, Workspace()))
     rates = [record.learning_rate for record in state.history]
-    first = RULES["sgd"].learning_rate
+    first = ELMAN_RATE
     assert rates == [first, first, first / 2, first / 4]  # the first epoch has nothing to be compared with
     assert "has not improved" in finished(state, settings)
     assert finished(state, TrainingSettings(epochs=50, min_improvement=0.9, patience=5)) is None

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     short_help="Print the perplexity of a text.",
     epilog="""\b
     Example:
-      echo "This is a sentence." | rnnlm evaluate -
       rnnlm evaluate test.txt --cache 500 --tune-on valid.txt
+      echo "This is a sentence." | rnnlm evaluate -
     """,
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(allow_dash=True))
