@@ -313,3 +313,14 @@ def test_overfitting_is_a_fall_in_training_and_a_rise_in_validation(trained, val
     for epoch, (one, other) in enumerate(zip(trained, valid, strict=True), 1):
         history += [Record(epoch, 1, 5, None, 99, None, 0.1, 1, 1), Record(epoch, 2, 5, one, other, None, 0.1, 1, 1)]
     assert overfitting(history) == expected
+
+
+def test_sentences_forget_the_state_as_often_as_is_asked():
+    """None, half and all of them are three different trainings."""
+    trained = {}
+    for share in (0.0, 0.5, 1.0):
+        settings = TrainingSettings(bptt=6, batch_size=4, epochs=1, dropout_state=share)
+        state, corpus, valid, _ = begin(settings, carry_state=True)
+        list(train(state, settings, corpus, valid, Workspace()))
+        trained[share] = state.loss_sum
+    assert len(set(trained.values())) == 3
