@@ -220,7 +220,7 @@ def test_json_has_all_numbers(run):
     assert product == pytest.approx(at["gates"][0]["delta"])
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["relu", "sigmoid", "gru", "lstm"])
 def test_a_saved_model_is_traced(run, corpus, cell):
     """A model of two layers in 80 columns, long sentences in several panels; an LSTM shows both carriers."""
     options = ("--cell", cell, "--layers", 2, "--tied", "--bptt-truncate", 3)
@@ -233,6 +233,7 @@ def test_a_saved_model_is_traced(run, corpus, cell):
     assert "t - k <= 3" in out
     assert "unheardofwordthatislong" in err
     assert all(int(number) >= 12 for number in re.findall(r"(\d+) digits", out))
+    assert json.loads(run("trace", "the cat", "--json")[1])["cell"] == cell
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ COLUMNS = 7  # of a triangle, side by side
 UNITS = 12  # whose numbers are shown
 WRITTEN = 4  # units of a network whose products are written out
 ENTRIES = 8  # rows and columns of a matrix that is shown
-STATES = {"elman": "s", "relu": "s", "gru": "s", "lstm": "sc"}
+SLOPES = {"elman": "(1 - s_{k}^2)", "sigmoid": "s_{k} (1 - s_{k})", "relu": "[z_{k} > 0]"}  # of s along z
 
 
 @click.command(
@@ -112,15 +112,17 @@ def _saved(sentence: str, path: str, options: dict[str, Any]) -> tuple[Trace, li
 
 
 def _as_text(found: Trace, words: list[str], terms: list[Term], at: Any, options: dict[str, Any]) -> str:
+    from rnnlm.model import CELLS
+
     lines = ["  t  reads         predicts       bits"]
     for t, (read, word, bits) in enumerate(zip(["</s>", *words], words, found.surprisals, strict=False), 1):
         lines.append(f"{t:>3}  {_short(read, 12):<12}  {_short(word, 12):<12}{bits:>7.2f}")
-    cell = found.model.settings.cell
+    states = CELLS[found.model.settings.cell].states
     for layer in found.layers:
         of_layer = f" of layer {layer.number}" if len(found.layers) > 1 else ""
         lines += ["", f"|delta_t(k)|{of_layer}: errors t in rows, steps k in columns"]
         lines += _triangle(found, words, _lengths(layer.delta))
-        for letter, dstate in zip("sc", layer.dstates, strict=True) if cell == "lstm" else ():
+        for letter, dstate in zip(states, layer.dstates, strict=True) if len(states) > 1 else ():
             lines += ["", f"|dE_t/d{letter}_k|{of_layer}", *_triangle(found, words, _lengths(dstate))]
     for term in terms if options["terms"] else []:
         lines += ["", f"What each pair adds to {term.name}, its norm", *_triangle(found, words, term.norms)]
@@ -199,9 +201,7 @@ def _taken_apart(found: Trace, t: int, k: int, layer: int, apart: Pair) -> list[
         lines += _columns(units, [arrival.values for arrival in own], "+", sum(arrival.values for arrival in own))
     for gate in apart.gates:
         name = f"delta_{t}({k})" if len(apart.gates) == 1 else f"delta_{t}({k}) of the gate {gate.gate}"
-        slope = {"elman": f"(1 - s_{k}^2)", "relu": f"[z_{k} > 0]"}.get(
-            found.model.settings.cell, f"d{gate.state}_{k}/dz_{k}"
-        )
+        slope = SLOPES.get(found.model.settings.cell, f"d{gate.state}_{{k}}/dz_{{k}}").format(k=k)
         lines += ["", f"{name} = dE_{t}/d{gate.state}_{k} * {slope}"]
         lines += _columns(units, [gate.dstate, gate.slope], "*", gate.delta)
     lines += ["", f"The same as in model.py, to {apart.digits} digits.", *_written_out(found, t, k, layer)]
@@ -248,6 +248,8 @@ def _added(found: Trace, t: int, k: int, layer: int) -> list[str]:
 
 def _as_json(found: Trace, words: list[str], terms: list[Term], at: Any) -> str:
     """Give all numbers; rows of triangles end at k = t."""
+    from rnnlm.model import CELLS
+
     K, cell = found.model.settings.truncate, found.model.settings.cell
 
     def triangle(numbers: Any) -> list[list[float]]:
@@ -257,7 +259,9 @@ def _as_json(found: Trace, words: list[str], terms: list[Term], at: Any) -> str:
         {
             "layer": layer.number,
             "delta": triangle(_lengths(layer.delta)),
-            **{f"d{letter}": triangle(_lengths(d)) for letter, d in zip(STATES[cell], layer.dstates, strict=True)},
+            **{
+                f"d{letter}": triangle(_lengths(d)) for letter, d in zip(CELLS[cell].states, layer.dstates, strict=True)
+            },
         }
         for layer in found.layers
     ]
