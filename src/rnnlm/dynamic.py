@@ -26,15 +26,14 @@ from rnnlm.model import (
     IGNORED,
     SENTENCE_END,
     Array,
-    Gradient,
     Gradients,
     LanguageModel,
     Optimizer,
     Parameters,
     Workspace,
+    blocks,
     mean_weights,
     pieces,
-    runs,
 )
 from rnnlm.settings import AdaptationSettings
 
@@ -43,7 +42,6 @@ EPSILON = 2e-5  # of the reported settings
 RATE_POWER = 0.5  # rows of rarer words learn faster, as in training
 STATISTICS_STREAMS = 100  # segments whose mean gradient is squared
 STATISTICS_WINDOWS = 400  # and how many such gradients are enough
-BLOCK = 2**16  # numbers that stay in a core's cache from one elementwise pass to the next
 
 
 def segments(ids: Array) -> Iterator[slice]:
@@ -151,14 +149,6 @@ class Rms(Learner):
             self.model.parameters[name][rows] = np.add(theta, change, out=change)
 
         work.each(move, [(name, *block) for name, gradient in gradients.items() for block in blocks(gradient)])
-
-
-def blocks(gradient: Gradient) -> Iterator[tuple[Any, Array]]:
-    """Cut a gradient into blocks of about BLOCK numbers; yields the rows of the table, and their values."""
-    for rows, values in gradient:
-        for run in runs(0, len(values), max(1, BLOCK * len(values) // max(1, values.size))):
-            own = slice(rows.start + run.start, rows.start + run.stop) if isinstance(rows, slice) else rows[run]
-            yield own, values[run]
 
 
 def root_mean_square(

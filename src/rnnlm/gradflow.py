@@ -17,7 +17,7 @@ from rnnlm.batches import windows
 from rnnlm.corpus import Corpus
 from rnnlm.errors import TextError
 from rnnlm.model import CELLS, IGNORED, Array, Gradients, LanguageModel, Parameters, Workspace, runs
-from rnnlm.tracing import Seen, kept, no_numbers, norm, output_errors, truncated, watch, word_rows
+from rnnlm.tracing import Seen, no_numbers, norm, output_errors, truncated, watch
 
 POSITIONS = 2048  # of a window: its arrays stay near a core
 STREAMS = 16  # at most: `watch` wants few
@@ -115,7 +115,7 @@ def _followed(
     states = model.start(read.streams)
     for number, (x, y) in enumerate(read):
         at = np.arange(len(x))[:, None]
-        begins = np.where(kept(model, x), -1, at)
+        begins = np.where(model.keeps(x), -1, at)
         begin = np.maximum.accumulate(begins if number else np.maximum(begins, 0))  # -1: in the window before
         wanted = (y != IGNORED) & ((begin >= 0) | (at >= lags))
         (s, after), backward = watch(model, x, states, lags, sums.look, work)
@@ -213,7 +213,7 @@ def _lost(whole: Parameters, found: Parameters) -> float:
 def _gradient(model: LanguageModel, read: list[_Read], K: int | None, work: Workspace) -> Parameters:
     """Return the gradients of all that truncation acts on: U, and X, W and b of each layer."""
     total = {name: np.zeros_like(value) for name, value in model.parameters.items() if name[0] in "XWb"}
-    total["U"] = np.zeros_like(word_rows(model))
+    total["U"] = np.zeros_like(model.word_rows)
 
     def back(window: _Read) -> Gradients:
         _, backward = truncated(model, K).read(window.x, window.states, Workspace())

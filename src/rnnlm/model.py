@@ -97,17 +97,29 @@ class LanguageModel:
             states += self.first[:, :, None]
         return states
 
+    @property
+    def word_rows(self) -> Array:
+        """The table of (1) or (22), a row (D,) for each word; where it is tied, those rows of V."""
+        tied, J = self.settings.tied, len(self.settings.cutoffs)
+        return self.parameters["V"][J:] if tied else self.parameters["U"]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The parameters of the recurrent layers, from the lowest up."""
+        numbers = range(1, self.settings.layers + 1)
+        return [Layer(*(self.parameters.get(f"{name}{number}") for name in "XWb")) for number in numbers]
+
+    def keeps(self, x: Array, masks: Masks = NO_MASKS) -> Array:
+        """Say at which words x (T, B) the state before is kept: not where a sentence begins, unless it is carried."""
+        return np.asarray((x != SENTENCE_END) | masks.get("keep", self.settings.carry_state))
+
     def read(
         self, x: Array, states: Array, work: Workspace, masks: Masks = NO_MASKS
     ) -> tuple[tuple[Array, Array], Callable[[Array], Gradients]]:
         """Read words x (T, B) from the states before (L, M, B, H): s (T, B, H), the states after, and backward."""
-        settings, find = self.settings, self.parameters.get
-        keep = (x != SENTENCE_END) | masks.get("keep", settings.carry_state)  # (T, B)
-        U = self.parameters["V"][len(settings.cutoffs) :] if settings.tied else self.parameters["U"]
-        rows, embed_backward = embed(x, U, masks.get("rows"), work)
-        layers = [Layer(*(find(f"{name}{number}") for name in "XWb")) for number in range(1, settings.layers + 1)]
-        cell, truncate = CELLS[settings.cell], settings.truncate
-        (s, states), recur_backward = recur(rows, keep, states, layers, cell, truncate, work, masks)
+        keep, cell, truncate = self.keeps(x, masks), CELLS[self.settings.cell], self.settings.truncate
+        rows, embed_backward = embed(x, self.word_rows, masks.get("rows"), work)
+        (s, states), recur_backward = recur(rows, keep, states, self.layers, cell, truncate, work, masks)
 
         def backward(ds: Array) -> Gradients:
             drows, gradients = recur_backward(ds)
@@ -892,8 +904,8 @@ EPSILON, ADAM_MEAN, ADAM_SQUARE = 1e-8, 0.9, 0.999
 
 def joint_norm(gradients: Mapping[str, Gradient], work: Workspace) -> float:
     """Euclidean norm of all gradients taken together: float32 products of short blocks, summed in float64."""
-    blocks = [values.reshape(-1) for gradient in gradients.values() for _, values in _blocks(gradient)]
-    return math.sqrt(math.fsum(work.each(lambda block: float(np.dot(block, block)), blocks)))
+    parts = [values.reshape(-1) for gradient in gradients.values() for _, values in blocks(gradient)]
+    return math.sqrt(math.fsum(work.each(lambda part: float(np.dot(part, part)), parts)))
 
 
 def word_rates(counts: Array, power: float, cutoffs: tuple[int, ...] = ()) -> Array:
@@ -1000,7 +1012,7 @@ class Optimizer:
         time: int = 1,
     ) -> None:
         """Change the parameters in place, against the gradients times `shrink`. The gradients are overwritten."""
-        tasks = [(name, *block) for name, gradient in gradients.items() for block in _blocks(gradient)]
+        tasks = [(name, *block) for name, gradient in gradients.items() for block in blocks(gradient)]
 
         def move(task: tuple[str, Any, Array]) -> None:
             name, rows, gradient = task
@@ -1025,8 +1037,8 @@ class Optimizer:
             return
         factor, self.owed = math.exp(-self.owed), 0.0
         tables = [parameters[name] for name in self.decaying]
-        blocks = [values for table in tables for _, values in _blocks(whole(table))]
-        work.each(lambda block: np.multiply(block, factor, out=block), blocks)
+        parts = [values for table in tables for _, values in blocks(whole(table))]
+        work.each(lambda part: np.multiply(part, factor, out=part), parts)
 
 
 def average(mean: Parameters, parameters: Parameters, share: float, work: Workspace) -> None:
@@ -1036,7 +1048,7 @@ def average(mean: Parameters, parameters: Parameters, share: float, work: Worksp
         name, rows = block
         mean[name][rows] += mean[name].dtype.type(share) * (parameters[name][rows] - mean[name][rows])
 
-    work.each(move, [(name, rows) for name, value in parameters.items() for rows, _ in _blocks(whole(value))])
+    work.each(move, [(name, rows) for name, value in parameters.items() for rows, _ in blocks(whole(value))])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1182,7 +1194,7 @@ def whole(values: Array) -> Gradient:
     return [(slice(0, len(values)), values)]
 
 
-def _blocks(gradient: Gradient) -> Iterator[tuple[Any, Array]]:
+def blocks(gradient: Gradient) -> Iterator[tuple[Any, Array]]:
     """Cut a gradient into blocks of about BLOCK numbers; yields the rows of the table, and their values."""
     for rows, values in gradient:
         step = max(1, BLOCK * len(values) // max(1, values.size))

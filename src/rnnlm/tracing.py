@@ -27,7 +27,6 @@ from rnnlm.model import (
     SENTENCE_END,
     Array,
     LanguageModel,
-    Layer,
     ModelSettings,
     Workspace,
     embed,
@@ -63,7 +62,7 @@ def watch(
     The arrays that `look` sees are written over when it returns. What the cell takes for dE/dc_k is what came back from
     c_{k+1}; (15) adds what goes through s_k, so that the whole of it is shown.
     """
-    settings, find, cell = model.settings, model.parameters.get, CELLS[model.settings.cell]
+    settings, cell = model.settings, CELLS[model.settings.cell]
     calls = itertools.count()
 
     def backward(ds: Array, slopes: Array, carry: Array, delta: Array) -> None:
@@ -73,20 +72,8 @@ def watch(
         lag, above = divmod(next(calls), settings.layers)  # at each lag the last layer comes first
         look(Seen(settings.layers - 1 - above, lag, dstates, slopes, carry, delta))
 
-    rows, _ = embed(x, word_rows(model), None, work)
-    layers = [Layer(*(find(f"{name}{number}") for name in "XWb")) for number in range(1, settings.layers + 1)]
-    return recur(rows, kept(model, x), states, layers, cell._replace(backward=backward), lags, work)
-
-
-def word_rows(model: LanguageModel) -> Array:
-    """Return the table of words' rows (V, D), which may be one with that of the output layer."""
-    settings, parameters = model.settings, model.parameters
-    return parameters["V"][len(settings.cutoffs) :] if settings.tied else parameters["U"]
-
-
-def kept(model: LanguageModel, x: Array) -> Array:
-    """Say at which positions (T, B) the state before is read."""
-    return np.asarray((x != SENTENCE_END) | model.settings.carry_state)
+    rows, _ = embed(x, model.word_rows, None, work)
+    return recur(rows, model.keeps(x), states, model.layers, cell._replace(backward=backward), lags, work)
 
 
 def output_errors(model: LanguageModel, s: Array, y: Array, wanted: Array, work: Workspace) -> tuple[Array, Array]:
@@ -102,7 +89,7 @@ def output_errors(model: LanguageModel, s: Array, y: Array, wanted: Array, work:
 
 def truncated(model: LanguageModel, truncate: int | None) -> LanguageModel:
     """Return the model with errors that reach so many steps back; None: to the first."""
-    return LanguageModel(replace(model.settings, truncate=truncate), model.parameters)
+    return replace(model, settings=replace(model.settings, truncate=truncate))
 
 
 def no_numbers() -> ModelError:
@@ -243,7 +230,7 @@ def trace(model: LanguageModel, ids: Array, truncate: int | None = None) -> Trac
     backward(ds)
     if not all(np.isfinite(array).all() for array in (losses, *itertools.chain(*found))):
         raise no_numbers()
-    read = [word_rows(model)[x], *(_outputs(model, x, number) for number in range(1, settings.layers + 1))]
+    read = [model.word_rows[x], *(_outputs(model, x, number) for number in range(1, settings.layers + 1))]
     before = [np.concatenate((np.zeros((1, H)), s[:-1])) for s in read[1:]]
     layers = [LayerTrace(n + 1, *arrays, read[n], before[n]) for n, arrays in enumerate(found)]
     return Trace(model, x, y, losses[:, 0], ds[:, 0], layers)

@@ -255,13 +255,12 @@ def _as_json(found: Trace, words: list[str], terms: list[Term], at: Any) -> str:
     def triangle(numbers: Any) -> list[list[float]]:
         return [row[: t + 1].tolist() for t, row in enumerate(numbers)]
 
+    states = CELLS[cell].states
     layers = [
         {
             "layer": layer.number,
             "delta": triangle(_lengths(layer.delta)),
-            **{
-                f"d{letter}": triangle(_lengths(d)) for letter, d in zip(CELLS[cell].states, layer.dstates, strict=True)
-            },
+            **{f"d{letter}": triangle(_lengths(d)) for letter, d in zip(states, layer.dstates, strict=True)},
         }
         for layer in found.layers
     ]
