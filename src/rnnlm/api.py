@@ -26,7 +26,7 @@ from rnnlm.checkpoint import ModelFolder, SavedModel, load_model
 from rnnlm.corpus import Corpus, Stage, encode_once, silent
 from rnnlm.detokenize import detokenize
 from rnnlm.dynamic import root_mean_square
-from rnnlm.errors import ModelError, SettingsError, TextError
+from rnnlm.errors import ModelError, SettingsError, TextError, no_numbers
 from rnnlm.formats import Scored
 from rnnlm.generation import generate, read
 from rnnlm.model import Array, LanguageModel, Workspace
@@ -167,7 +167,7 @@ class Model:
         with working(self.threads) as work:
             log_p: Array = read(self.saved.model, ids, work)[0][0]
         if not np.isfinite(log_p).all():
-            raise _no_numbers()
+            raise no_numbers()
         return log_p
 
     @property
@@ -237,7 +237,7 @@ class Model:
                 else:
                     each = sentence_figures(model, np.split(ids, ends[:-1]), work, ranks)
             if not all(np.isfinite(figures).all() for figures in each):
-                raise _no_numbers()
+                raise no_numbers()
             each = [figures.astype(np.float64) for figures in each]
             for figures in each:
                 np.minimum(-figures[0], 0, out=figures[0])  # -log p of a sure word may round to less than 0
@@ -389,13 +389,13 @@ class Model:
         with working(self.threads) as work:
             losses = word_losses(self.saved.model, self._ids(sentences), work)
         if not np.isfinite(losses).all():
-            raise _no_numbers()
+            raise no_numbers()
         return losses.astype(np.float64)
 
 
-def _no_numbers(dynamic: float = 0) -> ModelError:
-    remedy = f"give a lower rate than --dynamic {dynamic:g}" if dynamic else "train it again with a lower --lr"
-    return ModelError(f"the model's probabilities are no longer numbers; {remedy}")
+def _no_numbers(dynamic: float) -> ModelError:
+    """Return what is raised where probabilities are not finite, perhaps as steps of this rate were too large."""
+    return no_numbers(f"give a lower rate than --dynamic {dynamic:g}") if dynamic else no_numbers()
 
 
 def _check_scope(settings: AdaptationSettings) -> None:

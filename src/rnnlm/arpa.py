@@ -35,7 +35,28 @@ _COUNT = re.compile(r"ngram\s+(\d{1,9})\s*=\s*(\d{1,18})")
 _MARKS = (SENTENCE_START, UNKNOWN)  # never predicted, and what stands for the rest
 
 
-class Arpa:
+class NGrams:
+    """What n-gram models of both kinds answer."""
+
+    words: Collection[str] = frozenset()  # what is predicted under its own name, `</s>` among it
+
+    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
+        """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself.
+
+        Raises ModelError where back-offs make a probability greater than 1.
+        """
+        return [_natural(self._sentence(words)) for words in sentences]
+
+    def unknown(self, words: Sequence[str]) -> list[bool]:
+        """Say of each word whether it is read as `<unk>`."""
+        return [word not in self.words for word in words]
+
+    def _sentence(self, words: Sequence[str]) -> list[float]:
+        """Return log10 p of the words of a sentence and of its `</s>`."""
+        raise NotImplementedError
+
+
+class Arpa(NGrams):
     """An n-gram model as an ARPA file gives it.
 
     Arguments:
@@ -46,14 +67,6 @@ class Arpa:
 
     def __init__(self, order: int, ngrams: dict[str, int], log_p: array[float], backoff: array[float]) -> None:
         self.order, self._ngrams, self._log_p, self._backoff = order, ngrams, log_p, backoff
-        self.words: Collection[str] = frozenset()  # what is predicted under its own name, `</s>` among it
-
-    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
-        """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself.
-
-        Raises ModelError where back-offs make a probability greater than 1.
-        """
-        return [_natural(self._sentence(words)) for words in sentences]
 
     def next_log_probs(self, words: Sequence[str]) -> dict[str, float]:
         """Return log p, natural, of each word and of `<unk>` and `</s>` after the words that begin a sentence."""
@@ -62,10 +75,6 @@ class Arpa:
         following = [*self.words, UNKNOWN]
         log_p = _natural([self._word(history, word) for word in following])
         return dict(zip(following, log_p.tolist(), strict=True))
-
-    def unknown(self, words: Sequence[str]) -> list[bool]:
-        """Say of each word whether it is read as `<unk>`."""
-        return [word not in self.words for word in words]
 
     def _sentence(self, words: Sequence[str]) -> list[float]:
         found, history = [], [SENTENCE_START]
@@ -226,8 +235,8 @@ def _wrong(fields: list[str], order: int, log_p: float, highest: bool) -> str:
 # KenLM's binaries
 
 
-class KenlmBinary:
-    """An n-gram model in a binary of KenLM, read by its own package; the methods are those of `Arpa`.
+class KenlmBinary(NGrams):
+    """An n-gram model in a binary of KenLM, read by its own package.
 
     Raises ModelError where the package is not installed, or cannot read the file.
     """
@@ -251,10 +260,6 @@ class KenlmBinary:
         if SENTENCE_END not in self.words or not all(word in self._model for word in self.words):
             raise ModelError(f"{shown(str(path))}: does not list its words; make it again, or name the ARPA file")
 
-    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
-        """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself."""
-        return [_natural(self._sentence(words)) for words in sentences]
-
     def next_log_probs(self, words: Sequence[str]) -> dict[str, float]:
         """Return log p, natural, of each word and of `<unk>` and `</s>` after the words that begin a sentence."""
         before, after = self._kenlm.State(), self._kenlm.State()
@@ -265,10 +270,6 @@ class KenlmBinary:
         following = [*self.words, UNKNOWN]
         log_p = _natural([self._model.BaseScore(before, word, after) for word in following])
         return dict(zip(following, log_p.tolist(), strict=True))
-
-    def unknown(self, words: Sequence[str]) -> list[bool]:
-        """Say of each word whether it is read as `<unk>`."""
-        return [word not in self.words for word in words]
 
     def _sentence(self, words: Sequence[str]) -> list[float]:
         before, after, found = self._kenlm.State(), self._kenlm.State(), []

@@ -37,6 +37,11 @@ class DivergenceError(RnnlmError):
     """Training has diverged; the best model so far is kept."""
 
 
+def no_numbers(remedy: str = "train it again with a lower --lr") -> ModelError:
+    """Return what is raised where probabilities are not finite."""
+    return ModelError(f"the model's probabilities are no longer numbers; {remedy}")
+
+
 def counted(number: int, thing: str) -> str:
     """Return a number of things in words: 1 epoch, 2 epochs."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

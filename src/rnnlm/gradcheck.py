@@ -490,14 +490,5 @@ def _row(
     error = np.abs(analytic - numeric) / size
     error[~np.isfinite(error)] = np.inf  # a number that is not finite, or 0/0: everything is zero
     worst = int(np.argmax(error))
-    return Row(
-        kind,
-        name,
-        shape,
-        len(places),
-        float(error[worst]),
-        places[worst],
-        float(analytic[worst]),
-        float(numeric[worst]),
-        bool(error[worst] <= tolerance),
-    )
+    values, passed = (float(analytic[worst]), float(numeric[worst])), bool(error[worst] <= tolerance)
+    return Row(kind, name, shape, len(places), float(error[worst]), places[worst], *values, passed)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnlm.checking import Range, fit_option
+from rnnlm.checking import fit_option
 from rnnlm.corpus import Stage, silent
 from rnnlm.errors import SettingsError, TextError
 from rnnlm.mixture import (
@@ -25,6 +25,7 @@ from rnnlm.mixture import (
     Mixture,
     Oov,
     PathLike,
+    blocks,
     check_output,
     digest,
     mixed,
@@ -34,13 +35,11 @@ from rnnlm.mixture import (
 )
 from rnnlm.run import computing
 from rnnlm.scoring import Score
-from rnnlm.settings import Share, Threads
+from rnnlm.settings import Precision, Share, Threads
 from rnnlm.sources import spooled
 from rnnlm.streams import Aligned
 from rnnlm.text import Tokenizer
 from rnnlm.vocabulary import SENTENCE_END
-
-Precision = Annotated[float, Range(1e-12, 1)]
 
 _PENALTY = math.log(1e-8)  # what Mikolov's tool gives a word that its network lacks, where no mixture helps
 
@@ -147,9 +146,7 @@ def mix(  # noqa: D417 -- some are described together
     scored = _scored(text, mixture, streams, tokenizer_of(parts, **reading), threads, stage)
     with computing():
         best, iterations = (given, 0) if given is not None else best_weights(scored.table, precision, told)
-        found = _mixed(names, scored, best, iterations, oov)
-    if oov == "share":
-        found = replace(found, lacking=tuple(len(mixture.words) - len(part.words) for part in parts))
+        found = _mixed(names, scored, best, iterations, mixture)
     if output is not None:
         save(Path(output), names, found.weights, digests)
     return found
@@ -182,12 +179,11 @@ def _scored(
         source, *others = stack.enter_context(spooled([text, *streams]))
         aligned = [stack.enter_context(closing(Aligned(other))) for other in others]
         progress = stack.enter_context(stage(f"scoring {source.name}", source.size))
-        for block in stack.enter_context(closing(tokenizer.blocks([source], threads, progress))):
-            sentences = [line.split(" ") for line in block[:-1].split("\n")]
-            table, strange = _rows(sentences, mixture, aligned)
+        for some in blocks(stack.enter_context(closing(tokenizer.sentences([source], threads, progress)))):
+            table, strange = _rows(some, mixture, aligned)
             tables.append(table)
             unknown.append(strange)
-            count += len(sentences)
+            count += len(some)
         for stream in aligned:
             stream.end()
     return _Text(np.concatenate(tables), np.concatenate(unknown), count)
@@ -208,13 +204,13 @@ def _rows(sentences: list[list[str]], mixture: Mixture, aligned: list[Aligned]) 
     return table, unknown & (np.array(words, object) != SENTENCE_END)
 
 
-def _mixed(names: list[str], text: _Text, weights: Array, iterations: int, oov: Oov) -> Mixed:
+def _mixed(names: list[str], text: _Text, weights: Array, iterations: int, mixture: Mixture) -> Mixed:
     """Sum up what each model and the mixture give to the text."""
     table, unknown = text.table, text.unknown
     here = table.max(axis=1) > -math.inf
     counted = int(np.count_nonzero(here))
     alone = table
-    if oov == "mikolov":  # a word that all lack is left out; alone, the network pays for those that it lacks
+    if mixture.oov == "mikolov":  # a word that all lack is left out; alone, the network pays for those that it lacks
         table, unknown = table[here], unknown[here]
         alone = table.copy()
         alone[np.isneginf(alone[:, 0]), 0] = _PENALTY
@@ -227,4 +223,12 @@ def _mixed(names: list[str], text: _Text, weights: Array, iterations: int, oov: 
         return Score(text.sentences, words, strange, len(log_p), float(log_p.sum()), float(log_p[~unknown].sum()))
 
     scores = tuple(score(column) for column in alone.T)
-    return Mixed(tuple(names), tuple(weights.tolist()), scores, score(mixed(table, weights)), counted, iterations)
+    return Mixed(
+        tuple(names),
+        tuple(weights.tolist()),
+        scores,
+        score(mixed(table, weights)),
+        counted,
+        iterations,
+        mixture.lacking,
+    )

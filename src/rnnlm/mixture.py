@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,7 +31,6 @@ from rnnlm.checkpoint import model_file
 from rnnlm.corpus import Stage, silent
 from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.files import open_plain, reason, replacing
-from rnnlm.model import runs
 from rnnlm.scoring import Reader, Score, Scorer
 from rnnlm.settings import Natural, Share, TextSettings
 from rnnlm.sources import Source, shown, spooled
@@ -63,7 +63,9 @@ class Mixture:
     def __init__(self, parts: Sequence[Scorer], weights: Sequence[float], oov: Oov = "share") -> None:
         self.parts, self.weights, self.oov = list(parts), np.array(weights, float), fit_option(Oov, oov, "oov")
         self.words: frozenset[str] = frozenset().union(*(part.words for part in parts))
-        self._shares = [math.log(len(self.words) - len(part.words) + 1) for part in parts]
+        # of the others' words, how many each part shares its <unk> with
+        self.lacking = tuple(len(self.words) - len(part.words) if oov == "share" else 0 for part in parts)
+        self._shares = [math.log(lacking + 1) for lacking in self.lacking]
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -158,13 +160,10 @@ class Mixture:
             for source in sources:
                 with (
                     stage(f"scoring {source.name}", source.size) as progress,
-                    closing(tokenizer.blocks([source], 1, progress)) as blocks,
+                    closing(tokenizer.sentences([source], 1, progress)) as sentences,
                 ):
-                    for block in blocks:
-                        lines = block[:-1].split("\n")
-                        for part in runs(0, len(lines), _BLOCK):
-                            sentences = [line.split(" ") for line in lines[part]]
-                            yield from zip(self.log_probs(sentences), map(self.unknown, sentences), strict=True)
+                    for some in blocks(sentences):
+                        yield from zip(self.log_probs(some), map(self.unknown, some), strict=True)
 
     def part_log_probs(self, sentences: Sequence[Sequence[str]]) -> Array:
         """Return what each model gives to each word and `</s>` (N, M), as a part of the mixture."""
@@ -179,6 +178,12 @@ class Mixture:
                 log_p[lacking & (np.array(words) != UNKNOWN)] = -math.inf
             table[:, column] = log_p
         return table
+
+
+def blocks(sentences: Iterator[list[str]]) -> Iterator[list[list[str]]]:
+    """Gather sentences that are scored at once."""
+    while some := list(islice(sentences, _BLOCK)):
+        yield some
 
 
 def mixed(table: Array, weights: Array) -> Array:

@@ -21,6 +21,7 @@ from typing import ClassVar, NamedTuple
 
 from rnnlm.errors import TextError
 from rnnlm.sources import Source, plain_characters
+from rnnlm.text import split_at_blanks
 
 LIST_LIMIT = 2**24  # bytes of one list, which is held in memory
 PAUSE = "-pau-"  # SRILM's mark of silence, which is no word: neither counted nor scored
@@ -322,7 +323,7 @@ def _words(text: str) -> list[str]:
     mark = _MARK.search(plain)
     if mark:
         raise _Refused(f"{mark.group()!r} is the model's own mark and cannot be a word; remove it from the list")
-    return plain.split() if plain.isascii() else [word for word in plain.split(" ") if word]
+    return split_at_blanks(plain)
 
 
 def _number(text: str, what: str) -> float:

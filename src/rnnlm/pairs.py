@@ -23,7 +23,7 @@ import numpy as np
 
 from rnnlm import workers
 from rnnlm.checkpoint import SavedModel
-from rnnlm.errors import ModelError, SettingsError, TextError
+from rnnlm.errors import SettingsError, TextError, no_numbers
 from rnnlm.files import open_plain, reason
 from rnnlm.model import LanguageModel, Workspace
 from rnnlm.scoring import sentence_losses
@@ -380,7 +380,7 @@ def _judged(pairs: list[Pair], model: LanguageModel, vocabulary: Vocabulary, wor
     losses = sentence_losses(model, list(different.values()), work)
     found = {key: -float(own.sum(dtype=np.float64)) for key, own in zip(different, losses, strict=True)}
     if not all(map(math.isfinite, found.values())):
-        raise ModelError("the model's probabilities are no longer numbers; train it again with a lower --lr")
+        raise no_numbers()
     for pair, good, bad in zip(pairs, range(0, len(keys), 2), range(1, len(keys), 2), strict=True):
         unknown = any(vocabulary.unknown_id in sentences[at] for at in (good, bad))
         yield Judgement(pair, found[keys[good]], found[keys[bad]], unknown)

@@ -18,7 +18,7 @@ from rnnlm.api import Model
 from rnnlm.checking import flag
 from rnnlm.checkpoint import ModelFolder
 from rnnlm.corpus import Corpus, Stage, encode_once, reopen, silent
-from rnnlm.errors import ModelError, SettingsError, TextError
+from rnnlm.errors import SettingsError, TextError, no_numbers
 from rnnlm.gradflow import Flow, gradient_flow
 from rnnlm.model import Array, LanguageModel, Workspace
 from rnnlm.run import working
@@ -129,8 +129,7 @@ def _read(lm: Model, path: str, files: Sequence[str], stage: Stage) -> tuple[str
         return "the validation text", kept[1], []
     with spooled(files) as sources:
         corpus = encode_once(sources, saved.tokenizer, saved.vocabulary, processes=lm.threads, stage=stage)
-        with closing(saved.tokenizer.blocks(sources)) as blocks:
-            sentences = (line.split(" ") for block in blocks for line in block[:-1].split("\n"))
+        with closing(saved.tokenizer.sentences(sources)) as sentences:
             words = (word for sentence in sentences for word in (*sentence, SENTENCE_END))
             return ", ".join(source.name for source in sources), corpus, list(islice(words, PAGE))
 
@@ -153,7 +152,7 @@ def _surprisals(
             progress(len(ids))
     bits = np.concatenate(parts).astype(np.float64) / math.log(2)
     if not np.isfinite(bits).all():
-        raise ModelError("the model's probabilities are no longer numbers; train it again with a lower --lr")
+        raise no_numbers()
     return np.maximum(bits, 0)
 
 

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from rnnlm.adapting import Adapting
 from rnnlm.api import Model
-from rnnlm.errors import ModelError, SettingsError, TextError
+from rnnlm.errors import SettingsError, TextError, no_numbers
 from rnnlm.mixture import Mixture
 from rnnlm.model import SENTENCE_END, Array, LanguageModel, Workspace, runs, softmax_loss
 from rnnlm.nbest import Format, Hypothesis, NBestFile, Weights
 from rnnlm.run import working
 from rnnlm.scoring import POSITIONS, WINDOW_NUMBERS
 from rnnlm.settings import RescoringSettings
+from rnnlm.text import folded
 
 GROUP = 4096  # hypotheses that are walked together, the most streams of a level: most levels have a third of them
 GROUP_WORDS = 2**18  # words in them, after which no further list is taken
@@ -176,7 +177,7 @@ def _compared(file: NBestFile, group: list[Hypothesis], nats: list[float], weigh
 def _scores(lm: AnyModel, hypotheses: list[list[str]]) -> NDArray[np.float64]:
     """Return the natural logarithm of the probability (n,) of hypotheses, the end of each included."""
     if not isinstance(lm, Model):
-        different = [tuple(_folded(lm, words)) for words in hypotheses]
+        different = [tuple(folded(words, lm.lowercase)) for words in hypotheses]
         return _each_once(different, lambda some: np.array([log_p.sum() for log_p in lm.log_probs(some)]))
     model = lm.saved.model
     with working(lm.threads) as work:
@@ -188,23 +189,19 @@ def _each_once(keys: list[Key], score: Callable[[list[Key]], NDArray[np.float64]
     different = sorted(set(keys))
     scores = score(different)
     if np.isnan(scores).any():
-        raise ModelError("the model's probabilities are no longer numbers; train it again with a lower --lr")
+        raise no_numbers()
     place = {key: number for number, key in enumerate(different)}
     return scores[[place[key] for key in keys]]
 
 
 def _ids(lm: Model, words: list[str]) -> bytes:
     """Return the ids of a hypothesis and of its end, as bytes that are ordered as the ids are."""
-    ids = lm.saved.vocabulary.encode(_folded(lm, words))
+    ids = lm.saved.vocabulary.encode(folded(words, lm.lowercase))
     return ids.astype(ID).tobytes() + bytes(ID.itemsize)  # SENTENCE_END is 0
 
 
 def _unknown(lm: AnyModel, words: list[str]) -> list[bool]:
-    return lm.unknown(_folded(lm, words))
-
-
-def _folded(lm: AnyModel, words: list[str]) -> list[str]:
-    return [word.lower() for word in words] if lm.lowercase else words
+    return lm.unknown(folded(words, lm.lowercase))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

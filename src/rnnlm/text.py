@@ -129,11 +129,12 @@ class Tokenizer(Checked):
 
     def sentences(
         self, sources: Sequence[Source], processes: int = 1, progress: Progress | None = None
-    ) -> Iterator[list[str]]:
+    ) -> Generator[list[str]]:
         """Yield the sentences of a corpus in order, each a list of words; the arguments are those of `blocks`."""
-        for block in self.blocks(sources, processes, progress):
-            for sentence in block[:-1].split("\n"):
-                yield sentence.split(" ")
+        with contextlib.closing(self.blocks(sources, processes, progress)) as blocks:
+            for block in blocks:
+                for sentence in block[:-1].split("\n"):
+                    yield sentence.split(" ")
 
     def lines(self, block: Lines) -> list[Line]:
         """Cut each line into words, as one sentence; a blank one has none.
@@ -144,14 +145,15 @@ class Tokenizer(Checked):
         if found:
             raise _kept(block.name, block.first + found.string.count("\n", 0, found.start()), found)
         if self.settings.pretokenized:
-            return [Line(text, _folded(_split(text), self.settings), None) for text in block.lines]
+            return [Line(text, folded(split_at_blanks(text), self.settings.lowercase), None) for text in block.lines]
         split = _word_splitter(self.settings)
         cut = []
         for number, text in enumerate(block.lines, block.first):
             with _patience(f"{block.name}, line {number}"):
                 words = [word for part in _short(" ".join(text.split())) for word in split(part)]
-            spans, folded = _spans(text, words), text.lower() if self.settings.lowercase else text
-            cut.append(Line(folded if len(folded) == len(text) else text, _folded(words, self.settings), spans))
+            spans, lower = _spans(text, words), text.lower() if self.settings.lowercase else text
+            own = folded(words, self.settings.lowercase)
+            cut.append(Line(lower if len(lower) == len(text) else text, own, spans))
         return cut
 
     def prompt(self, text: str) -> list[list[str]]:
@@ -207,7 +209,7 @@ def _plain_form(tokenizer: Tokenizer) -> Callable[[Chunk], str]:
 def _cutter(tokenizer: Tokenizer) -> Callable[[str], Iterator[list[str]]]:
     """Return the function that cuts a text into sentences of words, of which each has at least one."""
     settings = tokenizer.settings
-    split_words = _split if settings.pretokenized else _word_splitter(settings)
+    split_words = split_at_blanks if settings.pretokenized else _word_splitter(settings)
     split_sentences = _lines if tokenizer.punkt is None else _sentence_splitter(tokenizer.punkt)
 
     def cut(text: str) -> Iterator[list[str]]:
@@ -215,7 +217,7 @@ def _cutter(tokenizer: Tokenizer) -> Callable[[str], Iterator[list[str]]]:
             if not settings.pretokenized:
                 sentence = " ".join(sentence.split())  # NLTK's rules for quotation marks know one kind of blank
             for part in _short(sentence):
-                words = _folded(split_words(part), settings)
+                words = folded(split_words(part), settings.lowercase)
                 if words:
                     yield words
 
@@ -237,7 +239,7 @@ def _lines(text: str) -> list[str]:
     return text.split("\n")
 
 
-def _split(sentence: str) -> list[str]:
+def split_at_blanks(sentence: str) -> list[str]:
     """Split at blanks; the blanks of other alphabets, such as the no-break space, belong to their words."""
     return sentence.split() if sentence.isascii() else [word for word in sentence.split(" ") if word]
 
@@ -254,8 +256,9 @@ def _spans(text: str, words: Sequence[str]) -> list[tuple[int, int]]:
     return spans
 
 
-def _folded(words: list[str], settings: TextSettings) -> list[str]:
-    return [word.lower() for word in words] if settings.lowercase else words
+def folded(words: list[str], lowercase: bool) -> list[str]:
+    """Return words in lower case, if that is how texts are read."""
+    return [word.lower() for word in words] if lowercase else words
 
 
 def _sentence_splitter(parameters: PunktParameters) -> Callable[[str], Iterator[str]]:

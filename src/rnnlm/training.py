@@ -114,6 +114,11 @@ class TrainingState(Checked):
         """The model that is evaluated, and kept where it is the best: of averaged weights, if there are any."""
         return self.model if self.average is None else replace(self.model, parameters=self.average)
 
+    @property
+    def running_perplexity(self) -> float:
+        """The perplexity over this epoch so far, with dropout."""
+        return math.exp(min(self.loss_sum / self.predictions, 700))
+
     @classmethod
     def begin(cls, model: LanguageModel, settings: TrainingSettings, counts: Array) -> TrainingState:
         """Return the state before the first window; `counts` (V,) says how often each word occurs in training."""
@@ -160,9 +165,9 @@ def train(
     """Train `state.model` on `corpus`, and yield an event after each window and after each evaluation on `valid`.
 
     `evaluating` is told the number of predictions that an evaluation has made since its last call; `unknown_id` is that
-    of `<unk>`, if unknown words are to be told apart.
+    of `<unk>`, if unknown words are to be told apart. At the end of an epoch the first part of the training text, as
+    long as `valid`, is evaluated too.
 
-    At the end of an epoch the training text is evaluated as well: its beginning, as long as `valid`.
     Ends when `finished` says so. Raises DivergenceError when the loss is no longer a number, or ten times as perplexed
     over many windows as at the first one; the state is then that before the offending step.
     """
@@ -177,10 +182,7 @@ def train(
                 began = time.perf_counter()
                 state.optimizer.decay(state.model.parameters, work)
                 score = perplexity(state.result, valid, work, unknown_id=unknown_id, progress=evaluating)
-                known = None
-                if at_end:
-                    part = corpus.beginning(valid.predictions)
-                    known = perplexity(state.result, part, work, streams=epoch.streams).perplexity
+                known = _train_perplexity(state, corpus, valid, work) if at_end else None
                 improved = _evaluated(state, settings, score, known, time.perf_counter() - began)
                 yield Evaluation(state.history[-1], improved, at_end, at_end and overfitting(state.history))
             if at_end:
@@ -188,8 +190,7 @@ def train(
             predictions = _train_window(state, settings, *epoch[state.window], work)
             state.window += 1
             state.evaluated = False
-            mean_loss = state.loss_sum / state.predictions
-            yield Progress(state.epoch, state.window, len(epoch), predictions, math.exp(min(mean_loss, 700)))
+            yield Progress(state.epoch, state.window, len(epoch), predictions, state.running_perplexity)
         if not finished(state, settings):
             _begin_epoch(state)
 
@@ -296,6 +297,13 @@ def overfitting(history: Sequence[Record]) -> bool:
     return now.train_perplexity < before.train_perplexity and now.valid_perplexity > before.valid_perplexity * WORSE
 
 
+def _train_perplexity(state: TrainingState, corpus: Corpus, valid: Corpus, work: Workspace) -> float:
+    """Return the perplexity on the beginning of the training text, read by as many streams as in training."""
+    assert state.states is not None  # `train` has seen to it
+    part, streams = corpus.beginning(valid.predictions), state.states.shape[2]
+    return perplexity(state.result, part, work, streams=streams).perplexity
+
+
 def _evaluated(
     state: TrainingState, settings: TrainingSettings, score: Score, train_perplexity: float | None, seconds: float
 ) -> bool:
@@ -314,7 +322,7 @@ def _evaluated(
         Record(
             epoch=state.epoch,
             window=state.window,
-            running_perplexity=math.exp(min(state.loss_sum / state.predictions, 700)),
+            running_perplexity=state.running_perplexity,
             train_perplexity=train_perplexity,
             valid_perplexity=value,
             valid_perplexity_excluding_unknown=known if math.isfinite(known) else None,

@@ -6,7 +6,7 @@ A word error is a word that is wrong, missing or too much, by the Levenshtein di
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,15 +78,16 @@ def word_errors() -> Callable[[Sequence[str], Sequence[str]], int]:
     return distance
 
 
-def references(source: Source, format: Format, keys: Collection[str]) -> dict[str, list[str]]:
-    """Read the right words of the lists of these IDs: lines of `ID words`, or for Moses a line for each ID, from 0.
+def references(source: Source, files: Sequence[NBestFile]) -> dict[str, list[str]]:
+    """Read the right words of lists of one format: lines of `ID words`, or for Moses a line for each ID, from 0.
 
     Moses' lines may begin with IDs too: they do where all IDs of the lists begin one. Raises TextError where the file
     is no such thing.
     """
-    if format.name == "moses":
+    if files[0].format.name == "moses":
         lines = list(lines_of_words(source))
-        if not set(keys) <= {words[0] for words in lines if words}:
+        begins = {words[0] for words in lines if words}
+        if not all(group[0].key in begins for file in files for group in file.lists()):
             return {str(number): words for number, words in enumerate(lines)}
     found: dict[str, list[str]] = {}
     for number, key, words in ids_and_words(source):
@@ -110,7 +111,7 @@ def tune(
     Raises SettingsError where the package for word errors is missing, TextError where a list has no reference.
     """
     count_errors = word_errors()
-    right = references(source, files[0].format, {group[0].key for file in files for group in file.lists()})
+    right = references(source, files)
     keys: list[str] = []
     columns: list[NDArray[np.float64]] = []
     for one in rescore(files, lm, RescoringSettings()):

@@ -12,7 +12,7 @@ import click
 
 from rnnlm.cli.adaptation import adaptation_options, adaptation_settings, tuned
 from rnnlm.cli.options import ANY_MODEL, Command, Value, json_option, model_option, option, threads_option
-from rnnlm.cli.progress import bar, figure, stage_bar, warn
+from rnnlm.cli.progress import bar, figure, stage_bar, warn, warn_of_unknown
 from rnnlm.settings import TextSettings
 
 if TYPE_CHECKING:
@@ -70,12 +70,8 @@ def evaluate(files: tuple[str, ...], model: str, threads: int, as_json: bool, **
         score = lm.perplexity(
             *files, stage=stage_bar, scoring=scoring, **cut, **(asdict(settings) if settings.active else {})
         )
-    if score.unknown > score.words / 2:
-        warn(
-            f"{score.unknown / score.words:.0%} of the words are unknown to the model; is the text in its language, "
-            "and cut into words as its training text was (see rnnlm info)?"
-        )
-    elif score.unknown and isinstance(lm, rnnlm.Model) and not lm.knows_unknown:
+    most = warn_of_unknown(score.unknown, score.words, "is the text")
+    if score.unknown and not most and isinstance(lm, rnnlm.Model) and not lm.knows_unknown:
         warn("the model has seen no unknown word in training, so each costs much perplexity.")
     click.echo(json.dumps(score.to_json(), indent=2) if as_json else _table(score))
 

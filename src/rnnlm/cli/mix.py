@@ -6,15 +6,15 @@ import json
 import math
 import re
 import textwrap
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from rnnlm.checking import Range
 from rnnlm.cli.options import Command, Value, given, json_option, option, threads_option
 from rnnlm.cli.progress import figure, say, stage_bar
 from rnnlm.errors import counted
-from rnnlm.settings import TextSettings
+from rnnlm.settings import Precision, Share, TextSettings
 
 if TYPE_CHECKING:
     from rnnlm.mixing import Iteration, Mixed
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 READING, WEIGHTS, RESULT = "Text and models", "Weights", "Result"
 WIDTH = 80  # columns of a line
 NAME = 36  # columns of a model's name in the table
-PRECISION = Annotated[float, Range(1e-12, 1)]
 
 
 class Weights(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
@@ -34,7 +33,7 @@ class Weights(click.ParamType):  # type: ignore[type-arg]  # generic in some ver
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
         """Return the numbers, or fail."""
         parts = [part for part in re.split("[, ]", value) if part]
-        return [Value(Annotated[float, Range(0, 1)]).convert(part, param, ctx) for part in parts]
+        return [Value(Share).convert(part, param, ctx) for part in parts]
 
 
 @click.command(
@@ -89,7 +88,7 @@ class Weights(click.ParamType):  # type: ignore[type-arg]  # generic in some ver
 )
 @option(
     "--precision",
-    type=Value(PRECISION),
+    type=Value(Precision),
     default=1e-6,
     group=WEIGHTS,
     help="Stop when no weight moves further in an iteration.",
@@ -147,9 +146,8 @@ def mix(
         raise click.UsageError("There is nothing to mix; name a MODEL, or a stream with --stream.")
     try:
         TextSettings(options["pretokenized"], options["lines"])
-        found = mixing.mix(
-            text, models, streams, stage=stage_bar, told=_srilm_iteration if form == "srilm" else _quiet, **options
-        )
+        told: Callable[[Iteration], object] = _srilm_iteration if form == "srilm" else lambda _: None
+        found = mixing.mix(text, models, streams, stage=stage_bar, told=told, **options)
     except rnnlm.SettingsError as error:
         raise click.UsageError(f"{error}.") from None
     if as_json:
@@ -158,10 +156,6 @@ def mix(
         click.echo(_srilm(found) if form == "srilm" else _table(found))
     if options["output"] is not None:
         say(f"Mixture: {shown(options['output'])}")
-
-
-def _quiet(_iteration: Iteration) -> None:
-    """Say nothing of an iteration."""
 
 
 def _srilm_iteration(iteration: Iteration) -> None:

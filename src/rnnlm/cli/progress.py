@@ -176,6 +176,14 @@ def _log(message: str) -> None:
         _write(f"Warning: {log.name if log else ''}: cannot be written ({error.strerror}); the log ends here.")
 
 
+def warn_of_unknown(unknown: int, words: int, are_they: str) -> bool:
+    """Warn where most words are unknown, and say whether they are; `are_they` is "is the text", say."""
+    if unknown > words / 2:
+        what = f"{unknown / words:.0%} of the words are unknown to the model; {are_they} in its language"
+        warn(f"{what}, and cut into words as its training text was (see rnnlm info)?")
+    return unknown > words / 2
+
+
 def figure(perplexity: float) -> str:
     """Write a perplexity for a table."""
     return f"{perplexity:,.2f}" if perplexity < LARGE else f"{perplexity:.6g}"

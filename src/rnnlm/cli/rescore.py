@@ -5,16 +5,17 @@ from __future__ import annotations
 import gzip
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from rnnlm.checking import flag
 from rnnlm.cli.adaptation import HELP, adaptation_options, adaptation_settings, tuned
 from rnnlm.cli.options import ANY_MODEL, Command, Value, given, model_option, option, setting, threads_option
-from rnnlm.cli.progress import bar, say, stage_bar, warn
+from rnnlm.cli.progress import bar, say, stage_bar, warn_of_unknown
 from rnnlm.errors import SettingsError
 from rnnlm.settings import AdaptationSettings, RescoringSettings
 
@@ -87,7 +88,8 @@ def rescore(
         weights = weights_for(files[0].format, settings)
         found = [look(file, lm) for file in files]
         _check_order(files, found, best or tune is not None)
-        _warn(found)
+        words, unknown = (sum(getattr(one, name) for one in found) for name in ("words", "unknown"))
+        warn_of_unknown(unknown, words, "are the lists")
         reader = _reader(lm, adaptation, others["tune_on"], settings.context == "previous")
         with bar("scoring", sum(one.hypotheses for one in found), " hypotheses") as progress:
             if tune is not None:
@@ -101,7 +103,7 @@ def _checked(
 ) -> RescoringSettings:
     """Make settings of the options; raises UsageError where some contradict each other."""
     if tune is not None and (options or best or output is not None or adapting):
-        other = "--best" if best else "--output" if output is not None else _flag(next(iter([*options, *adapting])))
+        other = "--best" if best else "--output" if output is not None else flag(next(iter([*options, *adapting])))
         raise click.UsageError(f"--tune finds weights and writes no list; leave {other} out.")
     try:
         return RescoringSettings(**options)
@@ -115,10 +117,6 @@ def _reader(lm: AnyModel, settings: AdaptationSettings, tune_on: str | None, car
 
     settings = tuned(lm, settings, tune_on, pretokenized=True, carry_state=carry_state)
     return lm.adapting(settings, carry_state, stage_bar) if settings.active and isinstance(lm, Model) else None
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _check_effects(files: Sequence[NBestFile], options: dict[str, Any], chosen: bool) -> None:
@@ -135,7 +133,7 @@ def _check_effects(files: Sequence[NBestFile], options: dict[str, Any], chosen: 
     effective = ("weight", "old_weight", "context") if name == "srilm" else ("context",)
     for option_ in options:
         if option_ not in effective:
-            raise SettingsError(f"{_flag(option_)} has no effect on {name} lists without --best; add that")
+            raise SettingsError(f"{flag(option_)} has no effect on {name} lists without --best; add that")
 
 
 def _check_order(files: Sequence[NBestFile], found: Sequence[Found], chosen: bool) -> None:
@@ -147,15 +145,6 @@ def _check_order(files: Sequence[NBestFile], found: Sequence[Found], chosen: boo
         if chosen and one.again:
             message = f"the ID {printable(one.again)!r} comes again after others"
             raise TextError(f"{file.source.name}: {message}; put the hypotheses of a list next to each other")
-
-
-def _warn(found: Iterable[Found]) -> None:
-    words, unknown = (sum(getattr(one, name) for one in found) for name in ("words", "unknown"))
-    if unknown > words / 2:
-        warn(
-            f"{unknown / words:.0%} of the words are unknown to the model; are the lists in its language, "
-            "and cut into words as its training text was (see rnnlm info)?"
-        )
 
 
 def _tune(files: Sequence[NBestFile], lm: AnyModel, references: Source, update: Callable[[int], Any]) -> None:
