@@ -11,7 +11,7 @@ from rnnlm.cli.options import Command, Value, model_option, option
 
 @click.command(
     cls=Command,
-    short_help="Write a model's words, or its arrays.",
+    short_help="Write a model's vocabulary, or its arrays.",
     epilog="""\b
     Example:
       rnnlm export --vocab words.txt --npz arrays.npz

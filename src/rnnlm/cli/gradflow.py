@@ -25,7 +25,7 @@ Lags = Annotated[int, Range(1, 256)]
 
 @click.command(
     cls=Command,
-    short_help="Show how far back errors reach over a text.",
+    short_help="Measure how far back gradients reach in a text.",
     epilog="""\b
     Example:
       rnnlm gradflow text.txt --model model

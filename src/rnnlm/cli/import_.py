@@ -14,7 +14,7 @@ from rnnlm.cli.progress import say
 @click.command(
     "import",
     cls=Command,
-    short_help="Take over a model of another program.",
+    short_help="Convert a model of another program.",
     epilog="""\b
     Example:
       rnnlm import rnnlm.model --model mikolov

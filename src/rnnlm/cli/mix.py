@@ -38,7 +38,7 @@ class Weights(click.ParamType):  # type: ignore[type-arg]  # generic in some ver
 
 @click.command(
     cls=Command,
-    short_help="Mix models, and find their weights.",
+    short_help="Interpolate models, and find their weights.",
     epilog="""\b
     Example:
       rnnlm mix valid.txt model 5gram.arpa.gz -o mix.toml

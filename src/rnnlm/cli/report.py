@@ -26,7 +26,7 @@ def _check_page(_ctx: click.Context, _parameter: click.Parameter, path: Path) ->
 
 @click.command(
     cls=Command,
-    short_help="Write a page on a model and where it errs.",
+    short_help="Write an HTML page on a model and where it errs.",
     epilog="""\b
     Example:
       rnnlm report --model model -o report.html

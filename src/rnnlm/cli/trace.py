@@ -25,7 +25,7 @@ SLOPES = {"elman": "(1 - s_{k}^2)", "sigmoid": "s_{k} (1 - s_{k})", "relu": "[z_
 
 @click.command(
     cls=Command,
-    short_help="Show the errors of a sentence going back, step by step.",
+    short_help="Show backpropagation through time on a sentence.",
     epilog="""\b
     Example:
       rnnlm trace --tutorial

@@ -73,7 +73,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 )
 @setting(VocabularySettings, "vocab", "Read the vocabulary from this file, one word per line.", TEXT)
 @setting(NetworkSettings, "cell", "Kind of recurrent cell.", SHAPE)
-@setting(NetworkSettings, "hidden", "Hidden units of each layer.", SHAPE, "100 or 200, by the text's size")
+@setting(NetworkSettings, "hidden", "Hidden units of each layer.", SHAPE, "100 or 200, by the text's size; --embedding, with --tied")
 @setting(NetworkSettings, "layers", "Recurrent layers.", SHAPE)
 @setting(NetworkSettings, "embedding", "Size of the input embeddings.", SHAPE, "as --hidden")
 @setting(NetworkSettings, "tied", "Tie the input and output embeddings.", SHAPE, "yes with gru and lstm")
@@ -129,7 +129,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "dropout",
     "Dropout probability on embeddings, between layers and on outputs.",
     TRAINING,
-    "0 to 0.5, by the text's size",
+    "0 to 0.5, by the sizes of text and network",
 )
 @setting(TrainingSettings, "dropout_input", "Dropout probability on embeddings.", TRAINING, "as --dropout")
 @setting(TrainingSettings, "dropout_hidden", "Dropout probability between layers.", TRAINING, "as --dropout")
@@ -147,7 +147,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "weight_decay",
     "L2 penalty on input and output embeddings.",
     TRAINING,
-    "by the text's size",
+    "by the sizes of text and network",
 )
 @setting(
     TrainingSettings,
@@ -157,7 +157,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "yes with gru and lstm",
 )
 @setting(TrainingSettings, "clip", "Clip the global norm of the gradient; 0: never.", TRAINING)
-@setting(TrainingSettings, "epochs", "Passes over the training text, at most.", TRAINING, "5 to 40, by the text's size")
+@setting(TrainingSettings, "epochs", "Passes over the training text, at most.", TRAINING, "5 to 40, by the text's size and the cell")
 @setting(TrainingSettings, "eval_every", "Also validate every N updates; 0: after each epoch only.", TRAINING)
 @setting(
     TrainingSettings, "min_improvement", "Smallest relative improvement in validation perplexity that counts.", TRAINING
