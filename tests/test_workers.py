@@ -192,7 +192,11 @@ def test_processes_end_with_their_parent(tmp_path, number, lines):
             assert process.stdout.readline()
         # Ctrl-C reaches the whole group; a kill only the parent, while the others are in the middle of an item.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-        _, errors = process.communicate(timeout=120)  # returns when the last process that has its pipes is gone
+        try:
+            _, errors = process.communicate(timeout=120)  # returns when the last process that has its pipes is gone
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # else the end of `with` would wait for it forever
+            raise
         assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
     assert errors == b""
 
