@@ -73,7 +73,13 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 )
 @setting(VocabularySettings, "vocab", "Read the vocabulary from this file, one word per line.", TEXT)
 @setting(NetworkSettings, "cell", "Kind of recurrent cell.", SHAPE)
-@setting(NetworkSettings, "hidden", "Hidden units of each layer.", SHAPE, "100 or 200, by the text's size; --embedding, with --tied")
+@setting(
+    NetworkSettings,
+    "hidden",
+    "Hidden units of each layer.",
+    SHAPE,
+    "100 or 200, by the text's size; --embedding, with --tied",
+)
 @setting(NetworkSettings, "layers", "Recurrent layers.", SHAPE)
 @setting(NetworkSettings, "embedding", "Size of the input embeddings.", SHAPE, "as --hidden")
 @setting(NetworkSettings, "tied", "Tie the input and output embeddings.", SHAPE, "yes with gru and lstm")
@@ -157,7 +163,13 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "yes with gru and lstm",
 )
 @setting(TrainingSettings, "clip", "Clip the global norm of the gradient; 0: never.", TRAINING)
-@setting(TrainingSettings, "epochs", "Passes over the training text, at most.", TRAINING, "5 to 40, by the text's size and the cell")
+@setting(
+    TrainingSettings,
+    "epochs",
+    "Passes over the training text, at most.",
+    TRAINING,
+    "5 to 40, by the text's size and the cell",
+)
 @setting(TrainingSettings, "eval_every", "Also validate every N updates; 0: after each epoch only.", TRAINING)
 @setting(
     TrainingSettings, "min_improvement", "Smallest relative improvement in validation perplexity that counts.", TRAINING
