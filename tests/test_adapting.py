@@ -25,6 +25,7 @@ KINDS: list[dict[str, Any]] = [
     {"cutoffs": (2, 5), "carry_state": True},
     {"cutoffs": (2, 5), "tied": True},
     {"carry_state": True, "embedding": 3},
+    {"cell": "lstm", "layers": 2, "tied": True, "embedding": 3},
 ]
 CACHE, STEPS = {"cache": 9, "cache_weight": 0.3, "cache_flatness": 0.4}, {"dynamic": 0.01}
 

@@ -233,7 +233,7 @@ def test_a_cell_that_there_is_not(model):
 
 
 def test_a_tied_table_has_one_size(model):
-    """A tied model whose D is not H is an error that names the field."""
+    """A tied model of one layer whose D is not H is an error that names the field; of several, the last has D units."""
     alter(model.last, lambda about: about["model"].update(tied=True, embedding=5))
     assert refused(model.last, r"model\.embedding is 5, where the 6 units of one table of words must stand")
 

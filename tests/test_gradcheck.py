@@ -153,6 +153,8 @@ def test_kinds_are_what_train_can_build(cell: str) -> None:
         assert kind_of(truncate, cell=cell, layers=layers, embedding=SMALL_EMBEDDING) in kinds
         assert kind_of(truncate, cell=cell, layers=layers, tied=True) in kinds
     for truncate in (None, 2):
+        assert kind_of(truncate, cell=cell, layers=2, tied=True, embedding=SMALL_EMBEDDING) in kinds
+    for truncate in (None, 2):
         own = [kind for kind in kinds if kind.settings.truncate == truncate]
         assert any("X1" not in parameter_table(kind.settings) for kind in own)
         assert row_width == TRUNCATED.settings.hidden or kind_of(truncate, cell=cell, embedding=row_width) in own
@@ -172,8 +174,8 @@ def test_relus_of_small_models_open_and_close(kind: Kind) -> None:
     for t in range(SMALL_STEPS):
         (_, states), _ = window.part(slice(t, t + 1), states).losses(model, Workspace())
         found.append(states[:, 0] > 0)  # (L, B, H)
-    share = np.mean(found, axis=(0, 2))
-    assert np.all((share > 0) & (share < 1))
+    for share, units in zip(np.mean(found, axis=(0, 2)), kind.settings.units, strict=True):
+        assert np.all((share[:units] > 0) & (share[:units] < 1))
 
 
 def test_window_holds_what_training_meets() -> None:

@@ -45,7 +45,8 @@ def sentences_of(corpus):
 @pytest.mark.parametrize("cell", CELLS)
 def test_means_are_those_of_the_triangles(cell, layers):
     """The mean norm at each lag, of delta and of the carriers, is that over the triangles of all sentences."""
-    language_model, lags = network(cell, layers), 5
+    sizes = {"tied": True, "embedding": 3} if layers == 2 else {}
+    language_model, lags = network(cell, layers, **sizes), 5
     flow = gradient_flow(language_model, text(), Workspace(), lags=lags)
     traces = [trace(language_model, sentence) for sentence in sentences_of(text())]
     assert flow.errors == sum(len(one.x) for one in traces)
@@ -58,7 +59,7 @@ def test_means_are_those_of_the_triangles(cell, layers):
                 parts = [np.diagonal(one.layers[number].dstates[state], -lag).T for one in traces]
                 assert means[lag] == pytest.approx(np.linalg.norm(np.concatenate(parts), axis=1).mean(), rel=1e-9)
         slopes = np.concatenate([one.layers[number].slopes for one in traces])
-        H = language_model.settings.hidden
+        H = language_model.settings.units[number]
         for at, gate in enumerate(layer.gates):
             assert gate.slope == pytest.approx(np.abs(slopes[:, at * H : (at + 1) * H]).mean(), rel=1e-9)
 

@@ -89,7 +89,9 @@ def same(folder, other):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("tables", [{"tied": True}, {"embedding": 5, "clusters": 2}], ids=str)
+@pytest.mark.parametrize(
+    "tables", [{"tied": True}, {"embedding": 5, "clusters": 2}, {"tied": True, "embedding": 4}], ids=str
+)
 @pytest.mark.parametrize("carry_state", [False, True])
 @pytest.mark.parametrize("truncate", [None, 2])
 def test_networks_of_every_kind_stop_and_go_on(tmp_path, settings, cell, tables, carry_state, truncate):

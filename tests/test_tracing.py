@@ -36,7 +36,7 @@ WORDS = np.array([1, 2, 3, 2, 7])  # one occurs twice
 KINDS = [
     (cell, layers, tied, cutoffs, embedding)
     for cell, layers in itertools.product(CELLS, (1, 2))
-    for tied, cutoffs, embedding in ((False, (), None), (True, (5,), None), (False, (4, 6), 5))
+    for tied, cutoffs, embedding in ((False, (), None), (True, (5,), 2 if layers > 1 else None), (False, (4, 6), 5))
 ]
 
 

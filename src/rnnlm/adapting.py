@@ -67,7 +67,7 @@ class Adapting:
         self.age = 0  # positions in this scope
         self.word, self.before = SENTENCE_END, -1  # the last word, and what it was read from
         self.dtype = self.states.dtype
-        self.cache = Cache(settings.cache, model.settings.hidden, self.dtype) if settings.caching else None
+        self.cache = Cache(settings.cache, model.settings.units[-1], self.dtype) if settings.caching else None
         self.learner: Learner | None = None
         if settings.dynamic:
             self.learner = Rms(model, settings, rms) if rms else Sgd(model, settings, counts)
@@ -167,7 +167,7 @@ class Adapting:
         """Read each sentence from the same states (L, M, 1, H), many side by side."""
         model, starts = self.model, offsets_of(ids)
         losses = np.empty(len(ids), self.dtype)
-        s = np.empty((len(ids), model.settings.hidden), self.dtype)
+        s = np.empty((len(ids), model.settings.units[-1]), self.dtype)
         sentences = np.split(ids, starts[1:-1])
         for numbers, x, y in side_by_side(sentences, positions_at_once(model)):
             states = states_before.repeat(len(numbers), axis=2)
@@ -183,7 +183,7 @@ class Adapting:
     ) -> tuple[Array, Array]:
         """Read segment by segment, and take a step after each."""
         losses = np.empty(len(y), self.dtype)
-        s = np.empty((len(y) if wanted else 0, self.model.settings.hidden), self.dtype)
+        s = np.empty((len(y) if wanted else 0, self.model.settings.units[-1]), self.dtype)
         for part in segments(y):
             if reach[part.start] == 0:
                 learner.forget()
@@ -290,7 +290,7 @@ def tune(reader: Adapting, corpus: Corpus, work: Workspace) -> tuple[float, floa
     """
     memory = reader.cache
     assert memory is not None  # as the caller has seen to
-    part = corpus.beginning(max(1, min(TUNING_POSITIONS, TUNING_NUMBERS // reader.model.settings.hidden)))
+    part = corpus.beginning(max(1, min(TUNING_POSITIONS, TUNING_NUMBERS // reader.model.settings.units[-1])))
     if not part.sentences:
         raise TextError("there is nothing to tune on: the text has no sentences; name another file with --tune-on")
     found = [(*reader.read(part.ids[run], work), part.ids[run]) for run in sentence_runs(part.offsets, reader.run)]

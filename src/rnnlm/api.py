@@ -66,8 +66,10 @@ class Model:
     def __repr__(self) -> str:
         settings, reached = self.saved.model.settings, self.saved.origin.valid_perplexity
         figure = "not evaluated" if reached is None else f"validation perplexity {reached:.2f}"
-        layers = f"{settings.layers} x " if settings.layers > 1 else ""
-        network = f"{settings.cell}, {layers}{settings.hidden} hidden units"
+        *lower, last = settings.units
+        several = f"{settings.layers} x " if lower else ""
+        units = f"{several}{last}" if last == settings.hidden else " + ".join(map(str, settings.units))
+        network = f"{settings.cell}, {units} hidden units"
         return f"<rnnlm.Model: {network}, {settings.words:,} words, {figure}>"
 
     def prompt(self, text: str, pretokenized: bool = False) -> Prompt:

@@ -356,7 +356,7 @@ def _check_sizes(settings: ModelSettings) -> None:
     edges = (-1, *settings.cutoffs, settings.words)
     if any(first >= second for first, second in itertools.pairwise(edges)):
         raise Unfit("model.cutoffs", settings.cutoffs, f"a list of rising numbers from 0 to below {settings.words}")
-    if settings.tied and settings.embedding not in (None, settings.hidden):
+    if settings.tied and settings.layers == 1 and settings.embedding not in (None, settings.hidden):
         raise Unfit("model.embedding", settings.embedding, f"the {settings.hidden} units of one table of words")
 
 
@@ -400,7 +400,7 @@ def _training_state(about: dict[str, Any], archive: Archive, saved: SavedModel) 
 def _read_states(archive: Archive, name: str, settings: ModelSettings, *streams: int) -> Array:
     """Read states (L, M, *streams, H); each number may be one that the cell gives."""
     limits = STATES[settings.cell]
-    states = _numbers(archive, "", {name: (settings.layers, len(limits), *streams, settings.hidden)})[name]
+    states = _numbers(archive, "", {name: (settings.layers, len(limits), *streams, max(settings.units))})[name]
     for number, (low, high) in enumerate(limits):
         if states[:, number].min() < low or states[:, number].max() > high:
             raise ValueError(f"its entry {name} has a number that no {settings.cell} cell gives")

@@ -39,7 +39,7 @@ def choose_cutoffs(
 
     Arguments:
         counts: occurrences of each word, by rank, (V,).
-        hidden: H.
+        hidden: H, of the last layer.
         positions: N, predictions in a window.
         clusters: how many, the head included, if there are so many words; None for as many as speed is worth.
         dense: D, numbers in the matrices of the recurrent layers; None for those of an Elman network of one layer.

@@ -58,8 +58,9 @@ def _note(saved: SavedModel, own: dict[str, Array]) -> str:
         "words: the words by id, as bytes of UTF-8 with line feeds between; id 0 ends a sentence",
         "counts: how often each occurred in training",
         *(f"{name} {array.shape}: {MEANINGS.get(name) or MEANINGS[name[0]]}" for name, array in own.items()),
-        f"Gates, each with {settings.hidden} rows of z: all {cell.gates}, those that read {cell.reads or cell.gates}, "
-        f"those that recall {cell.recalls or cell.gates}. Without X1 a word's row is added to z as it is.",
+        f"Gates, each with as many rows of z as W has columns: all {cell.gates}, those that read "
+        f"{cell.reads or cell.gates}, those that recall {cell.recalls or cell.gates}.",
+        "Without X1 a word's row is added to z as it is.",
         f"States are {'carried from sentence to sentence' if settings.carry_state else 'zero where id 0 is read'}.",
     ]
     if settings.tied:

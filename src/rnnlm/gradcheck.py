@@ -148,6 +148,7 @@ def small_kinds() -> list[Kind]:
                 add(truncate, layers=layers, carry_state=True)
                 add(truncate, layers=layers, embedding=SMALL_EMBEDDING)
                 add(truncate, layers=layers, tied=True)
+            add(truncate, layers=2, tied=True, embedding=SMALL_EMBEDDING)  # a last layer of another size
             if len(CELLS[cell].gates) > 1:  # without X1: a word's row is as wide as what it is added to
                 add(truncate, embedding=len(CELLS[cell].reads or CELLS[cell].gates) * SMALL_HIDDEN)
             add(truncate, cutoffs=tails[truncate])
@@ -203,8 +204,9 @@ def small_case(kind: Kind, seed: int = 0) -> tuple[LanguageModel, Window]:
 
 
 def _relus_are_fit(model: LanguageModel, window: Window) -> bool:
-    share = _open_units(model, window).mean(axis=(0, 3))  # (L, M, H), of steps and streams
-    return bool(np.all((share > 0) & (share < 1))) and _off_the_kink(model, window)
+    share = _open_units(model, window).mean(axis=(0, 3))[:, 0]  # (L, H), of steps and streams
+    units = np.arange(share.shape[1]) < np.array(model.settings.units)[:, None]
+    return bool(np.all((share > 0) & (share < 1) | ~units)) and _off_the_kink(model, window)
 
 
 def _off_the_kink(model: LanguageModel, window: Window) -> bool:

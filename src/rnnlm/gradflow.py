@@ -134,7 +134,7 @@ class _Sums:
         self.wanted = np.empty((0, 0), bool)  # (T, B), of the window that goes back now
         self.delta = np.zeros((layers, lags + 1))
         self.dstates = np.zeros((layers, len(cell.states), lags + 1))
-        self.slopes = np.zeros((layers, len(cell.gates) * model.settings.hidden))
+        self.slopes = [np.zeros(len(cell.gates) * units) for units in model.settings.units]
         self.past = np.zeros(layers)
 
     def look(self, seen: Seen) -> None:
@@ -164,7 +164,7 @@ def _norms(vectors: Array) -> Array:
 
 def _gates(model: LanguageModel, layer: int, slopes: Array) -> list[Gate]:
     """Describe each part of z, with the mean slopes (G*H,)."""
-    cell, H, W = CELLS[model.settings.cell], model.settings.hidden, model.parameters[f"W{layer + 1}"]
+    cell, H, W = CELLS[model.settings.cell], model.settings.units[layer], model.parameters[f"W{layer + 1}"]
     recalls, gates = cell.recalls or cell.gates, []
     for number, gate in enumerate(cell.gates):
         radius = singular = None

@@ -78,7 +78,13 @@ class ModelSettings:
     cutoffs: tuple[int, ...] = ()  # ranks at which tails of rarer words begin; none: one softmax over all words
     layers: int = 1  # L
     embedding: int | None = None  # D; None: H
-    tied: bool = False  # whether the words' rows of V are U as well; then D = H
+    tied: bool = False  # whether the words' rows of V are U as well; then the last layer has D units
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """The size of each layer, H but for the last of a tied model, as V's rows are as wide as U's."""
+        last = self.embedding if self.tied and self.embedding else self.hidden
+        return (*(self.hidden for _ in range(self.layers - 1)), last)
 
 
 @dataclass(eq=False)
@@ -90,8 +96,11 @@ class LanguageModel:
     first: Array | None = None  # states (L, M, H) before a text's first word, where they are carried; None: zero
 
     def start(self, streams: int) -> Array:
-        """Return the states (L, M, B, H) before the first word of each of B streams: zero, or `first`."""
-        shape = (self.settings.layers, len(CELLS[self.settings.cell].states), streams, self.settings.hidden)
+        """Return the states (L, M, B, H) before the first word of each of B streams: zero, or `first`.
+
+        H is that of the largest layer; a smaller one uses its first numbers.
+        """
+        shape = (self.settings.layers, len(CELLS[self.settings.cell].states), streams, max(self.settings.units))
         states = np.zeros(shape, self.parameters["V"].dtype)
         if self.first is not None:
             states += self.first[:, :, None]
@@ -393,6 +402,11 @@ class Layer(NamedTuple):
     W: Any  # (rows of z that are recalled into, H)
     b: Any  # (G*H,)
 
+    @property
+    def units(self) -> int:
+        """Its H."""
+        return int(self.W.shape[1])
+
 
 class Walk:
     """One layer's way through a window: arrays for all streams, or views of some, and what is done with some steps."""
@@ -401,7 +415,7 @@ class Walk:
         self, inputs: Array, keep: Array, states: Array, layer: Layer, cell: Cell, mask: Array | None, work: Workspace
     ) -> None:
         """Take inputs (T, B, D), keep (T, B, 1), states before the window (M, B, H), and the mask (B, H) of outputs."""
-        (T, B, _), H, M, type_ = inputs.shape, layer.W.shape[1], len(cell.states), inputs.dtype
+        (T, B, _), H, M, type_ = inputs.shape, layer.units, len(cell.states), inputs.dtype
         self.cell, self.layer, self.mask, self.inputs, self.keep = cell, layer, mask, inputs, keep
         self.reads, self.recalls = cell.part(cell.reads, H), cell.part(cell.recalls, H)
         self.z, self.dz = (work.array(name, (T, B, len(layer.b)), type_) for name in ("z", "dz"))  # later z has slopes
@@ -413,7 +427,7 @@ class Walk:
         self.W_transposed = np.ascontiguousarray(layer.W.T) if T > 1 else layer.W.T  # products like the copy better
         given = {name: value for name, value in layer._asdict().items() if value is not None}
         self.gradients = {name: work.array(f"d{name}", value.shape, type_) for name, value in given.items()}
-        self.path[:, 0], self.ds[...] = states, 0
+        self.path[:, 0], self.ds[...] = states[..., :H], 0
 
     def part(self, streams: slice) -> Walk:
         """Return the same of some streams: views of the arrays."""
@@ -542,7 +556,10 @@ def recur(
         gradients: Gradients = {name: whole(drop(value, masks.get(name), value)) for name, value in found.items()}
         return ways[0].dinputs, gradients
 
-    return (ways[-1].s, np.stack([way.path[:, -1] for way in ways])), backward
+    after = states.copy()
+    for way, own in zip(ways, after, strict=True):
+        own[..., : way.layer.units] = way.path[:, -1]
+    return (ways[-1].s, after), backward
 
 
 def walk(ways: list[Walk], groups: list[slice], spans: list[slice], work: Workspace) -> None:
@@ -605,7 +622,7 @@ def by_diagonals(ds: Array, ways: list[Walk], truncate: int) -> None:
         way.prepare_back(slice(0, len(ds)))
         way.dz[...] = 0
     dstates = [np.zeros_like(way.before) for way in ways]  # (M, T - lag, B, H) for each layer
-    deltas = np.empty(ways[0].z.shape, ds.dtype)
+    deltas = [np.empty_like(way.z) for way in ways]
     last = min(truncate, len(ds) - 1)
     for lag in range(last + 1):
         at = slice(0, len(ds) - lag)
@@ -613,10 +630,11 @@ def by_diagonals(ds: Array, ways: list[Walk], truncate: int) -> None:
         for n, way in reversed(list(enumerate(ways))):
             if handed_down is not None:
                 dstates[n][0] += drop(handed_down, way.mask)
-            way.step_back(dstates[n], at, deltas[at], lag == last)  # delta is (T - lag, B, G*H)
+            delta = deltas[n][at]  # (T - lag, B, G*H)
+            way.step_back(dstates[n], at, delta, lag == last)
             dstates[n] = dstates[n][:, 1:]  # no state of this window lies before its first step
-            way.dz[at] += deltas[at]
-            handed_down = deltas[at][..., way.reads] @ way.layer.X if n else None  # (24)
+            way.dz[at] += delta
+            handed_down = delta[..., way.reads] @ way.layer.X if n else None  # (24)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -815,11 +833,12 @@ def draw_masks(
     (Merity et al. 2018). Names are "rows" (B, D), "s1" and so on (B, H), "W1" and so on, each if it has a rate.
     There may be one more, of booleans: "keep" (T, B), whether a sentence that begins there keeps the carried state.
     """
-    B, H, L = streams, settings.hidden, settings.layers
+    B, H, (*lower, last) = streams, settings.hidden, settings.units
     wanted: dict[str, tuple[tuple[int, ...], float]] = {
-        f"s{number}": ((B, H), dropout.hidden) for number in range(1, L)
+        f"s{number}": ((B, units), dropout.hidden) for number, units in enumerate(lower, 1)
     }
-    wanted |= {"rows": ((B, settings.embedding or H), dropout.inputs), f"s{L}": ((B, H), dropout.outputs)}
+    wanted["rows"] = (B, settings.embedding or H), dropout.inputs
+    wanted[f"s{settings.layers}"] = (B, last), dropout.outputs
     recurrent = {name: shape for name, (shape, *_) in parameter_table(settings).items() if name[0] == "W"}
     wanted |= {name: (shape, dropout.weights) for name, shape in recurrent.items()}
     return {
@@ -852,18 +871,18 @@ class Parameter(NamedTuple):
 
 def parameter_table(settings: ModelSettings) -> dict[str, Parameter]:
     """Name every parameter of a kind of model, in the order in which first values are drawn."""
-    V, H, cell = settings.words, settings.hidden, CELLS[settings.cell]
-    reads, recalls, all_of_z = (len(gates or cell.gates) * H for gates in (cell.reads, cell.recalls, cell.gates))
-    D, rows = settings.embedding or H, V + len(settings.cutoffs)
-    direct = reads == D and not settings.tied  # whether a word's row is added to z as it is
+    V, J, cell = settings.words, len(settings.cutoffs), CELLS[settings.cell]
+    D = settings.embedding or settings.hidden
+    direct = len(cell.reads or cell.gates) * settings.units[0] == D and not settings.tied  # a word's row is added to z
     table = {} if settings.tied else {"U": Parameter((V, D), V if direct else D, "inputs")}
-    for number in range(1, settings.layers + 1):
+    for number, H in enumerate(settings.units, 1):
+        reads, recalls, all_of_z = (len(gates or cell.gates) * H for gates in (cell.reads, cell.recalls, cell.gates))
         if number > 1 or not direct:
             table[f"X{number}"] = Parameter((reads, D), D)
         table[f"W{number}"] = Parameter((recalls, H), H)
         table[f"b{number}"] = Parameter((all_of_z,), ones=cell.part(cell.ones, H) if cell.ones else slice(0))
         D = H
-    return {**table, "V": Parameter((rows, H), H, "outputs"), "c": Parameter((rows,), role="outputs")}
+    return {**table, "V": Parameter((V + J, D), D, "outputs"), "c": Parameter((V + J,), role="outputs")}
 
 
 def dense_size(settings: ModelSettings) -> int:

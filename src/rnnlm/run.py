@@ -210,7 +210,7 @@ def _new_model(network: NetworkSettings, training: TrainingSettings, text: Train
     assert training.batch_size is not None  # as `choose` has seen to
     positions = training.batch_size * (training.bptt or text.train.predictions // text.train.sentences)
     settings = model_settings(network, len(text.vocabulary))
-    cutoffs = choose_cutoffs(counts, network.hidden, positions, network.clusters, dense_size(settings))
+    cutoffs = choose_cutoffs(counts, settings.units[-1], positions, network.clusters, dense_size(settings))
     return initialize(replace(settings, cutoffs=cutoffs), counts, np.random.default_rng(training.seed))
 
 

@@ -81,7 +81,7 @@ class NetworkSettings(Settings):
     hidden: Annotated[int, Range(1, 100_000)] = 100  # H
     cell: Literal["elman", "relu", "sigmoid", "gru", "lstm"] = "elman"
     layers: Annotated[int, Range(1, 100)] = 1  # L
-    embedding: Annotated[int, Range(1, 100_000)] | None = None  # D; None: H
+    embedding: Annotated[int, Range(1, 100_000)] | None = None  # D, of the last of several tied layers too; None: H
     tied: bool = False  # one table of words for input and output
     clusters: Annotated[int, Range(1, 1000)] | None = None  # of words in the softmax; None: as many as are quickest
     bptt_truncate: Natural | None = None  # K; None: to the window's first step
@@ -277,7 +277,7 @@ class RunSettings(Settings):
         if (self.corpus + self.valid).count(STANDARD_INPUT) > 1:
             raise SettingsError("standard input is one text; name a file for the other of CORPUS and --valid")
         network, known = self.network, self.initial is not None or "hidden" in self.chosen
-        if network.tied and not known and network.embedding not in (None, network.hidden):
+        if network.tied and network.layers == 1 and not known and network.embedding not in (None, network.hidden):
             message = f"--tied has one table of words for both, and --embedding is {network.embedding}"
             raise SettingsError(f"{message} where --hidden is {network.hidden}; leave --embedding out")
         reach, window = network.bptt_truncate, self.training.bptt

@@ -164,7 +164,7 @@ class Trace:
 
 def _factors(trace: Trace, layer: int) -> Iterator[tuple[str, Array, Array]]:
     """Yield the parameters of a layer: a pair adds to the gradient left[t, k] right[k]', one column of it for b."""
-    own, cell, H = trace.layers[layer], CELLS[trace.model.settings.cell], trace.model.settings.hidden
+    own, cell, H = trace.layers[layer], CELLS[trace.model.settings.cell], trace.model.settings.units[layer]
     number, read, recalled = layer + 1, own.delta[..., cell.part(cell.reads, H)], cell.part(cell.recalls, H)
     X = trace.model.parameters.get(f"X{number}")
     if layer == 0:
@@ -211,11 +211,10 @@ def trace(model: LanguageModel, ids: Array, truncate: int | None = None) -> Trac
     x, T = np.array([SENTENCE_END, *ids]), len(y)
     settings = replace(model.settings, truncate=truncate)
     model = LanguageModel(settings, {name: value.astype(np.float64) for name, value in model.parameters.items()})
-    cell, H = CELLS[settings.cell], settings.hidden
-    M, GH = len(cell.states), len(cell.gates) * H
+    M, G = len(CELLS[settings.cell].states), len(CELLS[settings.cell].gates)
     found = [
-        (np.zeros((T, T, GH)), np.zeros((M, T, T, H)), np.empty((T, GH)), np.empty((M, T, H)))
-        for _ in range(settings.layers)
+        (np.zeros((T, T, G * H)), np.zeros((M, T, T, H)), np.empty((T, G * H)), np.empty((M, T, H)))
+        for H in settings.units
     ]
 
     def look(seen: Seen) -> None:
@@ -231,15 +230,16 @@ def trace(model: LanguageModel, ids: Array, truncate: int | None = None) -> Trac
     if not all(np.isfinite(array).all() for array in (losses, *itertools.chain(*found))):
         raise no_numbers()
     read = [model.word_rows[x], *(_outputs(model, x, number) for number in range(1, settings.layers + 1))]
-    before = [np.concatenate((np.zeros((1, H)), s[:-1])) for s in read[1:]]
+    before = [np.concatenate((np.zeros_like(s[:1]), s[:-1])) for s in read[1:]]
     layers = [LayerTrace(n + 1, *arrays, read[n], before[n]) for n, arrays in enumerate(found)]
     return Trace(model, x, y, losses[:, 0], ds[:, 0], layers)
 
 
 def _outputs(model: LanguageModel, x: Array, layers: int) -> Array:
-    """Return s (T, H) of a layer: the last one of the model that ends there."""
-    lower = LanguageModel(replace(model.settings, layers=layers), model.parameters)
-    (s, _), _ = lower.read(x[:, None], lower.start(1), Workspace())
+    """Return s (T, H) of the last of so many layers."""
+    work, states, cell = Workspace(), model.start(1)[:layers], CELLS[model.settings.cell]
+    rows, _ = embed(x[:, None], model.word_rows, None, work)
+    (s, _), _ = recur(rows, model.keeps(x[:, None]), states, model.layers[:layers], cell, None, work)
     return np.asarray(s[:, 0])
 
 
@@ -283,7 +283,7 @@ def pair(trace: Trace, layer: int, t: int, k: int) -> Pair:
     if not 1 <= k <= t <= len(trace.x):
         what = f"there are the errors t = 1 to {len(trace.x)}, each at the steps k = 1 to t; give two of these"
         raise SettingsError(f"--at is {t} {k}; {what}")
-    own, cell, H = trace.layers[layer - 1], CELLS[trace.model.settings.cell], trace.model.settings.hidden
+    own, cell, H = trace.layers[layer - 1], CELLS[trace.model.settings.cell], trace.model.settings.units[layer - 1]
     dstates = own.dstates[:, t - 1, k - 1]  # (M, H)
     arrivals = list(_arrivals(trace, layer, t, k))
     gates = []
@@ -299,10 +299,11 @@ def pair(trace: Trace, layer: int, t: int, k: int) -> Pair:
 
 def _arrivals(trace: Trace, layer: int, t: int, k: int) -> Iterator[Arrival]:
     """Yield what adds up to the derivatives of E_t by the states of step k, in a layer."""
-    own, cell, H = trace.layers[layer - 1], CELLS[trace.model.settings.cell], trace.model.settings.hidden
+    own, cell, H = trace.layers[layer - 1], CELLS[trace.model.settings.cell], trace.model.settings.units[layer - 1]
     find = trace.model.parameters.__getitem__
     if layer < len(trace.layers):
-        above = trace.layers[layer].delta[t - 1, k - 1, cell.part(cell.reads, H)]
+        reads = cell.part(cell.reads, trace.model.settings.units[layer])
+        above = trace.layers[layer].delta[t - 1, k - 1, reads]
         yield Arrival("s", f"X{layer + 1}' delta_{t}({k}) of layer {layer + 1}", above @ find(f"X{layer + 1}"))  # (24)
     elif k == t:
         yield Arrival("s", f"dE_{t}/ds_{t} = V' (p_{t} - 1_y{t})", trace.ds[t - 1])  # (7)

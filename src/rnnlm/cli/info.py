@@ -120,13 +120,20 @@ def _network(saved: SavedModel) -> dict[str, str]:
     return {
         "cell": settings.cell,
         "layers": f"{settings.layers}",
-        "hidden units": f"{settings.hidden:,}{' in each layer' if settings.layers > 1 else ''}",
+        "hidden units": _units(settings.units),
         "embedding": f"{embedding}, input and output tied" if settings.tied else embedding,
         "parameters": f"{size:,} ({stored / 1e6:,.1f} MB)",
         "softmax": "over all words" if len(sizes) == 1 else f"in {len(sizes)} clusters of {_listed(sizes)} words",
         "backpropagation": reach,
         "hidden state": "carried from sentence to sentence" if settings.carry_state else "reset at each sentence",
     }
+
+
+def _units(units: tuple[int, ...]) -> str:
+    *lower, last = units
+    if not lower or last == lower[0]:
+        return f"{last:,}{' in each layer' if lower else ''}"
+    return f"{lower[0]:,}, and {last:,} in the last layer"
 
 
 def _listed(items: list[str]) -> str:

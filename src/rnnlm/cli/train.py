@@ -81,7 +81,13 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "100 or 200, by the text's size; --embedding, with --tied",
 )
 @setting(NetworkSettings, "layers", "Recurrent layers.", SHAPE)
-@setting(NetworkSettings, "embedding", "Size of the input embeddings.", SHAPE, "as --hidden")
+@setting(
+    NetworkSettings,
+    "embedding",
+    "Size of the input embeddings, and with --tied of the last of several layers.",
+    SHAPE,
+    "as --hidden",
+)
 @setting(NetworkSettings, "tied", "Tie the input and output embeddings.", SHAPE, "yes with gru and lstm")
 @setting(
     NetworkSettings,
