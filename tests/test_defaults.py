@@ -30,6 +30,8 @@ def test_what_is_given_is_left():
         "average": False,
         "epochs": 2,
         "lr_decay": 3.0,
+        "min_improvement": 0.01,
+        "patience": 4,
     }
     settings = chosen(cell="lstm", **given)
     assert {**vars(settings.network), **vars(settings.training)}.items() >= given.items()
@@ -57,6 +59,17 @@ def test_small_texts_have_more_dropout_and_more_epochs():
     assert found[0].dropout == 0.5
     assert found[2].dropout == 0.3
     assert found[-1].epochs == 5
+
+
+def test_short_epochs_are_many():
+    """A text of few windows is read more often, and each epoch decides less."""
+    usual, short = chosen().training, chosen(2_600, 300).training
+    assert (usual.patience, usual.min_improvement) == (3, 0.003)
+    assert short.epochs > 200
+    assert short.patience > 20
+    assert short.min_improvement < 0.0005
+    assert short.lr_decay ** (short.epochs / 40) == pytest.approx(1.35, rel=0.01)
+    assert chosen(2_600, 300, batch_size=1).training.epochs < short.epochs  # it has more windows
 
 
 def test_a_small_vocabulary_needs_little_dropout():

@@ -15,6 +15,7 @@ from rnnlm.settings import CHOSEN, NetworkSettings, RunSettings, TrainingSetting
 RATE_POWER = 0.5  # of rules whose rates follow word frequencies
 ELMAN_RATE = 0.0005  # of SGD without gates, whose rate falls; the rule's is for those that keep it
 TREEBANK = 929_589  # predictions in the training part of the Penn Treebank
+EPOCHS, WINDOWS = 40, 4000  # at most so many epochs, unless these have fewer windows
 TREEBANK_SHARE = 4.35  # parameters of an Elman network of 200 units for each of them
 
 
@@ -81,20 +82,25 @@ def _training(settings: RunSettings, predictions: int, share: float) -> dict[str
     are too long: with 64, and the rule's own rate, an Elman network diverged in its sixth epoch of the treebank.
     """
     network, training = settings.network, settings.training
-    own_rule, most = RULES[rule(training)], 32 if network.layers == 1 and not network.tied else 20
+    own_rule, most_streams = RULES[rule(training)], 32 if network.layers == 1 and not network.tied else 20
+    window = training.bptt or 20
+    streams = training.batch_size or max(8, min(most_streams, predictions // (200 * window)))
     size, share, gated = predictions / TREEBANK, share / TREEBANK_SHARE, _gated(network)
     values = {
         "dropout": round(min(0.5, max(0.0, (0.2 if gated else 0.3) + 0.3 * math.log10(share))), 2),
         "weight_decay": float(f"{(0.0003 if gated else 0.001) * min(4, share):.1g}"),
         "dropout_state": 0.5 if network.carry_state and gated else 0.0,
-        "batch_size": max(8, min(most, predictions // (200 * (training.bptt or 20)))),
+        "batch_size": streams,
         "lr": own_rule.learning_rate if gated or not own_rule.row_rates else ELMAN_RATE,
         "rate_power": RATE_POWER if own_rule.row_rates else 0.0,
     }
-    if gated:
-        epochs = 8 / math.sqrt(size)
-        values |= {"average": True, "lr_decay": 1.0}
-    else:
-        epochs = 24 / math.sqrt(size)
-        values |= {"average": False, "lr_decay": 1.35}
-    return {**values, "epochs": round(min(40, max(5, epochs)))}
+    epochs = min((8 if gated else 24) / math.sqrt(size), max(EPOCHS, WINDOWS * streams * window / predictions))
+    short = min(1, EPOCHS / epochs)  # how long an epoch is beside those in which these figures were found
+    return {
+        **values,
+        "average": gated,
+        "epochs": round(max(5, epochs)),
+        "lr_decay": 1.0 if gated else round(1.35**short, 3),
+        "min_improvement": float(f"{0.003 * short:.1g}"),
+        "patience": round(3 / short),
+    }

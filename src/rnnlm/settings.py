@@ -36,7 +36,8 @@ DYNAMIC_DECAY = 0.002  # Krause et al. (2018)
 # What rnnlm chooses by the cell and the size of the text where it is not given: see `defaults`.
 CHOSEN = (
     *("hidden", "tied", "carry_state"),
-    *("batch_size", "lr", "rate_power", "dropout", "dropout_state", "weight_decay", "average", "epochs", "lr_decay"),
+    *("batch_size", "lr", "rate_power", "dropout", "dropout_state", "weight_decay", "average"),
+    *("epochs", "lr_decay", "min_improvement", "patience"),
 )
 
 

@@ -40,7 +40,7 @@ from rnnlm.settings import Count, Natural, NotNegative, Perplexity, Positive, Tr
 
 AVERAGE_STEPS = DECAY_STEPS  # steps from one that enters the average of weights to the next: no decay is owed then
 FADING = 4  # the average's weights grow as the fourth power of the step: the last fifth of all has two thirds of it
-WORSE = 1.003  # a validation perplexity that is higher than another by this factor has risen
+WORSE = 1.003  # a perplexity that is higher than another by this factor has risen, and the other way round
 RECENT = 50  # windows over which the loss is averaged before it is called divergent
 
 
@@ -206,7 +206,7 @@ def finished(state: TrainingState, settings: TrainingSettings) -> str | None:
     """Say why training is over, or return None when it is not."""
     if (state.epoch_done or state.window == 0) and state.poor_epochs >= settings.patience:
         epochs = counted(state.poor_epochs, "epoch")
-        return f"validation perplexity has not improved by {settings.min_improvement:.1%} for {epochs}"
+        return f"validation perplexity has not improved by {100 * settings.min_improvement:.2g}% for {epochs}"
     done = state.epoch if state.epoch_done else state.epoch - 1
     return f"{counted(done, 'epoch')} done" if done >= settings.epochs else None
 
@@ -294,7 +294,8 @@ def overfitting(history: Sequence[Record]) -> bool:
     before, now = epochs[-2:]
     assert before.train_perplexity is not None
     assert now.train_perplexity is not None
-    return now.train_perplexity < before.train_perplexity and now.valid_perplexity > before.valid_perplexity * WORSE
+    learned = now.train_perplexity < before.train_perplexity / WORSE
+    return learned and now.valid_perplexity > before.valid_perplexity * WORSE
 
 
 def _train_perplexity(state: TrainingState, corpus: Corpus, valid: Corpus, work: Workspace) -> float:

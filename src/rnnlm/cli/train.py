@@ -174,20 +174,30 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "epochs",
     "Passes over the training text, at most.",
     TRAINING,
-    "5 to 40, by the text's size and the cell",
+    "5 to 40, by the text's size and the cell; more on very short texts",
 )
 @setting(TrainingSettings, "eval_every", "Also validate every N updates; 0: after each epoch only.", TRAINING)
 @setting(
-    TrainingSettings, "min_improvement", "Smallest relative improvement in validation perplexity that counts.", TRAINING
+    TrainingSettings,
+    "min_improvement",
+    "Smallest relative improvement in validation perplexity that counts.",
+    TRAINING,
+    "0.003; less on very short texts",
 )
 @setting(
     TrainingSettings,
     "lr_decay",
     "Divide the learning rate by this after each epoch, once one has not improved.",
     TRAINING,
-    "1 with gru and lstm, else 1.35",
+    "1 with gru and lstm, else 1.35; nearer 1 on very short texts",
 )
-@setting(TrainingSettings, "patience", "Stop after this many epochs without improvement.", TRAINING)
+@setting(
+    TrainingSettings,
+    "patience",
+    "Stop after this many epochs without improvement.",
+    TRAINING,
+    "3; more on very short texts",
+)
 @setting(TrainingSettings, "seed", "Random seed.", TRAINING)
 @model_option(RUN, "Folder of the model.")
 @option("--resume", is_flag=True, show_default=False, group=RUN, help="Resume the training in that folder.")
