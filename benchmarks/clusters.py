@@ -1,4 +1,4 @@
-"""Measure the constants by which src/rnnlm/clusters.py weighs clusters, on one core of this machine.
+"""Measure the constants by which src/rnnlm/clusters.py weighs clusters, on this machine.
 
     python benchmarks/clusters.py
 
@@ -8,7 +8,8 @@ and H, and finds the CALL, PRODUCTS and UPDATE with which
     CALL + R * H * (n * PRODUCTS + UPDATE)
 
 comes nearest to the seconds: by least squares of the relative errors, as the small ones matter as much as the large.
-REST is the median of the seconds for all else in a window, over its positions and hidden units.
+REST stands for all else in a window, for each position and hidden unit. Much of that is done by one thread while the
+others wait; so it is found from whole windows of an Elman network on two threads, with few clusters and with many.
 """
 
 import argparse
@@ -17,17 +18,30 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 import threadpoolctl
 from machine import print_table
 
-from rnnlm.model import ModelSettings, Optimizer, Workspace, initialize, joint_norm, softmax_loss
+from rnnlm.clusters import choose_cutoffs
+from rnnlm.model import (
+    Dropout,
+    ModelSettings,
+    Optimizer,
+    Workspace,
+    draw_masks,
+    initialize,
+    joint_norm,
+    mean_weights,
+    softmax_loss,
+)
 
 ROWS = (30, 100, 300, 1000, 3000, 10_000)
 POSITIONS = (3, 10, 30, 100, 300, 1000)
 HIDDEN = (100, 200)
-WINDOWS = ((35, 20), (35, 64))  # T, B
+WINDOWS = ((35, 20), (35, 32), (35, 64))  # T, B
+FEW, MANY = 3, 12  # clusters
 
 
 def main() -> None:
@@ -41,7 +55,7 @@ def main() -> None:
     measured = np.array([time_softmax(*size, seconds) for size in sizes.tolist()])
     constants, fitted = fit(sizes, measured)
     rest = statistics.median(
-        time_rest(steps, streams, hidden, seconds) / (steps * streams * hidden)
+        find_rest(steps, streams, hidden, constants, seconds)
         for (steps, streams), hidden in itertools.product(WINDOWS, HIDDEN)
     )
     for name, value in zip(("CALL", "PRODUCTS", "UPDATE", "REST"), [*constants, rest], strict=True):
@@ -76,23 +90,48 @@ def time_softmax(rows: int, positions: int, hidden: int, seconds: float) -> floa
     return median_seconds(step, seconds)
 
 
-def time_rest(steps: int, streams: int, hidden: int, seconds: float) -> float:
-    """Return the median seconds that a window takes apart from its softmax."""
+def find_rest(steps: int, streams: int, hidden: int, constants: np.ndarray, seconds: float) -> float:
+    """Return the REST with which few clusters cost as many times as much as many do as whole windows show."""
+    counts, positions = 1e6 / np.arange(1, 10_001), steps * streams
+    taken, softmax = [], []
+    for number in (FEW, MANY):
+        cutoffs = choose_cutoffs(counts, hidden, positions, number)
+        taken.append(time_window(steps, streams, hidden, counts, cutoffs, seconds))
+        softmax.append(softmax_cost(counts, hidden, positions, cutoffs, constants))
+    times = taken[0] / taken[1]
+    return float((softmax[0] - times * softmax[1]) / (times - 1) / (positions * hidden))
+
+
+def softmax_cost(
+    counts: np.ndarray, hidden: int, positions: int, cutoffs: tuple[int, ...], constants: np.ndarray
+) -> float:
+    """Return the seconds that a softmax in clusters costs by these constants."""
+    edges, total = [*cutoffs, len(counts)], 0.0
+    sizes = [(edges[0] + len(cutoffs), 1.0)]
+    sizes += [(stop - start, counts[start:stop].sum() / counts.sum()) for start, stop in itertools.pairwise(edges)]
+    for rows, share in sizes:
+        total += constants @ (1, rows * hidden * positions * share, rows * hidden)
+    return total
+
+
+def time_window(
+    steps: int, streams: int, hidden: int, counts: np.ndarray, cutoffs: tuple[int, ...], seconds: float
+) -> float:
+    """Return the median seconds that two threads take for a whole window of an Elman network."""
     generator = np.random.default_rng(1)
-    counts = 1e6 / np.arange(1, 10_001)
-    model = initialize(ModelSettings(len(counts), hidden), counts, generator)
+    model = initialize(ModelSettings(len(counts), hidden, cutoffs=cutoffs), counts, generator)
     optimizer = Optimizer("sgd", model.parameters, model.settings, counts)
-    inputs = generator.choice(len(counts), (steps, streams), p=counts / counts.sum())
-    errors = generator.normal(0, 1e-4, (steps, streams, hidden)).astype(np.float32)
-    work = Workspace()
+    x, y = generator.choice(len(counts), (2, steps, streams), p=counts / counts.sum())
+    masks = draw_masks(model.settings, streams, Dropout(0.2, 0.2, 0.2), generator, np.float32)
+    with closing(Workspace(2)) as work:
 
-    def step() -> None:
-        _, backward = model.read(inputs, model.start(streams), work)
-        gradients = backward(errors)
-        joint_norm(gradients, work)
-        optimizer.step(model.parameters, gradients, 1e-3, work)
+        def step() -> None:
+            _, backward = model.losses(x, y, model.start(streams), work, masks)
+            gradients = backward(mean_weights(y))
+            joint_norm(gradients, work)
+            optimizer.step(model.parameters, gradients, 1e-3, work)
 
-    return median_seconds(step, seconds)
+        return median_seconds(step, 10 * seconds)
 
 
 def median_seconds(step: Callable[[], None], seconds: float) -> float:

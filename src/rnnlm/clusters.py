@@ -12,24 +12,25 @@ in a window of N positions takes
     N * (H * REST + (D - H * H) * PRODUCTS)
 
 seconds, where D numbers in the matrices of the recurrent layers are multiplied as a row of the softmax is. REST was
-measured with an Elman network of one layer: it has the products of that one's matrix, so that these H * H are not
-counted again. Of other cells it takes the elementwise functions to cost no more than tanh, and counts their products.
+measured with whole windows of an Elman network of one layer, on two threads, one of which waits for much of the rest:
+it has the products of that one's matrix, so that these H * H are not counted again. Of other cells it takes the
+elementwise functions to cost no more than tanh, and counts their products.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Seconds on one core of an AMD EPYC; `python benchmarks/clusters.py` measures them. Only their ratios matter here.
-CALL = 4.5e-5
-PRODUCTS = 6.0e-11
-UPDATE = 9.1e-10
-REST = 1.6e-8
+# Seconds on an AMD EPYC; `python benchmarks/clusters.py` measures them. Only their ratios matter here.
+CALL = 1.0e-4
+PRODUCTS = 1.0e-10
+UPDATE = 1.85e-9
+REST = 1.4e-7
 CANDIDATES = 1000  # ranks at which a cut is considered
-# Each cluster costs a little perplexity, so unless a number is asked for there are no more than speed is worth:
+# Clusters cost perplexity (docs/benchmarks.md), so unless a number is asked for there are no more than speed is worth:
 WHOLE = 2.0  # one softmax if a window costs at most so many times as much as with the best clusters;
-NEAR = 1.1  # else the fewest clusters with which it costs at most so many times as much;
+NEAR = 1.3  # else the fewest clusters with which it costs at most so many times as much;
 MOST = 1000  # and no more than this
-PAST = 1.2  # the search ends where a further cluster makes a window cost so many times as much as the best number does
+PAST = 1.4  # the search ends where a further cluster makes a window cost so many times as much as the best number does
 
 
 def choose_cutoffs(
