@@ -9,40 +9,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-SENTENCE_END, UNKNOWN = "</s>", "<unk>"
+from rnnlm.scoring import Scored
+from rnnlm.vocabulary import SENTENCE_END, UNKNOWN
 
 BASES = {"2": ("", math.log(2)), "e": ("_nats", 1.0), "10": ("_log10", math.log(10))}  # what names a column, and unit
 LOG10 = math.log(10)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A sentence of n words, and what a model says of them."""
-
-    text: str  # the line, as it was read
-    words: list[str]  # as they stand in the text
-    unknown: list[bool]  # which of them the model reads as <unk>
-    log_p: NDArray[np.float64]  # (n + 1,) log p of each word and of </s>, in nats
-    spans: list[tuple[int, int]] | None = None  # from where to where in the line each word stands, of raw text
-    ranks: NDArray[np.float64] | None = None  # (n + 1,) of each word and of </s>, the likeliest is 1
-    entropies: NDArray[np.float64] | None = None  # (n + 1,) of what was expected in their places, in nats
-    key: str = ""  # the sentence's name, in formats that have one
-
-    @property
-    def total(self) -> float:
-        """The sum of log p, in nats."""
-        return math.fsum(self.log_p.tolist())
-
-    @property
-    def absent(self) -> list[bool]:
-        """Which words are not in the vocabulary: as `unknown`, but for a `<unk>` that the text has itself."""
-        return [unknown and word != UNKNOWN for word, unknown in zip(self.words, self.unknown, strict=True)]
 
 
 # Our own formats

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -31,10 +30,10 @@ from rnnlm.checkpoint import model_file
 from rnnlm.corpus import Stage, silent
 from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.files import open_plain, reason, replacing
-from rnnlm.scoring import Reader, Score, Scorer
+from rnnlm.scoring import Reader, Score, Scorer, each_sentence
 from rnnlm.settings import Natural, Share, TextSettings
 from rnnlm.sources import Source, shown, spooled
-from rnnlm.text import Tokenizer
+from rnnlm.text import Prompt, Tokenizer
 from rnnlm.vocabulary import SENTENCE_END, UNKNOWN
 
 Array = NDArray[np.float64]
@@ -77,8 +76,9 @@ class Mixture:
 
     def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[Array]:
         """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself."""
-        ends = np.cumsum([len(words) + 1 for words in sentences])
-        return np.split(mixed(self.part_log_probs(sentences), self.weights), ends[:-1]) if sentences else []
+        if not sentences:
+            return []
+        return each_sentence(mixed(self.part_log_probs(sentences), self.weights), sentences)
 
     def unknown(self, words: Sequence[str]) -> list[bool]:
         """Say of each word whether no model has it: whether it is u."""
@@ -107,12 +107,12 @@ class Mixture:
             raise SettingsError(f"{option} is for a model of ours alone; leave it out")
         return lambda sentences: [log_p[None] for log_p in self.log_probs(sentences)]
 
-    def prompt(self, text: str, pretokenized: bool = False) -> api.Prompt:
+    def prompt(self, text: str, pretokenized: bool = False) -> Prompt:
         """Cut the beginning of a sentence into words; raises TextError as `api.Model.prompt` does."""
         tokenizer = tokenizer_of(self.parts, pretokenized)
         *_, words = tokenizer.prompt(fit_option(str, text, "prompt")) or [[]]
         unknown = [word for word, strange in zip(words, self.unknown(words), strict=True) if strange]
-        return api.Prompt([], words, list(dict.fromkeys(unknown)))
+        return Prompt([], words, list(dict.fromkeys(unknown)))
 
     def next_words(self, text: str, count: int = 10, pretokenized: bool = False) -> list[tuple[str, float]]:
         """Return the likeliest words after the beginning of a sentence, each with its probability.
@@ -305,6 +305,8 @@ def load(path: PathLike, threads: int = 1, stage: Stage = silent) -> Mixture:
 
     Raises ModelError where it is none, or where a model is missing or has changed.
     """
+    import tomllib
+
     name, folder = shown(os.fspath(path)), Path(path).parent
     try:
         with open_plain(Path(path)) as file:

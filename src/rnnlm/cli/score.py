@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from rnnlm.api import Model
-    from rnnlm.formats import Scored
     from rnnlm.mixture import Mixture
-    from rnnlm.scoring import Reader
+    from rnnlm.scoring import Reader, Scored
     from rnnlm.settings import AdaptationSettings
 
 TEXT, OUTPUT = "Text", "Output"
