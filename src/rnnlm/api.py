@@ -202,6 +202,15 @@ class Model:
         known = self.words
         return [word not in known for word in words]
 
+    def lengths(self, words: Sequence[str]) -> list[int]:
+        """Return by how many words each word of a sentence, and its end, is predicted: all before it, and `<s>`."""
+        return list(range(2, len(words) + 3))
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """The number of each word where KenLM prints one: 0 is `<unk>`, and 1 would be `<s>`."""
+        return {word: 0 if word == UNKNOWN else number + 2 for word, number in self.ids.items()}
+
     def line_tokenizer(self, pretokenized: bool = False) -> Tokenizer:
         """Return what cuts a line as the training text was, or at its blanks."""
         own = self.saved.tokenizer.settings
@@ -288,7 +297,7 @@ class Model:
         `perplexity` raises, and SettingsError where there is no cache or what is to be found is given.
         """
         settings = AdaptationSettings.of(adaptation)
-        _check_scope(settings)
+        settings.check_encoded()
         settings.check_tuning()
         names: tuple[str, ...] = fit_option(tuple[str, ...], file, "file")
         corpus = self._corpus(names, self._cut(pretokenized, lines, encoding), stage)
@@ -344,7 +353,7 @@ class Model:
             raise SettingsError("there is no text to score; name one, or - for standard input")
         names: tuple[str, ...] = fit_option(tuple[str, ...], files, "file")
         settings = AdaptationSettings.of(adaptation)
-        _check_scope(settings)
+        settings.check_encoded()
         corpus = self._corpus(names, self._cut(pretokenized, lines, encoding), stage)
         reader = self.adapting(settings, carry_state, stage) if settings.active else None
         figure = partial(adapted_perplexity, reader) if reader else partial(perplexity, self._carrying(carry_state))
@@ -396,13 +405,6 @@ class Model:
 def _no_numbers(dynamic: float) -> ModelError:
     """Return what is raised where probabilities are not finite, perhaps as steps of this rate were too large."""
     return no_numbers(f"give a lower rate than --dynamic {dynamic:g}") if dynamic else no_numbers()
-
-
-def _check_scope(settings: AdaptationSettings) -> None:
-    """Refuse paragraphs, of which an encoded text knows nothing."""
-    if settings.adapt_over == "paragraph":
-        message = "--adapt-over paragraph needs blank lines, which a text loses when it is cut into sentences"
-        raise SettingsError(f"{message}; give --adapt-over text or sentence, or use rnnlm score without --tune-on")
 
 
 def load(path: Path = "model", *, threads: int = 1) -> Model:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -83,6 +83,17 @@ class Mixture:
     def unknown(self, words: Sequence[str]) -> list[bool]:
         """Say of each word whether no model has it: whether it is u."""
         return [word not in self.words for word in words]
+
+    def lengths(self, words: Sequence[str]) -> list[int]:
+        """Return by how many words each word of a sentence, and its end, is predicted, at most."""
+        return [max(lengths) for lengths in zip(*(part.lengths(words) for part in self.parts), strict=True)]
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """The number of each word where KenLM prints one: of an n-gram model alone its own; else 0 is `<unk>`."""
+        if len(self.parts) == 1:
+            return self.parts[0].numbers
+        return {word: 0 if word == UNKNOWN else number + 2 for word, number in self.ids.items()}
 
     @cached_property
     def ids(self) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -140,6 +140,15 @@ class Scorer(Protocol):
 
     def unknown(self, words: Sequence[str]) -> list[bool]:
         """Say which words are read as `<unk>`, the literal `<unk>` among them."""
+        ...
+
+    def lengths(self, words: Sequence[str]) -> list[int]:
+        """Return by how many words, itself among them, each word of a sentence and its `</s>` are predicted (n + 1)."""
+        ...
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """Return the number of each word where KenLM prints one: 0 is `<unk>`."""
         ...
 
 
