@@ -44,15 +44,16 @@ ngram 3=3
 \end\
 """
 SENTENCES = ["the cat sleeps", "", "dog", "the zebra sleeps", "zebra the cat the dog sleeps the cat", "cat cat cat"]
-# log10 p by the package kenlm 0.3.0, full_scores of each sentence
+# By the package kenlm 0.3.0, full_scores of each sentence: log10 p in the fewest digits of a single, and lengths
 KENLM = [
-    [-0.4, -0.1, -0.5, -0.15],
-    [-1.4],
-    [-1.6, -1.05],
-    [-0.4, -1.6, -0.7, -0.2],
-    [-1.9, -0.8, -0.5, -1.15, -0.6, -0.95, -0.7, -0.5, -1.35],
-    [-1.5, -1.25, -1.25, -1.15],
+    "-0.4 -0.1 -0.5 -0.15",
+    "-1.4",
+    "-1.6 -1.05",
+    "-0.4 -1.5999999 -0.7 -0.2",
+    "-1.9 -0.8 -0.5 -1.15 -0.6 -0.95000005 -0.7 -0.5 -1.35",
+    "-1.5 -1.25 -1.25 -1.15",
 ]
+LENGTHS = [[2, 3, 2, 3], [1], [1, 1], [2, 2, 3, 2], [1, 1, 2, 1, 2, 1, 1, 2, 1], [1, 1, 1, 1]]
 
 
 @pytest.fixture
@@ -67,10 +68,23 @@ def log10(model, sentence):
 
 
 def test_probabilities_are_those_of_kenlm(arpa):
-    """Longest n-grams, back-offs of the histories that are dropped, missing ones, and unknown words in histories."""
+    """Longest n-grams, back-offs of the histories that are dropped, missing ones, and unknown words in histories.
+
+    They are KenLM's to the last bit, as they are added up in its order.
+    """
     model = arpa(SMALL)
     for sentence, expected in zip(SENTENCES, KENLM, strict=True):
-        np.testing.assert_allclose(log10(model, sentence), expected, atol=5e-7)
+        assert " ".join(map(str, log10(model, sentence).astype(np.float32))) == expected
+
+
+def test_lengths_and_numbers_are_those_of_kenlm(arpa):
+    """The n-gram that was found has its length; words count from 1 in the file's order, `<unk>` is 0 wherever it is."""
+    model = arpa(SMALL)
+    for sentence, expected in zip(SENTENCES, LENGTHS, strict=True):
+        assert model.lengths(sentence.split()) == expected
+    assert model.numbers == {"<unk>": 0, "<s>": 1, "</s>": 2, "the": 3, "cat": 4, "dog": 5, "sleeps": 6}
+    unknown = "-1.4\t<unk>\t-0.1\n"
+    assert arpa(SMALL.replace(unknown, "").replace("\n\n\\2-", f"\n{unknown}\n\\2-")).numbers == model.numbers
 
 
 def test_sentences_are_independent(arpa):
@@ -215,6 +229,11 @@ class FakeModel:
         assert state is not after
         return -2.0 if word == "<unk>" else -1.0
 
+    def BaseFullScore(self, state, word, after):  # noqa: N802 -- kenlm's
+        """Score a word, and say how long its n-gram is."""
+        assert state is not after
+        return types.SimpleNamespace(ngram_length=1 if word == "<unk>" else 2)
+
 
 @pytest.fixture
 def kenlm(monkeypatch):
@@ -224,12 +243,14 @@ def kenlm(monkeypatch):
 
 
 def test_binaries_are_read_by_kenlm(kenlm, write):
-    """The words stand at the end of the file, by id; probabilities come from the package."""
+    """The words stand at the end of the file, by id; probabilities and lengths come from the package."""
     source = write(b"mmap lm http://kheafield.com/code format version 5\n\0...<unk>\0<s>\0</s>\0the\0", "x.binary")
     model = KenlmBinary(source.path)
     assert model.words == {"</s>", "the"}
     assert model.unknown(["the", "a", "<unk>"]) == [False, True, True]
     np.testing.assert_allclose(log10(model, "the zebra"), [-1, -2, -1])
+    assert model.lengths(["the", "zebra"]) == [2, 1, 2]
+    assert model.numbers == {"<unk>": 0, "<s>": 1, "</s>": 2, "the": 3}
 
 
 @pytest.mark.parametrize(

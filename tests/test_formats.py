@@ -77,32 +77,30 @@ def record(words, log10_p, unknown=(), **others):
 
 
 def of_kenlm(text):
-    """Read what KenLM has printed: the records, and ids such as ours."""
-    records, ids = [], {}
+    """Read what KenLM has printed: the records, the numbers of words, and what gives the lengths of n-grams."""
+    records, numbers, lengths = [], {}, {}
     for line in text.splitlines():
-        entries = [re.fullmatch(r"(.+)=(\d+) \d+ (\S+)", part).groups() for part in line.split("\t")[:-1]]
-        ids |= {word: int(number) - 2 for word, number, _ in entries if number != "0"}
-        words = " ".join(word for word, _, _ in entries[:-1])
-        unknown = {word for word, number, _ in entries if number == "0"}
-        records.append(record(words, [np.float32(log_p) for *_, log_p in entries], unknown))
-    return records, ids
+        entries = [re.fullmatch(r"(.+)=(\d+) (\d+) (\S+)", part).groups() for part in line.split("\t")[:-1]]
+        numbers |= {word: int(number) for word, number, *_ in entries if number != "0"}
+        words = [word for word, *_ in entries[:-1]]
+        unknown = {word for word, number, *_ in entries if number == "0"}
+        records.append(record(" ".join(words), [np.float32(log_p) for *_, log_p in entries], unknown))
+        lengths[tuple(words)] = [int(length) for _, _, length, _ in entries]
+    return records, numbers, lambda words: lengths[tuple(words)]
 
 
-def without_lengths(text):
-    """Leave out the lengths of n-grams, which a recurrent model has not."""
-    return re.sub(r"(=\d+) \d+ ", r"\1 ", text)
+def any_length(words):
+    """Return lengths as a network has them."""
+    return range(2, len(words) + 3)
 
 
 def test_kenlm_sample():
-    """Words, ids, numbers, totals and the summary are KenLM's to the byte, but for the lengths of n-grams."""
-    records, ids = of_kenlm(KENLM)
-    everything = "".join(kenlm(records, ids))
-    assert without_lengths(everything).startswith(without_lengths(KENLM))
-    summary = everything[len("".join(kenlm(records, ids, "1"))) - len("".join(kenlm(records, ids, "0"))) :]
-    assert "".join(kenlm(records, ids, "0")) in everything
-    assert everything.endswith(summary)
+    """Words, numbers, lengths, probabilities, totals and the summary are KenLM's to the byte."""
+    found = of_kenlm(KENLM)
+    everything, summary = "".join(kenlm(*found)), "".join(kenlm(*found, "0"))
+    assert everything == KENLM + summary
     totals = [np.float32(total) for total in re.findall(r"Total: (\S+)", KENLM)]
-    including, excluding, unknown, tokens = "".join(kenlm(records, ids, "0")).splitlines()
+    including, excluding, unknown, tokens = summary.splitlines()
     assert including.startswith("Perplexity including OOVs:\t")
     assert float(including.split("\t")[1]) == pytest.approx(10 ** (-sum(map(float, totals)) / 10))
     assert excluding.startswith("Perplexity excluding OOVs:\t")
@@ -111,13 +109,13 @@ def test_kenlm_sample():
 
 
 def test_levels_of_kenlm():
-    """`-v word` has words alone, without any newline; 1 sentences and the summary, 0 the summary."""
-    records, ids = of_kenlm(KENLM)
-    word, sentence, summary = ("".join(kenlm(records, ids, level)) for level in ("word", "1", "0"))
-    assert "\n" not in word
-    assert without_lengths(word) == without_lengths(re.sub(r"Total.*\n", "", KENLM))
-    assert sentence == "".join(re.findall(r"Total.*\n", KENLM)) + summary
-    assert "".join(kenlm([], {}, "0")).splitlines()[0] == "Perplexity including OOVs:\tNaN"
+    """`-v word` has words alone, without any newline; 1 sentences and the summary, 0 the summary; each by its name."""
+    found = of_kenlm(KENLM)
+    word, sentence, both, summary = ("".join(kenlm(*found, level)) for level in ("word", "sentence", "1", "summary"))
+    assert word == re.sub(r"Total.*\n", "", KENLM)
+    assert sentence == "".join(re.findall(r"Total.*\n", KENLM))
+    assert (both, summary) == (sentence + summary, "".join(kenlm(*found, "0")))
+    assert "".join(kenlm([], {}, any_length, "0")).splitlines()[0] == "Perplexity including OOVs:\tNaN"
 
 
 @pytest.mark.parametrize(
@@ -188,16 +186,22 @@ def test_srilm_sample():
     logs = [[-0.5655261, -1.010637, -3.006673, -1], [-3.25, -0.25, -0.5]]
     records = [record("to the tv", logs[0]), record("", [-2]), record("zebra the", logs[1], {"zebra"})]
     expected = SRILM.format(*(f"{10**value:.7g}" for value in (*logs[0], *logs[1])))
-    assert "".join(srilm(records, "v.txt")) == expected
-    assert "".join(srilm(records, "v.txt", "1")) == re.sub(r"\tp\(.*\n", "", expected)
-    assert "".join(srilm(records, "v.txt", "0")) == expected[expected.index("file v.txt") :]
+    assert "".join(srilm(records, "v.txt", any_length)) == expected
+    assert "".join(srilm(records, "v.txt", any_length, "1")) == re.sub(r"\tp\(.*\n", "", expected)
+    assert "".join(srilm(records, "v.txt", any_length, "0")) == expected[expected.index("file v.txt") :]
     nothing = "file v.txt: 0 sentences, 0 words, 0 OOVs\n0 zeroprobs, logprob= 0 ppl= undefined ppl1= undefined\n"
-    assert "".join(srilm([], "v.txt")) == nothing
+    assert "".join(srilm([], "v.txt", any_length)) == nothing
+
+
+def test_srilm_tells_the_n_gram():
+    """The tag before a probability says how long the n-gram is that it is of."""
+    text = "".join(srilm([record("the cat", [-0.5, -0.25, -1])], "t", lambda words: [2, 1, 3]))
+    assert re.findall(r"= (\[\S+\]) ", text) == ["[2gram]", "[1gram]", "[3gram]"]
 
 
 def test_readers_of_srilm_find_their_fields():
     """compute-best-mix takes field 10, Mikolov's convert.c the number behind the first `]`."""
-    (line, *_) = re.findall(r"^\tp\( .*$", "".join(srilm([record("the", [-0.5, -0.25])], "t")), re.M)
+    (line, *_) = re.findall(r"^\tp\( .*$", "".join(srilm([record("the", [-0.5, -0.25])], "t", any_length)), re.M)
     words = line.split()
     assert words[0] == "p("
     assert float(words[9]) == -0.5  # counted from 1, field 10

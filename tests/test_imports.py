@@ -123,7 +123,7 @@ def test_model_stands_alone() -> None:
         ("checking.py", {"errors"}),
         ("clusters.py", set()),
         ("detokenize.py", set()),
-        ("formats.py", set()),
+        ("formats.py", {"scoring", "vocabulary"}),
         ("entries.py", {"errors", "files", "vocabulary"}),
         ("settings.py", {"checking", "errors", "sources"}),
         ("sources.py", {"errors"}),
@@ -268,5 +268,13 @@ def test_help_loads_neither_numpy_nor_nltk() -> None:
     """Importing every command, as `rnnlm --help` does, leaves the slow packages unloaded."""
     modules = [f"rnnlm.cli.{Path(file).stem}" for file in FILES if file.startswith("cli/") and "__" not in file]
     source = f"import sys, {', '.join(modules)}; print(*{{'numpy', 'nltk', 'tqdm', 'matplotlib'}} & {{*sys.modules}})"
+    result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
+
+
+def test_scoring_loads_what_it_needs() -> None:
+    """Scoring starts without modules that take long to load, and that only other commands need."""
+    slow = ["email", "hashlib", "multiprocessing", "nltk", "numpy.random", "tomllib", "tqdm"]
+    source = f"import sys, rnnlm.cli.score, rnnlm.formats, rnnlm.mixture; print(*{{*{slow}}} & {{*sys.modules}})"
     result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     assert result.stdout.split() == []

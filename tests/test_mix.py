@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import rnnlm
+import test_arpa
 import test_cli
 from rnnlm import api
 from rnnlm.arpa import Arpa
@@ -211,6 +212,32 @@ def test_an_arpa_file_alone_has_the_perplexities_that_kenlm_prints(mix, files):
     assert found["perplexity"] == pytest.approx(math.exp(-log_p.mean()))
     assert found["perplexity_excluding_unknown"] == pytest.approx(math.exp(-log_p[known].mean()))
     assert found["unknown"] == np.count_nonzero(~known) == 5
+
+
+def test_an_arpa_file_alone_is_printed_as_kenlm_prints_it(run, tmp_path):
+    """Words with their numbers in the file, the lengths of n-grams, and totals are those of `query`, to the byte."""
+    (tmp_path / "small.arpa").write_text(test_arpa.SMALL)
+    (tmp_path / "t.txt").write_text("the cat sleeps\nzebra dog\n\n")
+    code, out, err = run("score", "t.txt", "--model", "small.arpa", "--format", "kenlm")
+    assert (code, err) == (0, "")
+    assert out.startswith(
+        "the=3 2 -0.4\tcat=4 3 -0.1\tsleeps=6 2 -0.5\t</s>=2 3 -0.15\tTotal: -1.15 OOV: 0\n"
+        "zebra=0 1 -1.9\tdog=5 1 -1.2\t</s>=2 1 -1.05\tTotal: -4.1499996 OOV: 1\n"
+        "</s>=2 1 -1.4\tTotal: -1.4 OOV: 0\nPerplexity including OOVs:\t"
+    )
+
+
+@pytest.mark.usefixtures("run")
+def test_a_mixture_tells_its_longest_n_gram(files):
+    """A network reads all that is before; of n-gram models the longest n-gram that one of them has found counts."""
+    network, *ngrams = map(open_part, files)
+    words = ["the", "cat", "the", "zebra"]
+    each = [part.lengths(words) for part in ngrams]
+    assert Mixture(ngrams, [0.5, 0.5]).lengths(words) == [*map(max, *each)] != each[0]
+    mixture = Mixture([network, *ngrams], [0.5, 0.25, 0.25])
+    assert mixture.lengths(words) == [2, 3, 4, 5, 6]
+    assert mixture.numbers["<unk>"] == 0
+    assert mixture.numbers["</s>"] == 2
 
 
 def test_weights_may_be_given(mix, run, files):

@@ -71,7 +71,7 @@ def nats(rescored: Sequence[Rescored]) -> list[float]:
 def alone(model: LanguageModel, words: Sequence[str]) -> float:
     """Return the log-probability of one sentence read by itself."""
     ids = np.append(VOCABULARY.encode(words), 0).astype(np.int32)
-    return -float(sentence_losses(model, [ids], Workspace())[0].sum())
+    return -float(sentence_losses(model, ids, Workspace()).sum())
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

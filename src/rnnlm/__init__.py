@@ -17,7 +17,6 @@ from rnnlm.errors import VocabularyError as VocabularyError
 
 if TYPE_CHECKING:  # so that a program's type checker knows what `__getattr__` will give
     from rnnlm.api import Model as Model
-    from rnnlm.api import Prompt as Prompt
     from rnnlm.api import load as load
     from rnnlm.api import train as train
     from rnnlm.mixing import Mixed as Mixed
@@ -28,16 +27,18 @@ if TYPE_CHECKING:  # so that a program's type checker knows what `__getattr__` w
     from rnnlm.run import NoPicture as NoPicture
     from rnnlm.run import Started as Started
     from rnnlm.run import Stopped as Stopped
+    from rnnlm.text import Prompt as Prompt
     from rnnlm.training import Evaluation as Evaluation
     from rnnlm.training import Progress as Progress
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "api": ("Model", "Prompt", "load", "train"),
+    "api": ("Model", "load", "train"),
     "mixing": ("Mixed", "mix"),
     "mixture": ("Mixture", "open_scorer"),
     "run": ("Listener", "NoPicture", "Started", "Stopped"),
+    "text": ("Prompt",),
     "training": ("Evaluation", "Progress"),
 }
 _ERRORS = (DivergenceError, ModelError, RnnlmError, SettingsError, TextError, VocabularyError)

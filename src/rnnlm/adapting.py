@@ -36,9 +36,10 @@ from rnnlm.model import (
     runs,
     softmax_loss,
 )
-from rnnlm.scoring import POSITIONS, Score, positions_at_once, side_by_side
+from rnnlm.scoring import Score, offsets_of, positions_at_once, side_by_side
 from rnnlm.settings import AdaptationSettings
 
+POSITIONS = 2**10  # that are read at once where the model learns of them
 RUN = 8 * POSITIONS  # positions that are read before the cache is asked about them
 SCORES = 2**18  # numbers of a block of the cache's scores, which stay near a core
 TUNING_POSITIONS = 2**17  # of a text, the most by which the cache's settings are found
@@ -165,17 +166,15 @@ class Adapting:
 
     def _apart(self, ids: Array, states_before: Array, work: Workspace) -> tuple[Array, Array]:
         """Read each sentence from the same states (L, M, 1, H), many side by side."""
-        model, starts = self.model, offsets_of(ids)
+        model = self.model
         losses = np.empty(len(ids), self.dtype)
         s = np.empty((len(ids), model.settings.units[-1]), self.dtype)
-        sentences = np.split(ids, starts[1:-1])
-        for numbers, x, y in side_by_side(sentences, positions_at_once(model)):
-            states = states_before.repeat(len(numbers), axis=2)
-            for part in runs(0, len(x), max(1, positions_at_once(model) // len(numbers))):
+        for places, x, y in side_by_side(ids, offsets_of(ids), positions_at_once(model)):
+            states = states_before.repeat(x.shape[1], axis=2)
+            for part in runs(0, len(x), max(1, positions_at_once(model) // x.shape[1])):
                 found, outputs, states = outputs_of(model, x[part], y[part], states, work)
-                steps, streams = np.nonzero(y[part] != IGNORED)
-                places = starts[numbers][streams] + steps + part.start
-                losses[places], s[places] = found, outputs
+                here = places[part][y[part] != IGNORED]
+                losses[here], s[here] = found, outputs
         return losses, s
 
     def _learning(
@@ -206,11 +205,6 @@ def outputs_of(model: LanguageModel, x: Array, y: Array, states: Array, work: Wo
     V, c = model.parameters["V"], model.parameters["c"]
     losses, _ = softmax_loss(outputs, y.reshape(-1)[at], V, c, model.settings.cutoffs, work)
     return losses, outputs, states
-
-
-def offsets_of(ids: Array) -> Array:
-    """Say where each sentence of ids (N,) begins, and where the last ends, which may be a part of one."""
-    return np.unique(np.concatenate(([0], np.flatnonzero(ids == SENTENCE_END) + 1, [len(ids)])))
 
 
 def sentence_runs(offsets: Array, size: int) -> Iterator[slice]:

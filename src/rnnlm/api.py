@@ -6,12 +6,12 @@ Every error is an RnnlmError, whose message is one sentence.
 from __future__ import annotations
 
 import atexit
+import itertools
 import math
 import os
-import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 from weakref import WeakSet
@@ -27,28 +27,28 @@ from rnnlm.corpus import Corpus, Stage, encode_once, silent
 from rnnlm.detokenize import detokenize
 from rnnlm.dynamic import root_mean_square
 from rnnlm.errors import ModelError, SettingsError, TextError, no_numbers
-from rnnlm.formats import Scored
 from rnnlm.generation import generate, read
 from rnnlm.model import Array, LanguageModel, Workspace
 from rnnlm.run import Event, Listener, Run, Started, begin, computing, follow, stepped, working
 from rnnlm.run import resume as resume_run
-from rnnlm.scoring import Reader, Score, perplexity, scored, sentence_figures, text_figures, word_losses
+from rnnlm.scoring import (
+    Reader,
+    Score,
+    Scored,
+    each_sentence,
+    perplexity,
+    scored,
+    sentence_figures,
+    text_figures,
+    word_losses,
+)
 from rnnlm.settings import AdaptationSettings, GenerationSettings, Natural, RunSettings, SaveEvery, Threads, cores
 from rnnlm.shading import Surprisals
 from rnnlm.sources import plain_lines, spooled
-from rnnlm.text import Tokenizer
+from rnnlm.text import Prompt, Tokenizer
 from rnnlm.vocabulary import SENTENCE_END, UNKNOWN
 
 Path = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The beginning of a text, as a model reads it."""
-
-    before: list[list[str]]  # sentences that are read first, where the model carries its state
-    words: list[str]  # of the last sentence, which is continued
-    unknown: list[str]  # words that the model does not know, and reads as <unk>
 
 
 class Model:
@@ -105,7 +105,7 @@ class Model:
         settings = GenerationSettings.of(count, seed, options)
         vocabulary, start = self.saved.vocabulary, self.prompt(prompt)
         words, before = vocabulary.encode(start.words), self._ids(start.before)
-        generator = np.random.default_rng(secrets.randbits(64) if seed is None else seed)
+        generator = np.random.default_rng(seed)  # None: the system's own numbers
         write = " ".join if fit_option(bool, tokens, "tokens") else detokenize
 
         def drawn() -> Generator[str]:
@@ -199,8 +199,17 @@ class Model:
 
     def unknown(self, words: Sequence[str]) -> list[bool]:
         """Say which words are read as `<unk>`, the literal `<unk>` among them."""
-        find, unknown = self.saved.vocabulary.ids.get, self.saved.vocabulary.unknown_id
-        return [find(word, unknown) == unknown for word in words]
+        known = self.words
+        return [word not in known for word in words]
+
+    def lengths(self, words: Sequence[str]) -> list[int]:
+        """Return by how many words each word of a sentence, and its end, is predicted: all before it, and `<s>`."""
+        return list(range(2, len(words) + 3))
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """The number of each word where KenLM prints one: 0 is `<unk>`, and 1 would be `<s>`."""
+        return {word: 0 if word == UNKNOWN else number + 2 for word, number in self.ids.items()}
 
     def line_tokenizer(self, pretokenized: bool = False) -> Tokenizer:
         """Return what cuts a line as the training text was, or at its blanks."""
@@ -230,20 +239,17 @@ class Model:
             nonlocal states
             if not sentences:
                 return []
-            ends = np.cumsum([len(sentence) + 1 for sentence in sentences])
             ids = self._ids(sentences)
             with working(self.threads) as work:
                 if keep_state:
                     found, states = text_figures(model, ids, states, work, ranks)
-                    each = np.split(found, ends[:-1], axis=1)
                 else:
-                    each = sentence_figures(model, np.split(ids, ends[:-1]), work, ranks)
-            if not all(np.isfinite(figures).all() for figures in each):
+                    found = sentence_figures(model, ids, work, ranks)
+            if not np.isfinite(found).all():
                 raise no_numbers()
-            each = [figures.astype(np.float64) for figures in each]
-            for figures in each:
-                np.minimum(-figures[0], 0, out=figures[0])  # -log p of a sure word may round to less than 0
-            return each
+            figures = found.astype(np.float64)
+            np.minimum(-figures[0], 0, out=figures[0])  # -log p of a sure word may round to less than 0
+            return each_sentence(figures, sentences)
 
         return read
 
@@ -251,12 +257,12 @@ class Model:
         """Return a reader of sentences that adapts to them."""
 
         def read(sentences: Sequence[Sequence[str]]) -> list[Array]:
+            ids = self._ids(sentences)
             with working(self.threads) as work:
-                losses = adapting.losses(self._ids(sentences), work)
+                losses = adapting.losses(ids, work)
             if not np.isfinite(losses).all():
                 raise _no_numbers(adapting.settings.dynamic)
-            ends = np.cumsum([len(sentence) + 1 for sentence in sentences])
-            return np.split(np.minimum(-losses, 0)[None], ends[:-1], axis=1) if sentences else []
+            return each_sentence(np.minimum(-losses, 0)[None], sentences)
 
         return read
 
@@ -291,7 +297,7 @@ class Model:
         `perplexity` raises, and SettingsError where there is no cache or what is to be found is given.
         """
         settings = AdaptationSettings.of(adaptation)
-        _check_scope(settings)
+        settings.check_encoded()
         settings.check_tuning()
         names: tuple[str, ...] = fit_option(tuple[str, ...], file, "file")
         corpus = self._corpus(names, self._cut(pretokenized, lines, encoding), stage)
@@ -347,7 +353,7 @@ class Model:
             raise SettingsError("there is no text to score; name one, or - for standard input")
         names: tuple[str, ...] = fit_option(tuple[str, ...], files, "file")
         settings = AdaptationSettings.of(adaptation)
-        _check_scope(settings)
+        settings.check_encoded()
         corpus = self._corpus(names, self._cut(pretokenized, lines, encoding), stage)
         reader = self.adapting(settings, carry_state, stage) if settings.active else None
         figure = partial(adapted_perplexity, reader) if reader else partial(perplexity, self._carrying(carry_state))
@@ -384,7 +390,8 @@ class Model:
         return sentences
 
     def _ids(self, sentences: Iterable[Sequence[str]]) -> Array:
-        return self.saved.vocabulary.encode(word for sentence in sentences for word in (*sentence, SENTENCE_END))
+        ended = ((*sentence, SENTENCE_END) for sentence in sentences)
+        return self.saved.vocabulary.encode(itertools.chain.from_iterable(ended))
 
     def _losses(self, sentences: list[list[str]]) -> Array:
         """Return -log p of each word of sentences, and of their ends, in nats."""
@@ -398,13 +405,6 @@ class Model:
 def _no_numbers(dynamic: float) -> ModelError:
     """Return what is raised where probabilities are not finite, perhaps as steps of this rate were too large."""
     return no_numbers(f"give a lower rate than --dynamic {dynamic:g}") if dynamic else no_numbers()
-
-
-def _check_scope(settings: AdaptationSettings) -> None:
-    """Refuse paragraphs, of which an encoded text knows nothing."""
-    if settings.adapt_over == "paragraph":
-        message = "--adapt-over paragraph needs blank lines, which a text loses when it is cut into sentences"
-        raise SettingsError(f"{message}; give --adapt-over text or sentence, or use rnnlm score without --tune-on")
 
 
 def load(path: Path = "model", *, threads: int = 1) -> Model:

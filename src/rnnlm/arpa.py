@@ -2,16 +2,18 @@
 
     log p(w | h) = log p of the longest stored h'w + the back-offs of the longer histories, 0 where one is not stored
 
-An n-gram is a key of one dict, its words between blanks; its two numbers are single-precision, as KenLM's are.
+An n-gram is a key of one dict, its words between blanks; its two numbers are single-precision, and are added up, as
+KenLM's are, so that sums agree to the last bit.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import re
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 
 from rnnlm.errors import ModelError
 from rnnlm.files import open_plain, reason
+from rnnlm.scoring import each_sentence
 from rnnlm.sources import Progress, Source, shown
 from rnnlm.vocabulary import SENTENCE_END, SENTENCE_START, UNKNOWN
 
@@ -45,15 +48,20 @@ class NGrams:
 
         Raises ModelError where back-offs make a probability greater than 1.
         """
-        return [_natural(self._sentence(words)) for words in sentences]
+        raise NotImplementedError
+
+    def lengths(self, words: Sequence[str]) -> list[int]:
+        """Return the length (n + 1) of the n-gram by which each word of a sentence, and its `</s>`, is predicted."""
+        raise NotImplementedError
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The number of each word, as KenLM counts them: `<unk>` is 0, the others from 1 in the order of the file."""
+        raise NotImplementedError
 
     def unknown(self, words: Sequence[str]) -> list[bool]:
         """Say of each word whether it is read as `<unk>`."""
         return [word not in self.words for word in words]
-
-    def _sentence(self, words: Sequence[str]) -> list[float]:
-        """Return log10 p of the words of a sentence and of its `</s>`."""
-        raise NotImplementedError
 
 
 class Arpa(NGrams):
@@ -73,39 +81,62 @@ class Arpa(NGrams):
         known = [SENTENCE_START, *(word if word in self.words else UNKNOWN for word in words)]
         history = known[max(0, len(known) - self.order + 1) :]
         following = [*self.words, UNKNOWN]
-        log_p = _natural([self._word(history, word) for word in following])
+        log_p = _natural(_summed([self._word(history, word) for word in following]))
         return dict(zip(following, log_p.tolist(), strict=True))
 
-    def _sentence(self, words: Sequence[str]) -> list[float]:
-        found, history = [], [SENTENCE_START]
+    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
+        """Return log p as `NGrams.log_probs` does."""
+        terms = [own for words in sentences for _, own in self._sentence(words)]
+        return each_sentence(_natural(_summed(terms)), sentences)
+
+    def lengths(self, words: Sequence[str]) -> list[int]:
+        """Return the lengths (n + 1) of n-grams as `NGrams.lengths` does."""
+        return [history + 2 - len(own) for history, own in self._sentence(words)]
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The number of each word as in `NGrams.numbers`."""
+        unigrams = itertools.takewhile(lambda ngram: " " not in ngram, self._ngrams)
+        return {UNKNOWN: 0, **{word: at for at, word in enumerate((w for w in unigrams if w != UNKNOWN), 1)}}
+
+    def _sentence(self, words: Sequence[str]) -> Iterator[tuple[int, list[float]]]:
+        """Yield for each word of a sentence and its `</s>` how many words are before it, and what `_word` returns."""
+        history = [SENTENCE_START]
         for word in (*words, SENTENCE_END):
             known = word if word in self.words else UNKNOWN
             history = history[max(0, len(history) - self.order + 1) :]
-            found.append(self._word(history, known))
+            yield len(history), self._word(history, known)
             history.append(known)
-        return found
 
-    def _word(self, history: list[str], word: str) -> float:
-        """Return log10 p of a word after a history of fewer words than the order."""
-        find, dropped = self._ngrams.get, 0.0
+    def _word(self, history: list[str], word: str) -> list[float]:
+        """Return what log10 p of a word after a history of fewer words than the order is the sum of.
+
+        The log10 p of an n-gram is first, then a back-off for each history that is too long, the shortest first.
+        """
+        find, backoffs = self._ngrams.get, list[float]()
         for start in range(len(history)):
             context = " ".join(history[start:])
             found = find(f"{context} {word}")
             if found is not None:
-                return dropped + self._log_p[found]
+                return [self._log_p[found], *reversed(backoffs)]
             number = find(context)
-            if number is not None:
-                dropped += self._backoff[number]
+            backoffs.append(0.0 if number is None else self._backoff[number])
         found = find(word)
-        return dropped + (_UNSEEN if found is None else self._log_p[found])
+        return [_UNSEEN if found is None else self._log_p[found], *reversed(backoffs)]
 
 
-def _natural(log10_p: list[float]) -> NDArray[np.float64]:
+def _summed(terms: list[list[float]]) -> NDArray[np.float32]:
+    """Add up what is given for each word (N,), from the first on, in single precision."""
+    columns = [np.array(column, np.float32) for column in itertools.zip_longest(*terms, fillvalue=0.0)]
+    return np.array(list(itertools.accumulate(columns))[-1] if columns else [], np.float32)
+
+
+def _natural(log10_p: NDArray[Any]) -> NDArray[np.float64]:
     """Return natural logarithms; raises ModelError where a probability is greater than 1, but for rounding."""
-    if max(log10_p) > _ROUNDED:
+    if log10_p.max(initial=0) > _ROUNDED:
         message = "the n-gram model gives a word a probability greater than 1, so its back-offs are wrong"
         raise ModelError(f"{message}; make its file again")
-    return np.array(log10_p) * math.log(10)
+    return log10_p.astype(np.float64) * math.log(10)
 
 
 def read_arpa(source: Source, progress: Progress | None = None) -> Arpa:
@@ -256,7 +287,8 @@ class KenlmBinary(NGrams):
             message = " ".join(str(error).split())[:200].rstrip(".")
             raise ModelError(f"{shown(str(path))}: KenLM cannot read it ({message}); make it again") from None
         self.order: int = self._model.order
-        self.words = frozenset(word for word in _binary_words(path) if word not in _MARKS)
+        self._list = _binary_words(path)
+        self.words = frozenset(word for word in self._list if word not in _MARKS)
         if SENTENCE_END not in self.words or not all(word in self._model for word in self.words):
             raise ModelError(f"{shown(str(path))}: does not list its words; make it again, or name the ARPA file")
 
@@ -268,15 +300,30 @@ class KenlmBinary(NGrams):
             self._model.BaseScore(before, word if word in self.words else UNKNOWN, after)
             before, after = after, before
         following = [*self.words, UNKNOWN]
-        log_p = _natural([self._model.BaseScore(before, word, after) for word in following])
+        log_p = _natural(np.array([self._model.BaseScore(before, word, after) for word in following]))
         return dict(zip(following, log_p.tolist(), strict=True))
 
-    def _sentence(self, words: Sequence[str]) -> list[float]:
+    def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
+        """Return log p as `NGrams.log_probs` does."""
+        found = [self._scored(words, self._model.BaseScore) for words in sentences]
+        return [_natural(np.array(log10_p)) for log10_p in found]
+
+    def lengths(self, words: Sequence[str]) -> list[int]:
+        """Return the lengths (n + 1) of n-grams as `NGrams.lengths` does."""
+        return [full.ngram_length for full in self._scored(words, self._model.BaseFullScore)]
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The number of each word as in `NGrams.numbers`."""
+        return {word: number for number, word in enumerate(self._list)}
+
+    def _scored(self, words: Sequence[str], score: Callable[[Any, str, Any], Any]) -> list[Any]:
+        """Return what a function of the package says of the words of a sentence and of its `</s>`."""
         before, after, found = self._kenlm.State(), self._kenlm.State(), []
         self._model.BeginSentenceWrite(before)
         for word in (*words, SENTENCE_END):
             known = word if word in self.words else UNKNOWN
-            found.append(self._model.BaseScore(before, known, after))
+            found.append(score(before, known, after))
             before, after = after, before
         return found
 

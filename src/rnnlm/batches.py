@@ -1,5 +1,7 @@
 """The (T, B) windows of a corpus that training and evaluation read."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -38,7 +40,7 @@ class Windows:
     """
 
     def __init__(
-        self, corpus: Corpus, streams: int, window: int, order: "NDArray[np.integer[Any]] | None" = None
+        self, corpus: Corpus, streams: int, window: int, order: NDArray[np.integer[Any]] | None = None
     ) -> None:
         self.streams = min(streams, corpus.sentences)
         self.window = window

@@ -7,11 +7,9 @@ and no more is held in memory than a block of it and its different words. What i
 """
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -212,6 +210,8 @@ def encode_once(
 
     Raises TextError or SettingsError as `encode` does.
     """
+    import tempfile
+
     with (
         entries.writing("temporary files", "make room, or name another folder in the environment variable TMPDIR"),
         tempfile.TemporaryDirectory(prefix="rnnlm-", ignore_cleanup_errors=True) as name,
@@ -404,6 +404,8 @@ def _renumber(
 
 def _key(job: _Job, choices: list[Any], expected: str | None) -> str:
     """Return what tells apart texts and settings with other results; raises SettingsError if another is expected."""
+    import hashlib
+
     with job.stage("checking the text", job.size) as progress:
         content = [source.digest(progress) for source in job.sources]
     facts = [_FORMAT, nltk_version(), content, choices]

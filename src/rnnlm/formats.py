@@ -9,40 +9,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-SENTENCE_END, UNKNOWN = "</s>", "<unk>"
+from rnnlm.scoring import Scored
+from rnnlm.vocabulary import SENTENCE_END, UNKNOWN
 
 BASES = {"2": ("", math.log(2)), "e": ("_nats", 1.0), "10": ("_log10", math.log(10))}  # what names a column, and unit
 LOG10 = math.log(10)
 
-
-@dataclass(frozen=True)
-class Scored:
-    """A sentence of n words, and what a model says of them."""
-
-    text: str  # the line, as it was read
-    words: list[str]  # as they stand in the text
-    unknown: list[bool]  # which of them the model reads as <unk>
-    log_p: NDArray[np.float64]  # (n + 1,) log p of each word and of </s>, in nats
-    spans: list[tuple[int, int]] | None = None  # from where to where in the line each word stands, of raw text
-    ranks: NDArray[np.float64] | None = None  # (n + 1,) of each word and of </s>, the likeliest is 1
-    entropies: NDArray[np.float64] | None = None  # (n + 1,) of what was expected in their places, in nats
-    key: str = ""  # the sentence's name, in formats that have one
-
-    @property
-    def total(self) -> float:
-        """The sum of log p, in nats."""
-        return math.fsum(self.log_p.tolist())
-
-    @property
-    def absent(self) -> list[bool]:
-        """Which words are not in the vocabulary: as `unknown`, but for a `<unk>` that the text has itself."""
-        return [unknown and word != UNKNOWN for word, unknown in zip(self.words, self.unknown, strict=True)]
+# How many words, itself among them, each word of a sentence (n,) and its </s> are predicted by.
+Lengths = Callable[[Sequence[str]], Sequence[int]]
 
 
 # Our own formats
@@ -126,11 +106,10 @@ def summed(record: Scored) -> Scored:
 # KenLM
 
 
-def kenlm(records: Iterable[Scored], ids: Mapping[str, int], level: str = "2") -> Iterator[str]:
-    """Write what KenLM's `query -v LEVEL` prints: 0 the summary, 1 sentences too, 2 words too; `word` words alone.
+def kenlm(records: Iterable[Scored], numbers: Mapping[str, int], lengths: Lengths, level: str = "2") -> Iterator[str]:
+    """Write what KenLM's `query -v LEVEL` prints: 0 the summary, 1 sentences too, 2 words too; or one of them by name.
 
-    An id is 0 for an unknown word, 2 for `</s>`, and so on; the length is that of the history that a word was
-    predicted from, with `<s>` and itself.
+    `numbers` are of the words, that of an unknown one being 0.
     """
     total = of_unknown = 0.0
     tokens = missing = 0
@@ -142,12 +121,12 @@ def kenlm(records: Iterable[Scored], ids: Mapping[str, int], level: str = "2") -
         tokens += len(logs)
         missing += unknown
         if level in ("2", "word"):
-            flags = [*record.unknown, False]
-            for at, (word, log_p) in enumerate(zip([*record.words, SENTENCE_END], logs, strict=True)):
-                yield f"{word}={0 if flags[at] else ids[word] + 2} {at + 2} {shortest(log_p)}\t"
-        if level in ("1", "2"):
+            words, flags = [*record.words, SENTENCE_END], [*record.unknown, False]
+            for word, flag, length, log_p in zip(words, flags, lengths(record.words), logs, strict=True):
+                yield f"{word}={0 if flag else numbers[word]} {length} {shortest(log_p)}\t"
+        if level in ("1", "2", "sentence"):
             yield f"Total: {shortest(sentence)} OOV: {unknown}\n"
-    if level != "word":
+    if level in ("0", "1", "2", "summary"):
         for name, log_p, count in (("in", total, tokens), ("ex", total - of_unknown, tokens - missing)):
             yield f"Perplexity {name}cluding OOVs:\t{shortest(np.float64(_perplexity(log_p, count)))}\n"
         yield f"OOVs:\t{missing}\nTokens:\t{tokens}\n"
@@ -172,7 +151,7 @@ def _perplexity(log10_p: float, count: int) -> float:
 # SRILM
 
 
-def srilm(records: Iterable[Scored], name: str, level: str = "2") -> Iterator[str]:
+def srilm(records: Iterable[Scored], name: str, lengths: Lengths, level: str = "2") -> Iterator[str]:
     """Write what SRILM's `ngram -unk -ppl NAME -debug LEVEL` prints; blank lines are skipped, as it does.
 
     An unknown word has the probability of `<unk>`, and so counts as no OOV.
@@ -186,17 +165,19 @@ def srilm(records: Iterable[Scored], name: str, level: str = "2") -> Iterator[st
         sentences, words, total = sentences + 1, words + len(record.words), total + float(logs.sum())
         if level != "0":
             yield " ".join(record.words) + "\n"
-            yield "".join(_srilm_words(record, logs)) if level == "2" else ""
+            yield "".join(_srilm_words(record, logs, lengths(record.words))) if level == "2" else ""
             yield f"{_srilm_statistics(1, len(record.words), float(logs.sum()))}\n"
     yield f"file {name}: {_srilm_statistics(sentences, words, total)}"
 
 
-def _srilm_words(record: Scored, logs: NDArray[np.float64]) -> Iterator[str]:
+def _srilm_words(record: Scored, logs: NDArray[np.float64], lengths: Sequence[int]) -> Iterator[str]:
     known = [UNKNOWN if unknown else word for word, unknown in zip(record.words, record.unknown, strict=True)]
     contexts = ["<s> ", *(f"{word} ..." for word in known)]
-    for at, (word, context) in enumerate(zip([*known, SENTENCE_END], contexts, strict=True)):
-        probability = math.exp(record.log_p[at])
-        yield f"\tp( {word} | {context}) \t= [{at + 2}gram] {probability:.7g} [ {logs[at]:.7g} ]\n"
+    probabilities = np.exp(record.log_p).tolist()
+    for word, context, length, p, log_p in zip(
+        [*known, SENTENCE_END], contexts, lengths, probabilities, logs.tolist(), strict=True
+    ):
+        yield f"\tp( {word} | {context}) \t= [{length}gram] {p:.7g} [ {log_p:.7g} ]\n"
 
 
 def _srilm_statistics(sentences: int, words: int, log10_p: float) -> str:

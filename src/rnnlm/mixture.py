@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,10 +30,10 @@ from rnnlm.checkpoint import model_file
 from rnnlm.corpus import Stage, silent
 from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.files import open_plain, reason, replacing
-from rnnlm.scoring import Reader, Score, Scorer
+from rnnlm.scoring import Reader, Score, Scorer, each_sentence
 from rnnlm.settings import Natural, Share, TextSettings
 from rnnlm.sources import Source, shown, spooled
-from rnnlm.text import Tokenizer
+from rnnlm.text import Prompt, Tokenizer
 from rnnlm.vocabulary import SENTENCE_END, UNKNOWN
 
 Array = NDArray[np.float64]
@@ -77,12 +76,24 @@ class Mixture:
 
     def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[Array]:
         """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself."""
-        ends = np.cumsum([len(words) + 1 for words in sentences])
-        return np.split(mixed(self.part_log_probs(sentences), self.weights), ends[:-1]) if sentences else []
+        if not sentences:
+            return []
+        return each_sentence(mixed(self.part_log_probs(sentences), self.weights), sentences)
 
     def unknown(self, words: Sequence[str]) -> list[bool]:
         """Say of each word whether no model has it: whether it is u."""
         return [word not in self.words for word in words]
+
+    def lengths(self, words: Sequence[str]) -> list[int]:
+        """Return by how many words each word of a sentence, and its end, is predicted, at most."""
+        return [max(lengths) for lengths in zip(*(part.lengths(words) for part in self.parts), strict=True)]
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """The number of each word where KenLM prints one: of an n-gram model alone its own; else 0 is `<unk>`."""
+        if len(self.parts) == 1:
+            return self.parts[0].numbers
+        return {word: 0 if word == UNKNOWN else number + 2 for word, number in self.ids.items()}
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -107,12 +118,12 @@ class Mixture:
             raise SettingsError(f"{option} is for a model of ours alone; leave it out")
         return lambda sentences: [log_p[None] for log_p in self.log_probs(sentences)]
 
-    def prompt(self, text: str, pretokenized: bool = False) -> api.Prompt:
+    def prompt(self, text: str, pretokenized: bool = False) -> Prompt:
         """Cut the beginning of a sentence into words; raises TextError as `api.Model.prompt` does."""
         tokenizer = tokenizer_of(self.parts, pretokenized)
         *_, words = tokenizer.prompt(fit_option(str, text, "prompt")) or [[]]
         unknown = [word for word, strange in zip(words, self.unknown(words), strict=True) if strange]
-        return api.Prompt([], words, list(dict.fromkeys(unknown)))
+        return Prompt([], words, list(dict.fromkeys(unknown)))
 
     def next_words(self, text: str, count: int = 10, pretokenized: bool = False) -> list[tuple[str, float]]:
         """Return the likeliest words after the beginning of a sentence, each with its probability.
@@ -305,6 +316,8 @@ def load(path: PathLike, threads: int = 1, stage: Stage = silent) -> Mixture:
 
     Raises ModelError where it is none, or where a model is missing or has changed.
     """
+    import tomllib
+
     name, folder = shown(os.fspath(path)), Path(path).parent
     try:
         with open_plain(Path(path)) as file:

@@ -1106,7 +1106,8 @@ class Workspace:
         size = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.size < size or buffer.dtype != dtype:
-            buffer = self._buffers[name] = np.empty(size, dtype)
+            spare = 0 if buffer is None else size // 2  # windows differ in size; memory that is not used costs nothing
+            buffer = self._buffers[name] = np.empty(size + spare, dtype)
         return buffer[:size].reshape(shape)
 
     def part(self, name: object) -> Workspace:

@@ -26,7 +26,7 @@ from rnnlm.checkpoint import SavedModel
 from rnnlm.errors import SettingsError, TextError, no_numbers
 from rnnlm.files import open_plain, reason
 from rnnlm.model import LanguageModel, Workspace
-from rnnlm.scoring import sentence_losses
+from rnnlm.scoring import offsets_of, sentence_losses
 from rnnlm.sources import SURROGATE, Source, check_encoding, shown
 from rnnlm.text import Tokenizer
 from rnnlm.vocabulary import SENTENCE_END, Vocabulary
@@ -377,9 +377,10 @@ def _judged(pairs: list[Pair], model: LanguageModel, vocabulary: Vocabulary, wor
     # Each is scored once: two that read alike are equally likely, to the last bit.
     keys = [sentence.tobytes() for sentence in sentences]
     different = dict(zip(keys, sentences, strict=True))
-    losses = sentence_losses(model, list(different.values()), work)
-    found = {key: -float(own.sum(dtype=np.float64)) for key, own in zip(different, losses, strict=True)}
-    if not all(map(math.isfinite, found.values())):
+    ids = np.concatenate([*different.values(), np.empty(0, np.int32)])  # of no pairs, none
+    losses = sentence_losses(model, ids, work).astype(np.float64)
+    found = dict(zip(different, (-np.add.reduceat(losses, offsets_of(ids)[:-1])).tolist(), strict=True))
+    if not np.isfinite(losses).all():
         raise no_numbers()
     for pair, good, bad in zip(pairs, range(0, len(keys), 2), range(1, len(keys), 2), strict=True):
         unknown = any(vocabulary.unknown_id in sentences[at] for at in (good, bad))

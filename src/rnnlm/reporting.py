@@ -146,8 +146,7 @@ def _surprisals(
             found, states = text_figures(model, ids, states, work)
             parts.append(found[0])
         else:
-            ends = corpus.offsets[first + 1 : last] - corpus.offsets[first]
-            parts += sentence_losses(model, np.split(ids, ends), work)
+            parts.append(sentence_losses(model, ids, work))
         if progress:
             progress(len(ids))
     bits = np.concatenate(parts).astype(np.float64) / math.log(2)

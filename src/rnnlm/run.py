@@ -12,7 +12,7 @@ all of this in one call.
 
 from __future__ import annotations
 
-import secrets
+import os
 import shlex
 import threading
 import time
@@ -182,7 +182,7 @@ def begin(
     settings = choose(settings, text.train.predictions, len(text.vocabulary))
     training, counts = settings.training, text.vocabulary.counts
     origin = Origin(
-        run=secrets.token_hex(8),
+        run=os.urandom(8).hex(),
         replaces=folder.run_to_replace(),
         settings=_absolute(settings),
         keys=(text.train.key, valid.key),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,14 +14,14 @@ from numpy.typing import NDArray
 from rnnlm.batches import windows
 from rnnlm.corpus import Corpus
 from rnnlm.errors import TextError
-from rnnlm.formats import Scored
 from rnnlm.model import IGNORED, SENTENCE_END, Array, LanguageModel, Workspace, log_probabilities, runs
 from rnnlm.text import Line
+from rnnlm.vocabulary import UNKNOWN
 
-WINDOW_NUMBERS = 2**24  # the output layer holds so many numbers at once, V for each position of a window
-POSITIONS = 1024  # and more positions than this make its products no faster
+WINDOW_NUMBERS = 2**24  # the largest array of a window has no more numbers
+POSITIONS = 4096  # and more positions than this make its products no faster
 RANKED = 16  # positions whose words one thread ranks at a time
-STREAMS = 64  # sentences side by side, where each starts from zero
+STREAMS = 128  # sentences side by side, where each starts from zero
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,11 @@ def perplexity(
 
 def positions_at_once(model: LanguageModel, ranks: bool = False) -> int:
     """Return how many positions are read at once: fewer where `ranks` need all words of each, several times."""
-    return min(POSITIONS, max(1, WINDOW_NUMBERS // (4 if ranks else 1) // model.settings.words))
+    words, cutoffs = model.settings.words, model.settings.cutoffs
+    head, *tails = (stop - start for start, stop in itertools.pairwise((0, *cutoffs, words)))
+    logits = 4 * words if ranks else head + len(tails) + max(tails, default=0)  # if all targets lie in one tail
+    gates = max(len(layer.b) for layer in model.layers)
+    return min(POSITIONS, max(1, WINDOW_NUMBERS // max(logits, gates)))
 
 
 class Scorer(Protocol):
@@ -137,6 +142,39 @@ class Scorer(Protocol):
         """Say which words are read as `<unk>`, the literal `<unk>` among them."""
         ...
 
+    def lengths(self, words: Sequence[str]) -> list[int]:
+        """Return by how many words, itself among them, each word of a sentence and its `</s>` are predicted (n + 1)."""
+        ...
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """Return the number of each word where KenLM prints one: 0 is `<unk>`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A sentence of n words, and what a model says of them."""
+
+    text: str  # the line, as it was read
+    words: list[str]  # as they stand in the text
+    unknown: list[bool]  # which of them the model reads as <unk>
+    log_p: NDArray[np.float64]  # (n + 1,) log p of each word and of </s>, in nats
+    spans: list[tuple[int, int]] | None = None  # from where to where in the line each word stands, of raw text
+    ranks: NDArray[np.float64] | None = None  # (n + 1,) of each word and of </s>, the likeliest is 1
+    entropies: NDArray[np.float64] | None = None  # (n + 1,) of what was expected in their places, in nats
+    key: str = ""  # the sentence's name, in formats that have one
+
+    @property
+    def total(self) -> float:
+        """The sum of log p, in nats."""
+        return math.fsum(self.log_p.tolist())
+
+    @property
+    def absent(self) -> list[bool]:
+        """Which words are not in the vocabulary: as `unknown`, but for a `<unk>` that the text has itself."""
+        return [unknown and word != UNKNOWN for word, unknown in zip(self.words, self.unknown, strict=True)]
+
 
 # From sentences of words to an array (F, n + 1) for each: log p in nats and, if asked for, ranks and entropies in nats.
 Reader = Callable[[Sequence[Sequence[str]]], Sequence[NDArray[Any]]]
@@ -151,48 +189,60 @@ def scored(lines: Sequence[Line], reader: Reader, unknown: Callable[[Sequence[st
     ]
 
 
-def sentence_losses(
-    model: LanguageModel, sentences: Sequence[NDArray[np.int32]], work: Workspace
-) -> list[NDArray[np.float32]]:
-    """Return -log p, in nats, of each word of sentences, read each by itself from a state of zero.
+def each_sentence(figures: Array, sentences: Sequence[Sequence[str]]) -> list[Array]:
+    """Cut the figures (..., N) of all words and ends of sentences into those of each sentence of words."""
+    offsets = itertools.accumulate((len(words) + 1 for words in sentences), initial=0)
+    return [figures[..., start:stop] for start, stop in itertools.pairwise(offsets)]
 
-    A sentence is its ids (n,), the last of which is `</s>`; so are its losses. Sentences of like length are read side
-    by side, which changes a figure by rounding only.
+
+def sentence_losses(model: LanguageModel, ids: NDArray[np.int32], work: Workspace) -> Array:
+    """Return -log p (N,), in nats, of each word of a text (N,) whose sentences end in `</s>`.
+
+    Each sentence is read by itself from a state of zero. Those of like length are read side by side, which changes a
+    figure by rounding only.
     """
-    return [figures[0] for figures in sentence_figures(model, sentences, work)]
+    losses: Array = sentence_figures(model, ids, work)[0]
+    return losses
 
 
-def sentence_figures(
-    model: LanguageModel, sentences: Sequence[NDArray[np.int32]], work: Workspace, ranks: bool = False
-) -> list[Array]:
-    """Do as `sentence_losses`, and return for each sentence what `window_figures` gives (F, n)."""
-    result, positions = [np.empty(0)] * len(sentences), positions_at_once(model, ranks)
-    for numbers, x, y in side_by_side(sentences, positions):
-        if len(x) > positions:  # in parts
-            result[numbers[0]], _ = text_figures(model, y[:, 0], model.start(1), work, ranks)
-            continue
-        found, _ = window_figures(model, x, y, model.start(len(numbers)), work, ranks)
-        for stream, number in enumerate(numbers):
-            result[number] = found[:, : len(sentences[number]), stream].copy()
-    return result
+def sentence_figures(model: LanguageModel, ids: NDArray[np.int32], work: Workspace, ranks: bool = False) -> Array:
+    """Do as `sentence_losses`, and return what `window_figures` gives (F, N)."""
+    positions = positions_at_once(model, ranks)
+    figures = np.empty((3, len(ids)) if ranks else (1, len(ids)), np.float64 if ranks else model.parameters["V"].dtype)
+    for places, x, y in side_by_side(ids, offsets_of(ids), positions):
+        states, going = model.start(x.shape[1]), y != IGNORED
+        if len(x) > positions:  # one sentence, in parts
+            figures[:, places[:, 0]], _ = text_figures(model, y[:, 0], states, work, ranks)
+        else:
+            found, _ = window_figures(model, x, y, states, work, ranks)
+            figures[:, places[going]] = found[:, going]
+    return figures
 
 
-def side_by_side(sentences: Sequence[NDArray[np.int32]], positions: int) -> Iterator[tuple[list[int], Array, Array]]:
-    """Yield the numbers (B,) of sentences of like length, and the words x and targets y (T, B) of all of them.
+def offsets_of(ids: Array) -> Array:
+    """Say where each sentence of ids (N,) begins, and where the last ends, which may be a part of one."""
+    return np.unique(np.concatenate(([0], np.flatnonzero(ids == SENTENCE_END) + 1, [len(ids)])))
 
-    There are `positions` in x, unless a sentence alone has more. Where a sentence has ended, y is IGNORED.
+
+def side_by_side(ids: Array, offsets: Array, positions: int) -> Iterator[tuple[Array, Array, Array]]:
+    """Lay sentences of like length side by side: of ids (N,), those that begin at offsets (sentences + 1,).
+
+    Yields where the words lie in the ids, each word's predecessor x and the words y, all (T, B), until all sentences
+    have come. There are `positions` in x, unless a sentence alone has more. Where one has ended, y is IGNORED.
     """
-    order, place = sorted(range(len(sentences)), key=lambda number: len(sentences[number]), reverse=True), 0
+    lengths = np.diff(offsets)
+    order, place = np.argsort(-lengths, kind="stable"), 0
     while place < len(order):
-        longest = len(sentences[order[place]])
+        longest = lengths[order[place]]
         numbers = order[place : place + max(1, positions // longest)]
         place += len(numbers)
-        y = np.full((longest, len(numbers)), IGNORED, np.int32)
-        for stream, number in enumerate(numbers):
-            y[: len(sentences[number]), stream] = sentences[number]
+        steps = np.arange(longest)[:, None]
+        going = steps < lengths[numbers]
+        places = np.where(going, offsets[numbers] + steps, 0)
+        y = np.where(going, ids[places], IGNORED)
         x = np.full_like(y, SENTENCE_END)
         x[1:] = np.maximum(y[:-1], SENTENCE_END)
-        yield numbers, x, y
+        yield places, x, y
 
 
 def word_losses(model: LanguageModel, ids: NDArray[np.int32], work: Workspace) -> NDArray[np.float32]:

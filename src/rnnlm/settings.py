@@ -248,6 +248,12 @@ class AdaptationSettings(Settings):
             message = "--adapt-over has no effect without --cache or --dynamic"
             raise SettingsError(f"{message}; give one of them, or leave it out")
 
+    def check_encoded(self) -> None:
+        """Refuse paragraphs, of which an encoded text knows nothing."""
+        if self.adapt_over == "paragraph":
+            message = "--adapt-over paragraph needs blank lines, which a text loses when it is cut into sentences"
+            raise SettingsError(f"{message}; give --adapt-over text or sentence, or use rnnlm score without --tune-on")
+
     def check_tuning(self) -> None:
         """Refuse a search for the cache's weight and flatness that has no effect."""
         if not self.cache:

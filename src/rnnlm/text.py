@@ -7,7 +7,6 @@ neither, and then NLTK is not loaded.
 """
 
 import contextlib
-import importlib.metadata
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +36,8 @@ _BLANK_LINES = re.compile(r"\n\s*\n")
 
 def nltk_version() -> str:
     """Return the version of NLTK, whose rules change a little from one to the next."""
+    import importlib.metadata  # which brings along all that reads e-mail
+
     return importlib.metadata.version("nltk")
 
 
@@ -66,6 +67,15 @@ class Line(NamedTuple):
     text: str
     words: list[str]
     spans: list[tuple[int, int]] | None  # where in the line each word stands; None for pretokenized text
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The beginning of a text, as a model reads it."""
+
+    before: list[list[str]]  # sentences that are read first, where the model carries its state
+    words: list[str]  # of the last sentence, which is continued
+    unknown: list[str]  # words that the model does not know, and reads as <unk>
 
 
 @dataclass(frozen=True)
@@ -192,7 +202,8 @@ def _kept(name: str, line: int, found: re.Match[str]) -> TextError:
 def _reserved(settings: TextSettings) -> re.Pattern[str]:
     """Return what finds <s> and </s>: as words in pretokenized text, anywhere in raw text."""
     mark = "</?[sS]>" if settings.lowercase else "</?s>"
-    return re.compile(rf"(?<![^ \n]){mark}(?![^ \n])" if settings.pretokenized else mark)
+    # "<" stands first, as the search for a plain character is fast; what is before it is looked at then
+    return re.compile(rf"<(?<![^ \n]<){mark[1:]}(?![^ \n])" if settings.pretokenized else mark)
 
 
 def _plain_form(tokenizer: Tokenizer) -> Callable[[Chunk], str]:

@@ -1,6 +1,7 @@
 """Words to ids and back; ids are frequency ranks, so that groups of words of like frequency are slices."""
 
 import contextlib
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -123,8 +124,7 @@ class Vocabulary:
 
     def encode(self, words: Iterable[str]) -> NDArray[np.int32]:
         """Return the id of each word, that of `<unk>` for words without one."""
-        find, unknown = self.ids.get, self.unknown_id
-        return np.array([find(word, unknown) for word in words], dtype=np.int32)
+        return np.fromiter(map(self.ids.get, words, itertools.repeat(self.unknown_id)), np.int32)
 
     def decode(self, ids: Iterable[int]) -> list[str]:
         """Return the word of each id."""

@@ -1,16 +1,21 @@
-"""An ordered, bounded map over processes, which end with their parent however that ends."""
+"""An ordered, bounded map over processes, which end with their parent however that ends.
+
+Most commands start none, so Python's own modules for that are loaded by those that do.
+"""
+
+from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,7 +48,7 @@ def ordered(
             yield item, function(item)
         return
     with _started(make, processes) as workers:
-        idle, waiting = deque(workers), deque[tuple[Item, Connection]]()
+        idle, waiting = deque(workers), deque[tuple[Any, Any]]()
         for item in items:
             done = None
             if not idle:
@@ -91,6 +96,8 @@ def _starting() -> Iterator[None]:
 @contextlib.contextmanager
 def _started(make: Callable[[], Callable[[Any], Any]], processes: int) -> Iterator[list[Connection]]:
     """Start processes, and end them whatever happens; yields the connection to each."""
+    import multiprocessing
+
     context = multiprocessing.get_context("spawn")  # forking is unsafe where threads of BLAS are running
     workers = []
     connections = []
@@ -121,6 +128,8 @@ def _interrupts_held() -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
+    from multiprocessing import resource_tracker
+
     resource_tracker.ensure_running()  # or the first process would start it, and it lets interrupts through again
     held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -153,6 +162,8 @@ def _serve(connection: Connection) -> None:
 
 def _end_with_parent() -> None:
     """Wait for the parent to die, and do not outlive it even in the middle of an item."""
+    import multiprocessing
+
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -263,6 +262,8 @@ def _read_config(ctx: click.Context, _parameter: click.Parameter, path: str | No
 
 def _toml(path: str, place: Path) -> dict[str, Any]:
     """Read a TOML file, which messages call `path`; raises UsageError, in a sentence."""
+    import tomllib
+
     from rnnlm.files import open_plain, reason
 
     try:

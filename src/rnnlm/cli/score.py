@@ -19,14 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from rnnlm.api import Model
-    from rnnlm.formats import Scored
     from rnnlm.mixture import Mixture
-    from rnnlm.scoring import Reader
+    from rnnlm.scoring import Reader, Scored
     from rnnlm.settings import AdaptationSettings
 
 TEXT, OUTPUT = "Text", "Output"
 LEVELS = {
-    "kenlm": ("0", "1", "2", "word"),
+    "kenlm": ("0", "1", "2", "summary", "sentence", "word"),
     "srilm": ("0", "1", "2"),
     "mikolov": ("1", "2"),
     "kaldi": (),
@@ -202,15 +201,15 @@ def _format(
     from rnnlm import formats
     from rnnlm.sources import shown
 
-    ids, name, level = lm.ids, shown(files[0]), level or "2"
+    name, level = shown(files[0]), level or "2"
     match as_format:
         case "kenlm":
-            return partial(formats.kenlm, ids=ids, level=level)
+            return partial(formats.kenlm, numbers=lm.numbers, lengths=lm.lengths, level=level)
         case "srilm":
-            return partial(formats.srilm, name=name, level=level)
+            return partial(formats.srilm, name=name, lengths=lm.lengths, level=level)
         case "mikolov":
             return partial(
-                formats.mikolov, ids=ids, text=name, model=shown(model), independent=not keep_state, level=level
+                formats.mikolov, ids=lm.ids, text=name, model=shown(model), independent=not keep_state, level=level
             )
         case "kaldi":
             return formats.kaldi
