@@ -210,7 +210,8 @@ def trace(model: LanguageModel, ids: Array, truncate: int | None = None) -> Trac
     y = np.array([*ids, SENTENCE_END])
     x, T = np.array([SENTENCE_END, *ids]), len(y)
     settings = replace(model.settings, truncate=truncate)
-    model = LanguageModel(settings, {name: value.astype(np.float64) for name, value in model.parameters.items()})
+    parameters = {name: value.astype(np.float64) for name, value in model.parameters.items()}
+    model = LanguageModel(settings, parameters, model.first)
     M, G = len(CELLS[settings.cell].states), len(CELLS[settings.cell].gates)
     found = [
         (np.zeros((T, T, G * H)), np.zeros((M, T, T, H)), np.empty((T, G * H)), np.empty((M, T, H)))
@@ -230,7 +231,8 @@ def trace(model: LanguageModel, ids: Array, truncate: int | None = None) -> Trac
     if not all(np.isfinite(array).all() for array in (losses, *itertools.chain(*found))):
         raise no_numbers()
     read = [model.word_rows[x], *(_outputs(model, x, number) for number in range(1, settings.layers + 1))]
-    before = [np.concatenate((np.zeros_like(s[:1]), s[:-1])) for s in read[1:]]
+    first = model.start(1)[:, 0]  # (L, 1, H)
+    before = [np.concatenate((first[n, :, : s.shape[1]], s[:-1])) for n, s in enumerate(read[1:])]
     layers = [LayerTrace(n + 1, *arrays, read[n], before[n]) for n, arrays in enumerate(found)]
     return Trace(model, x, y, losses[:, 0], ds[:, 0], layers)
 

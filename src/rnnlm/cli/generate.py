@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rnnlm.cli.options import Command, Value, given, model_option, option, setting, threads_option
-from rnnlm.cli.progress import bar, say
+from rnnlm.cli.progress import bar, say, say_unknown
 from rnnlm.errors import SettingsError
 from rnnlm.settings import GenerationSettings, Natural
 
@@ -63,10 +63,7 @@ def generate(ctx: click.Context, /, model: str, count: int, prompt: str, threads
     except SettingsError as error:
         raise click.UsageError(f"{error}.") from None
     lm = rnnlm.load(model, threads=threads)
-    unknown = lm.prompt(prompt).unknown
-    if unknown:
-        named = ", ".join(repr(printable(word)) for word in unknown)
-        say(f"The model does not know these words of the prompt, and reads each as <unk>: {named}.")
+    say_unknown(lm.prompt(prompt).unknown)
     if not greedy and "seed" not in options:
         options["seed"] = secrets.randbits(32)
         say(f"Seed {options['seed']}: --seed {options['seed']} writes the same again.")

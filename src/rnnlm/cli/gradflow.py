@@ -12,6 +12,7 @@ import click
 from rnnlm.checking import Range
 from rnnlm.cli.options import Command, Value, json_option, model_option, option, picture_option, threads_option
 from rnnlm.cli.progress import bar, stage_bar
+from rnnlm.errors import counted
 from rnnlm.settings import Count
 
 if TYPE_CHECKING:
@@ -124,10 +125,9 @@ def _advice(flow: Flow) -> str:
     if flow.advice is None:
         lags = len(flow.pairs) - 1
         remedy = "leave --bptt-truncate out, or give a larger --lags"
-        return f"More than 1% of the gradient comes from beyond {lags} steps: {remedy}."
-    steps = f"{flow.advice} step{'' if flow.advice == 1 else 's'}"
-    lost = f"{flow.lost[flow.advice]:.1%}"
-    return f"99% of the gradient's norm is within {steps}: --bptt-truncate {flow.advice} loses {lost}."
+        return f"More than 1% of the gradient comes from beyond {counted(lags, 'step')}: {remedy}."
+    within, lost = counted(flow.advice, "step"), f"{flow.lost[flow.advice]:.1%}"
+    return f"99% of the gradient's norm is within {within}: --bptt-truncate {flow.advice} loses {lost}."
 
 
 def _as_json(flow: Flow) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rnnlm.cli.options import ANY_MODEL, Command, Value, json_option, model_option, option, threads_option
-from rnnlm.cli.progress import say, stage_bar
+from rnnlm.cli.progress import say_unknown, stage_bar
 from rnnlm.errors import TextError
 from rnnlm.settings import Count
 
@@ -70,9 +70,7 @@ def next(
             unknown = lm.prompt(text, pretokenized).unknown
         except TextError as error:
             raise TextError(f"{place}{error}") from None
-        if unknown:
-            named = ", ".join(repr(printable(word)) for word in unknown)
-            say(f"{place or 'The prompt: '}the model does not know these words, and reads each as <unk>: {named}.")
+        say_unknown(unknown, place)
         words = lm.next_words(text, count, pretokenized)
         if as_json:
             sys.stdout.write(f"{json.dumps({'prompt': text, 'words': words})}\n")

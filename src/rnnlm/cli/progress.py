@@ -13,7 +13,8 @@ import shutil
 import stat
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,8 @@ screen = Screen()
 
 
 LARGE = 1e9  # a perplexity that is no longer written out
+WIDTH = 80  # columns of a line, at most
+NAMED = 10  # words that a message names, at most
 
 
 def bar(description: str, total: int | None = None, unit: str = "", delay: float = 1, **keywords: Any) -> tqdm[Any]:
@@ -117,13 +120,29 @@ def _write(message: str) -> None:
 
         tqdm.write(f"{ERASE}{wrapped(message)}", file=screen)
     else:
-        screen.write(f"{message}\n")
+        screen.write(f"{wrapped(message)}\n")
 
 
 def wrapped(message: str) -> str:
-    """Break a line where the terminal would, but between words."""
-    width = shutil.get_terminal_size().columns
-    return textwrap.fill(message, width, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
+    """Break lines between words, so that they have the width of the terminal, or WIDTH where that is less."""
+    width = min(WIDTH, shutil.get_terminal_size().columns)
+    lines = (textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in message.split("\n"))
+    return "\n".join(lines)
+
+
+def display_width(text: str) -> int:
+    """Count the columns of a terminal that a text takes: two for a wide letter, none for a mark on the one before."""
+    marks = ("Mn", "Me", "Cf")
+    return sum((unicodedata.east_asian_width(c) in "WF") + 1 for c in text if unicodedata.category(c) not in marks)
+
+
+def fitted(text: str, width: int, right: bool = False) -> str:
+    """Return a text that takes so many columns: cut where it has more, with blanks where it has less."""
+    if display_width(text) > width:
+        ends = (end for end in range(min(len(text), width), -1, -1) if display_width(text[:end]) < width)
+        text = f"{text[: next(ends)]}~"
+    blanks = " " * (width - display_width(text))
+    return f"{blanks}{text}" if right else f"{text}{blanks}"
 
 
 @contextmanager
@@ -174,6 +193,18 @@ def _log(message: str) -> None:
     except OSError as error:
         log, screen.log = screen.log, None
         _write(f"Warning: {log.name if log else ''}: cannot be written ({error.strerror}); the log ends here.")
+
+
+def say_unknown(words: Iterable[str], place: str = "") -> None:
+    """Name words of a sentence that the model does not know; `place` is that of a file's line."""
+    from rnnlm.checking import brief
+    from rnnlm.sources import printable
+
+    names = [brief(printable(word)) for word in dict.fromkeys(words)]
+    if names:
+        more = f", and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+        what = "he model does not know these words, and reads each as <unk>"
+        say(f"{f'{place}t' if place else 'T'}{what}: {', '.join(names[:NAMED])}{more}.")
 
 
 def warn_of_unknown(unknown: int, words: int, are_they: str) -> bool:

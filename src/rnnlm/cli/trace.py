@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rnnlm.cli.options import Command, Value, json_option, model_option, option, picture_option
-from rnnlm.cli.progress import say
+from rnnlm.cli.progress import WIDTH, fitted, say_unknown
 from rnnlm.settings import Count, Natural
 
 if TYPE_CHECKING:
@@ -98,10 +98,7 @@ def _saved(sentence: str, path: str, options: dict[str, Any]) -> tuple[Trace, li
         what = f"there are {len(sentences)} sentences" if sentences else "there are no words"
         raise rnnlm.TextError(f"{what} in {sentence[:40]!r}; give one sentence")
     (words,) = sentences
-    unknown = [printable(word) for word in words if word not in saved.vocabulary.ids]
-    if unknown:
-        named = ", ".join(map(repr, dict.fromkeys(unknown)))
-        say(f"The model does not know these words, and reads each as <unk>: {named}.")
+    say_unknown(word for word in words if word not in saved.vocabulary.ids)
     K = options["bptt_truncate"]
     found = trace(saved.model, saved.vocabulary.encode(words), saved.model.settings.truncate if K is None else K)
     return found, [printable(word) for word in (*words, SENTENCE_END)]
@@ -116,7 +113,7 @@ def _as_text(found: Trace, words: list[str], terms: list[Term], at: Any, options
 
     lines = ["  t  reads         predicts       bits"]
     for t, (read, word, bits) in enumerate(zip(["</s>", *words], words, found.surprisals, strict=False), 1):
-        lines.append(f"{t:>3}  {_short(read, 12):<12}  {_short(word, 12):<12}{bits:>7.2f}")
+        lines.append(f"{t:>3}  {fitted(read, 12)}  {fitted(word, 12)}{bits:>7.2f}")
     states = CELLS[found.model.settings.cell].states
     for layer in found.layers:
         of_layer = f" of layer {layer.number}" if len(found.layers) > 1 else ""
@@ -130,10 +127,6 @@ def _as_text(found: Trace, words: list[str], terms: list[Term], at: Any, options
     if at:
         lines += ["", *_taken_apart(found, *at)]
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _short(word: str, width: int) -> str:
-    return word if len(word) <= width else f"{word[: width - 1]}~"
 
 
 def _lengths(vectors: Any) -> Any:
@@ -157,12 +150,11 @@ def _triangle(found: Trace, words: list[str], numbers: Any) -> list[str]:
     read, lines, pairs, kept, T = ["</s>", *words], [], found.pairs, found.kept, len(words)
     for start in range(0, T, COLUMNS):
         columns = range(start, min(start + COLUMNS, T))
-        heads = [f"{k + 1} {_short(read[k], 5)}" for k in columns]
-        lines.append("  t  predicts    " + " ".join(f"{head:>8}" for head in heads))
+        lines.append("  t  predicts    " + " ".join(fitted(f"{k + 1} {read[k]}", 8, right=True) for k in columns))
         for t in range(start, T):
             cells = [figure(float(numbers[t, k])) if pairs[t, k] else "" for k in columns]
             cells = [f"[{text}]" if text and not kept[t, k] else text for text, k in zip(cells, columns, strict=True)]
-            lines.append(f"{t + 1:>3}  {_short(words[t], 12):<12}" + " ".join(f"{text:>8}" for text in cells))
+            lines.append(f"{t + 1:>3}  {fitted(words[t], 12)}" + " ".join(f"{text:>8}" for text in cells))
     return lines
 
 
@@ -197,7 +189,7 @@ def _taken_apart(found: Trace, t: int, k: int, layer: int, apart: Pair) -> list[
     for state in dict.fromkeys(arrival.state for arrival in apart.arrivals):
         own = [arrival for arrival in apart.arrivals if arrival.state == state]
         equation = f"dE_{t}/d{state}_{k} = " + " + ".join(arrival.formula for arrival in own)
-        lines += ["", *textwrap.wrap(equation, 80, subsequent_indent="    ")]
+        lines += ["", *textwrap.wrap(equation, WIDTH, subsequent_indent="    ")]
         lines += _columns(units, [arrival.values for arrival in own], "+", sum(arrival.values for arrival in own))
     for gate in apart.gates:
         name = f"delta_{t}({k})" if len(apart.gates) == 1 else f"delta_{t}({k}) of the gate {gate.gate}"
@@ -216,16 +208,18 @@ def _columns(units: list[int], parts: list[Any], sign: str, result: Any) -> list
 
 def _written_out(found: Trace, t: int, k: int, layer: int) -> list[str]:
     """Write (9) out for a small network."""
-    if found.model.settings.hidden > WRITTEN or found.model.settings.cell != "elman" or k == t:
-        return []
-    if layer < len(found.layers):
+    if found.model.settings.cell != "elman" or k == t or layer < len(found.layers):
         return []
     own, W, lines = found.layers[layer - 1], found.model.parameters[f"W{layer}"], [""]
+    if len(W) > WRITTEN:
+        return []
     s = own.before[k]  # s_k
     for i in range(len(s)):
         products = " + ".join(f"{W[m, i]:.5g} * {own.delta[t - 1, k, m]:.5f}" for m in range(len(s)))
         result = f"{own.delta[t - 1, k - 1, i]:.5f}"
-        lines.append(f"  delta_{t}({k})[{i + 1}] = ({products}) * (1 - {s[i]:.5f}^2) = {result}")
+        s_i = f"{s[i]:.5f}" if s[i] >= 0 else f"({s[i]:.5f})"
+        equation = f"delta_{t}({k})[{i + 1}] = ({products}) * (1 - {s_i}^2) = {result}"
+        lines += textwrap.wrap(equation, WIDTH, initial_indent="  ", subsequent_indent=" " * 6)
     return lines
 
 
@@ -238,8 +232,12 @@ def _added(found: Trace, t: int, k: int, layer: int) -> list[str]:
         rows = added.left[:, None] * added.right
         lines.append(f"  d{added.name} += {added.formula}, of norm {figure(math.hypot(*rows.reshape(-1)))}")
         if len(rows) <= ENTRIES >= rows.shape[1]:
-            lines += ["      " + " ".join(f"{number:>8.5f}" for number in row) for row in rows]
+            lines += ["      " + " ".join(f"{_entry(number):>8}" for number in row) for row in rows]
     return lines
+
+
+def _entry(number: float) -> str:
+    return f"{number:.5f}" if abs(number) < 10 else f"{number:.1e}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from rnnlm.cli.options import (
     setting,
     threads_option,
 )
-from rnnlm.cli.progress import bar, said_to, say, stage_bar, warn
+from rnnlm.cli.progress import WIDTH, bar, said_to, say, screen, stage_bar, warn
 from rnnlm.errors import SettingsError, counted
 from rnnlm.settings import NetworkSettings, RunSettings, TextSettings, TrainingSettings, VocabularySettings
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 TEXT, SHAPE, TRAINING, RUN = "Text", "Model", "Training", "Running"
 LONG_SENTENCE, LONG_WORD = 100, 12  # words, characters, on average: no language that is written with blanks has more
 FEW = 30  # predictions, of which a perplexity is no figure
-WIDTH = 80  # columns of a line
 MUCH_DROPOUT = 0.5  # more helps little
 SAMPLES, SAMPLE_WORDS = 3, 40  # sentences that are shown at the end, and the most words of each
 MUCH = 1.03  # a perplexity that differs much from another: by this factor
@@ -362,6 +361,8 @@ def _tell_samples(model: str) -> None:
     import rnnlm
     from rnnlm.sources import printable
 
+    if screen.quiet and screen.log is None:  # nobody would see them
+        return
     with suppress(rnnlm.RnnlmError):
         sentences = rnnlm.load(model).generate(SAMPLES, seed=1, max_words=SAMPLE_WORDS)
         say("Sentences that it makes up:")
