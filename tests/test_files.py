@@ -92,6 +92,20 @@ def test_a_failure_leaves_the_old_file(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_signal_while_the_file_is_made_leaves_nothing(tmp_path, monkeypatch):
+    """Where an interrupt comes when the temporary file is there, but not yet open, it is removed."""
+    path = tmp_path / "file"
+
+    def interrupted(self, mode):
+        self.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(path), "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_first_failure_is_told(tmp_path, monkeypatch):
     """Where tidying up fails as well, the user hears of what failed first."""
     path = tmp_path / "file"

@@ -205,6 +205,8 @@ def test_a_model_is_never_replaced_unasked(run, tmp_path):  # noqa: F811
         (mikolov(classes=[0, 1, 0, 1, 2, 2]), "classes are out of order"),
         (mikolov().replace(b"cat", b"c\xe4t"), r"line 22: .* not valid UTF-8.*--encoding"),
         (mikolov()[:-60], "it ends before line"),
+        (mikolov() + b"0.5\n", "it goes on after line"),
+        (mikolov().replace(b"independent sentences mode", b"x"), "does not say its 'independent sentences mode'"),
         (mikolov(True)[:-1], "have not the bytes"),
         (mikolov(True) + b"\0", "have not the bytes"),
         (mikolov().replace(b"Weights 1->2:\n", b"Weights 1->2:\nx"), "is not a number"),
@@ -226,6 +228,29 @@ def test_what_is_no_such_model_is_named_in_one_sentence(run, tmp_path, content, 
     assert (code, out) == (2 if isinstance(caught.value, SettingsError) else 1, "")
     assert code == 2 or SENTENCE.fullmatch(err)
     assert not (tmp_path / "model").exists()
+
+
+def test_the_encoding_is_of_words_and_names(tmp_path):
+    """Sizes are read whatever the encoding is; the words, and the names of the texts, are in it."""
+    path = tmp_path / "his.model"
+    path.write_bytes(mikolov(training_data_file="été").replace(b"cat", "chaß".encode()).decode().encode("latin-1"))
+    saved = read_foreign(path, encoding="latin-1")
+    assert saved.vocabulary.words[2] == "chaß"
+    assert saved.origin.settings.corpus == ("été",)
+    with pytest.raises(RnnlmError, match="the word is not valid UTF-16"):
+        read_foreign(path, encoding="utf-16")
+
+
+def test_weights_that_do_not_fit_into_memory(tmp_path, monkeypatch):
+    """The file is named, and not options that this command does not have."""
+    (tmp_path / "his.model").write_bytes(mikolov())
+
+    def too_much(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("rnnlm.foreign._float32", too_much)
+    with pytest.raises(RnnlmError, match="do not fit into memory"):
+        read_foreign(tmp_path / "his.model")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -328,3 +353,25 @@ def test_exported_files_say_what_they_are(run, tmp_path):  # noqa: F811
     assert code == 1
     assert SENTENCE.fullmatch(err)
     assert run("export")[0] == 2
+
+
+def test_two_files_are_exported_or_none(run, tmp_path, monkeypatch):  # noqa: F811
+    """Where one of them is in the way, or an interrupt comes, nothing is written."""
+    (tmp_path / "his.model").write_bytes(mikolov())
+    assert run("import", "his.model")[0] == 0
+    (tmp_path / "there").touch()
+    before = sorted(tmp_path.iterdir())
+    code, _, err = run("export", "--vocab", "words.txt", "--npz", "there")
+    assert code == 1
+    assert SENTENCE.fullmatch(err)
+    assert run("export", "--vocab", "new", "--npz", "new")[0] == 2
+
+    def cut_short(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ValueError("what zipfile says of an entry that was being written")
+
+    monkeypatch.setattr(np, "savez", cut_short)
+    assert run("export", "--npz", "new") == (130, "", "Interrupted.\n")
+    assert sorted(tmp_path.iterdir()) == before

@@ -42,6 +42,8 @@ def read(tmp_path, content, **options):
         ("the cat\tthe cats\n", (), ()),
         ("the cat\tthe cats\tnoun\t7\n", (), (("column 3", "noun"),)),
         ("the cat\tthe cats\tnoun\t7\n", ("4", "3"), (("column 4", "7"), ("column 3", "noun"))),
+        ("the cat\tthe cats\tnoun\t7\n", ("3", "4", "3", "4"), (("column 3", "noun"), ("column 4", "7"))),
+        ('{"sentence_good": "the cat", "sentence_bad": "the cats", "n": 3}\n', ("n", "n"), (("n", "3"),)),
         ("kind\tgood\tbad\r\nnoun\tthe cat\tthe cats\r\n", (), (("kind", "noun"),)),
         ("\ufeff\nGood\tBad\tn\n\nthe cat\tthe cats\t7", ("n",), (("n", "7"),)),
         ("2\tx\tthe ***mask***\tcat\tcats\n", (), (("column 1", "2"),)),
@@ -55,7 +57,7 @@ def read(tmp_path, content, **options):
     ],
 )
 def test_forms(tmp_path, content, by, groups):
-    """Tabs with and without a header, a gap, and BLiMP's JSON: each is told by the first line."""
+    """Tabs with and without a header, a gap, and BLiMP's JSON, told by the first line; a column groups once."""
     (pair,) = read(tmp_path, content, by=by)
     assert (pair.good, pair.bad, pair.groups) == (["the", "cat"], ["the", "cats"], groups)
 

@@ -32,7 +32,7 @@ def write_vocabulary(path: Path, saved: SavedModel) -> None:
     Raises ModelError where there is such a file already, or it cannot be written.
     """
     counted = zip(saved.vocabulary.words, saved.vocabulary.counts.tolist(), strict=True)
-    _check_free(path)
+    check_free(path)
     with replacing(path, ModelError, REMEDY) as file:
         file.writelines(f"{word} {count}\n".encode() for word, count in counted)
 
@@ -43,7 +43,7 @@ def write_arrays(path: Path, saved: SavedModel) -> None:
     settings = np.array(json.dumps(asdict(saved.model.settings)))
     entries: dict[str, Array] = {"note": np.array(_note(saved, own)), "settings": settings}
     entries |= {**saved.vocabulary.to_arrays(), **own}
-    _check_free(path)
+    check_free(path)
     with replacing(path, ModelError, REMEDY) as file:
         np.savez(file, **entries)  # type: ignore[arg-type]  # an option's name is none of ours
 
@@ -73,6 +73,7 @@ def _note(saved: SavedModel, own: dict[str, Array]) -> str:
     return "\n".join(lines)
 
 
-def _check_free(path: Path) -> None:
+def check_free(path: Path) -> None:
+    """Raise ModelError where there is such a file already, a link too."""
     if os.path.lexists(path):
         raise ModelError(f"{path}: is there already; remove it, or name another file")

@@ -47,15 +47,15 @@ def replacing(path: Path, error: type[RnnlmError], remedy: str) -> Iterator[Bina
     temporary = temporary_name(path)  # one name: what a kill leaves, the next write removes
     try:
         temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as file:  # exclusively: whatever is put there now, a link too, is an error
-            try:
+        try:  # from here on, as a signal may come when the file is there and not yet open
+            with temporary.open("xb") as file:  # exclusively: whatever is put there now, a link too, is an error
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
                 temporary.replace(path)
-            except BaseException:
-                with suppress(OSError):  # what failed first is what the user is told
-                    temporary.unlink()
-                raise
+        except BaseException:
+            with suppress(OSError):  # what failed first is what the user is told
+                temporary.unlink()
+            raise
     except OSError as failure:
         raise error(f"{path}: cannot be written ({reason(failure)}); {remedy}") from None

@@ -108,7 +108,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     except RnnlmError:
         raise
     except MemoryError:
-        raise
+        raise ModelError(f"{path}: its weights do not fit into memory; use a machine that has more") from None
     except Exception as error:  # whatever a damaged file makes zipfile, numpy or Python's own readers raise
         details = f": {error}" if type(error) is ValueError else ""
         raise ModelError(f"{path}: is damaged or incomplete{details}; use another copy of it") from error
@@ -174,6 +174,8 @@ def _mikolov(path: Path, file: BinaryIO, encoding: str) -> SavedModel:
     else:
         found = [lines.numbers(label.encode(), size) for label, size in sizes.items()]
         lines.numbers(b"Direct connections", 0)
+        if file.read(LINE_BYTES).strip():
+            raise ValueError(f"it goes on after line {lines.number}")
     state, inputs, outputs = (_float32(array) for array in found)
     model = _sigmoid_model(header, cutoffs, state, inputs.reshape(H, V + H), outputs.reshape(V + C, H))
     if len(words) > V:  # <unk> is ours
@@ -187,15 +189,17 @@ def _header(path: Path, lines: _Lines, encoding: str) -> _Header:
     """Read the sizes; raises ModelError where the network has what none of ours has."""
     found: dict[str, str] = {}
     while (row := lines.next(HEADER_BYTES)) != b"Vocabulary:":
-        name, _, value = row.decode(encoding, "replace").partition(":")
-        found.setdefault(name, value.strip())
+        name, _, value = row.decode("latin-1").partition(":")
+        found.setdefault(name, value.strip(" \r\t"))
         if lines.number > HEADER_LINES:
             raise ValueError("it has no vocabulary")
 
     def number(name: str, low: int, high: int, default: str | None = None) -> int:
         text = found.get(name, default)
-        if text is None or not text.isascii() or not text.isdigit() or len(text) > 18 or not low <= int(text) <= high:
-            raise ValueError(f"its {name!r} is {shown(str(text))!r} and not a number from {low} to {high:,}")
+        if text is None:
+            raise ValueError(f"it does not say its {name!r}")
+        if not text.isascii() or not text.isdigit() or len(text) > 18 or not low <= int(text) <= high:
+            raise ValueError(f"its {name!r} is {shown(text)!r} and not a number from {low} to {high:,}")
         return int(text)
 
     number("version", 1, NEWEST)
@@ -214,11 +218,11 @@ def _header(path: Path, lines: _Lines, encoding: str) -> _Header:
     C = number("class size", 1, 2**31)
     for name, size in (("input layer size", V + H), ("output layer size", V + C)):
         number(name, size, size)
-    names = (found.get(f"{name} data file") for name in ("training", "validation"))
-    trained_on, validated_on = ("unknown" if name in (None, "", STANDARD_INPUT) else str(name) for name in names)
     independent = number("independent sentences mode", 0, 1) == 1
-    texts = trained_on.replace("\0", " "), validated_on.replace("\0", " ")
-    return _Header(binary, *texts, H, V, C, independent)
+    named = (found.get(f"{name} data file", "").encode("latin-1") for name in ("training", "validation"))
+    texts = (name.decode(encoding, "replace").replace("\0", " ").strip() for name in named)
+    trained_on, validated_on = ("unknown" if text in ("", STANDARD_INPUT) else text for text in texts)
+    return _Header(binary, trained_on, validated_on, H, V, C, independent)
 
 
 def _words(path: Path, lines: _Lines, header: _Header, encoding: str) -> tuple[list[str], list[int], tuple[int, ...]]:

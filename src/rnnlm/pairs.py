@@ -287,7 +287,7 @@ class _Form:
             for name in wanted:
                 if name not in fields:
                     raise SettingsError(f"{place}: there is no field {shown(name)!r}; --by takes {_listed(fields)}")
-            return cls(0, 0, 0, None, tuple((name, name) for name in wanted))
+            return cls(0, 0, 0, None, tuple((name, name) for name in dict.fromkeys(wanted)))
         cells = line.split("\t")
         names = [cell.strip().lower() for cell in cells]
         header = any(name in names for name in GOOD) and any(name in names for name in BAD)
@@ -302,7 +302,7 @@ class _Form:
             raise TextError(f"{place}: there is no pair; {message}")
         titles = [cell.strip() if header else f"column {at + 1}" for at, cell in enumerate(cells)]
         others = [at for at in range(len(cells)) if at not in (good, bad, gap)]
-        chosen = [_column(name, titles, place) for name in by] or others[:1]
+        chosen = dict.fromkeys([_column(name, titles, place) for name in by] or others[:1])  # each once
         return cls(max(good, bad, gap or 0) + 1, good, bad, gap, tuple((titles[at], at) for at in chosen), header)
 
     def read(self, line: str, place: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:

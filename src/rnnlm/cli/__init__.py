@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -143,6 +144,8 @@ def _failure(error: Exception) -> int:
 
             remedy = "make room on the disk, or see to its permissions"
             _say(f"Error: {error.filename or 'standard output'}: {reason(error)}; {remedy}.")
+        case _ if isinstance(error.__context__, KeyboardInterrupt):  # what was cut short could not be tidied up
+            raise KeyboardInterrupt from None
         case _ if os.environ.get("RNNLM_TRACEBACK"):
             raise error
         case _:
@@ -173,11 +176,14 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _raise_again(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Send an interrupt again that came in the middle of a destructor, where Python would drop it."""
+def _raise_again(unraisable: "sys.UnraisableHookArgs", interrupted: bool = False) -> None:
+    """Send an interrupt again that came in the middle of a destructor, where Python would drop it.
+
+    Once interrupted, a destructor may find what it shall tidy up half done: that is no error to be shown.
+    """
     if unraisable.exc_type is KeyboardInterrupt:
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
-    else:
+    elif not interrupted:
         sys.__unraisablehook__(unraisable)
 
 
@@ -191,6 +197,7 @@ def handle_signals(handler: Callable[[int, FrameType | None], NoReturn]) -> None
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
     """Do as Ctrl-C does, whatever the signal: temporary files are removed. A second one ends us at once."""
     handle_signals(leave)
+    sys.unraisablehook = partial(_raise_again, interrupted=True)
     raise KeyboardInterrupt
 
 

@@ -27,10 +27,14 @@ def export(model: str, vocab: Path | None, npz: Path | None) -> None:
     they are. What is there already is not replaced.
     """
     from rnnlm.checkpoint import load_model
-    from rnnlm.export import write_arrays, write_vocabulary
+    from rnnlm.export import check_free, write_arrays, write_vocabulary
 
     if vocab is None and npz is None:
         raise click.UsageError("Say what to write, with --vocab or --npz.")
+    if vocab is not None and npz is not None and vocab.absolute() == npz.absolute():
+        raise click.UsageError("--vocab and --npz are two files; name another for one of them.")
+    for path in filter(None, (vocab, npz)):  # before either is written
+        check_free(path)
     saved = load_model(model)
     if vocab is not None:
         write_vocabulary(vocab, saved)
