@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnlm.errors import RnnlmError, SettingsError
+from rnnlm.errors import RnnlmError, SettingsError, counted
 from rnnlm.files import reason
 from rnnlm.model import BLOCK, Array, Gradient, Gradients, Parameters, Workspace, joint_norm, pieces, runs
 from rnnlm.settings import cores, launched
@@ -55,7 +55,7 @@ class Ranks:
     def check(self, streams: int) -> None:
         """Raise SettingsError where there are fewer streams than ranks."""
         if streams < self.size:
-            message = f"there are {self.size} ranks and {streams} streams of text to share among them"
+            message = f"there are {self.size} ranks and {counted(streams, 'stream')} of text to share among them"
             raise SettingsError(f"{message}; give a larger --batch-size, or start fewer ranks")
 
     def columns(self, streams: int) -> slice:
@@ -124,6 +124,7 @@ class _Several(Ranks):
         self.window: Any = None
         self.segments: list[NDArray[np.float32]] = []  # memory that the ranks of the node share: each one's own part
         self.summed = 0  # numbers, in all sums so far
+        self.torn = False  # whether it was interrupted while it waited for others: MPI would wait for them again
         self._ended: bool | None = None
 
     @property
@@ -178,6 +179,9 @@ class _Several(Ranks):
         if self.rank == 0:
             try:
                 result = function()
+            except KeyboardInterrupt:  # the others have it too, and are gone, or are ended as this rank leaves
+                self.torn = True
+                raise
             except BaseException as error:
                 failure = error
         self._sleep_until(self.comm.Ibarrier())
@@ -212,17 +216,20 @@ class _Several(Ranks):
     def together(self, patience: float | None) -> bool:
         """Say whether all ranks come to their end, within so many seconds; None: wait for them."""
         if self._ended is None:
+            torn = self.torn
             self._ended = self._sleep_until(self.ending.Ibarrier(), patience)
+            self.torn = torn
         return self._ended
 
     def _sleep_until(self, request: Any, patience: float | None = None) -> bool:
         """Wait, asleep, until a request is done; say whether it is, after so many seconds."""
-        began, nap = time.monotonic(), NAP / 100
+        began, nap, self.torn = time.monotonic(), NAP / 100, True
         while not request.Test():
             if patience is not None and time.monotonic() - began > patience:
                 return False
             time.sleep(nap)
             nap = min(2 * nap, NAP)
+        self.torn = False
         return True
 
     def _large(self) -> Any:
@@ -360,8 +367,7 @@ def _described(failure: BaseException | None) -> tuple[type[BaseException] | Non
     if failure is None:
         return None, ""
     kind = type(failure)
-    known = issubclass(kind, RnnlmError | KeyboardInterrupt)
-    return (kind, str(failure)) if known else (RuntimeError, f"{kind.__name__}: {failure}")
+    return (kind, str(failure)) if issubclass(kind, RnnlmError) else (RuntimeError, f"{kind.__name__}: {failure}")
 
 
 def _copy(comm: Any, blocks: int, source: Path | None, target: Path | None) -> str | None:
@@ -427,7 +433,6 @@ def leave(code: int) -> None:
     ranks = world()
     if not isinstance(ranks, _Several):
         return
-    if ranks.together(None if code == 0 else PATIENCE):
-        ranks.mpi.Finalize()
-    else:
+    if not ranks.together(None if code == 0 else PATIENCE) or ranks.torn:
         ranks.mpi.COMM_WORLD.Abort(code)
+    ranks.mpi.Finalize()

@@ -86,9 +86,8 @@ def _fetched(
         return _all_of(corpora, ranks, folder.name)
     host = next(filter(None, wanting))
     if any(ranks.all(corpora is None and scratch is None)):
-        message = f"{host} does not see the encoded text in {folder.path}"
-        remedy = "name a folder that all machines share with --model, or one of each machine's own with --scratch"
-        raise SettingsError(f"{message}; {remedy}")
+        message = f"{host} does not see the encoded text in {folder.path}; go on with --resume and --scratch, a folder"
+        raise SettingsError(f"{message} of each machine's own, or train in a folder that all of them share")
     takes = corpora is None and wanting.index(socket.gethostname()) == ranks.rank
     place, failure = _made(scratch) if takes and scratch else (None, None)
     try:

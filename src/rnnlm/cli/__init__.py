@@ -97,7 +97,7 @@ def main() -> NoReturn:
         code = _run()
     except KeyboardInterrupt:
         with suppress(OSError):  # the terminal may be gone
-            if speaks():
+            if speaks() or _fails_alone():
                 _say("Interrupted.")
         code = INTERRUPTED
     handle_signals(leave)
