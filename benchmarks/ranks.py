@@ -6,23 +6,24 @@ median of the rounds.
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from machine import Table, facts
+from machine import Table, cores, facts
 
 STREAMS = 64  # of each rank
-SECONDS = 3.0  # of a turn
 WARM = 4  # windows that make buffers, and are not counted
 WORDS, HIDDEN, WINDOW = 10_000, 200, 35
 KINDS = [(cell, clusters) for cell in ("elman", "lstm") for clusters in (False, True)]
 NETWORKS = (("10 Gbit/s", 10e9 / 8, 50e-6), ("100 Gbit/s", 100e9 / 8, 5e-6))  # bytes/s; seconds of a message
-NODES = (2, 4, 8, 16, 32, 64)
+NODES = (2, 8, 64)
+RANKS = (2, 4, 8)
+TURN: list[str] = []  # options of each turn
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def work(cell: str, clustered: bool, streams: int, threads: int, seconds: float)
         events = train(state, settings, corpus, corpus.beginning(1000), workspace, ranks=ranks)
         progress = (event for event in events if isinstance(event, Progress))
         clock, sums = [], []
-        for event in progress:
+        for _ in progress:
             clock.append(time.perf_counter())
             sums.append(getattr(ranks, "summed", 0))
             if ranks.agree(len(clock) > 2 * WARM and clock[-1] - clock[WARM] > seconds)[0]:
@@ -72,12 +73,12 @@ def work(cell: str, clustered: bool, streams: int, threads: int, seconds: float)
     window = statistics.median(np.diff(clock[WARM:]).tolist())
     sent = 4 * (sums[-1] - sums[WARM]) / (len(sums) - 1 - WARM)
     if ranks.rank == 0:
-        print(json.dumps([event.predictions / window, window, statistics.median(summing[WARM:]), sent]))
+        print(json.dumps([streams * WINDOW / window, window, statistics.median(summing[WARM:]), sent]))
 
 
 def turn(cell: str, clustered: bool, ranks: int, threads: int, copies: int = 1, each: int = STREAMS) -> Figures:
     """Start a contestant, or copies of it that know nothing of each other, and return what it has found."""
-    own = [sys.executable, __file__, "--work", cell, str(int(clustered)), str(ranks * each), str(threads)]
+    own = [sys.executable, __file__, *TURN, "--work", cell, str(int(clustered)), str(ranks * each), str(threads)]
     mpiexec = str(Path(sys.executable).with_name("mpiexec"))
     command = [mpiexec, "-n", str(ranks), *own] if ranks > 1 else own
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(copies)]
@@ -97,22 +98,23 @@ def median(found: list[Figures]) -> Figures:
     return Figures(*(statistics.median(getattr(one, name) for one in found) for name in Figures.__annotations__))
 
 
-CONTESTANTS = {
-    "one process, 1 thread": (1, 1, 1, STREAMS),
-    "two that know nothing of each other": (1, 1, 2, STREAMS),
-    "one process, 2 threads": (1, 2, 1, 2 * STREAMS),
-    "2 ranks": (2, 1, 1, STREAMS),
-}
+ALONE, APART, THREADS = "one process, 1 thread", "two that know nothing of each other", "one process, 2 threads"
+CONTESTANTS = {  # ranks, threads of each, copies, streams of each rank
+    ALONE: (1, 1, 1, STREAMS),
+    APART: (1, 1, 2, STREAMS),
+    THREADS: (1, 2, 1, 2 * STREAMS),
+} | {f"{n} ranks": (n, 1, 1, STREAMS) for n in RANKS if n <= max(2, cores())}
+Results = dict[tuple[str, bool], dict[str, Figures]]
 
 
-def measured(rounds: int) -> dict[tuple[str, bool], dict[str, Figures]]:
+def measured(rounds: int) -> Results:
     """Let all contestants take turns; return what each has found for each kind of model."""
     results = {}
     for kind in KINDS:
         found: dict[str, list[Figures]] = {name: [] for name in CONTESTANTS}
         for _ in range(rounds):
-            for name, (ranks, threads, copies, each) in CONTESTANTS.items():
-                found[name].append(turn(*kind, ranks, threads, copies, each))
+            for name, contestant in CONTESTANTS.items():
+                found[name].append(turn(*kind, *contestant))
         results[kind] = {name: median(turns) for name, turns in found.items()}
         print(name_of(*kind), {name: round(one.words) for name, one in results[kind].items()}, file=sys.stderr)
     return results
@@ -123,84 +125,99 @@ def name_of(cell: str, clustered: bool) -> str:
     return f"{'LSTM' if cell == 'lstm' else 'Elman'}, {'clusters' if clustered else 'full softmax'}"
 
 
-def speeds(results: dict[tuple[str, bool], dict[str, Figures]]) -> Table:
+def speeds(results: Results) -> Table:
     """Write the speeds as a table."""
     rows = []
     for kind, found in results.items():
-        alone, apart, threads, ranks = (found[name] for name in CONTESTANTS)
-        numbers = [f"{one.words:,.0f}" for one in (alone, apart, threads, ranks)]
-        shares = [f"{ranks.words / (2 * alone.words):.2f}", f"{ranks.words / apart.words:.2f}"]
-        rows.append([name_of(*kind), *numbers, *shares, f"{ranks.summing * 1e3:.1f} of {ranks.window * 1e3:.0f}"])
+        ratios = [found["2 ranks"].words / (2 * found[ALONE].words), found["2 ranks"].words / found[APART].words]
+        rows.append(
+            [
+                name_of(*kind),
+                *(f"{found[name].words:,.0f}" for name in (ALONE, APART, THREADS, "2 ranks")),
+                *(f"{ratio:.2f}" for ratio in ratios),
+            ]
+        )
     note = (
-        f"V = {WORDS:,}, H = {HIDDEN}, {STREAMS} streams a rank, windows of {WINDOW}; words a second. The efficiency is "
-        "2 ranks beside twice one process, and beside two that know nothing of each other, which share the machine's "
-        "memory too. Milliseconds in the sum have the time that ranks wait for each other."
+        f"V = {WORDS:,}, H = {HIDDEN}, {STREAMS} streams a rank, windows of {WINDOW} steps; words a second. The last "
+        "two columns are the speed of 2 ranks divided by twice that of one process, and by that of two processes which "
+        "know nothing of each other, but share the machine's memory and caches."
     )
-    shares = ["beside twice one", "beside two apart"]
-    return Table("Speed", note, ("model", *CONTESTANTS, *shares, "ms in the sum, of a window"), rows)
+    header = ("model", ALONE, APART, THREADS, "2 ranks", "2 ranks / twice one", "2 ranks / two apart")
+    return Table("Two ranks", note, header, rows)
 
 
-def prediction(kind: Figures, nodes: int, bandwidth: float, latency: float) -> float:
-    """Return the seconds of a window on so many nodes, from those of one rank by itself.
+def predicted(found: dict[str, Figures], nodes: int, bandwidth: float, latency: float) -> float:
+    """Return the seconds of a window of so many ranks, from those of processes that know nothing of each other.
 
-    Each node sends (n - 1) / n of its gradients twice, and as much comes in at the same time; the messages of a sum are
-    n - 1 and log2 n, those of small things five times log2 n.
+    Each sends (n - 1) / n of its gradients' bytes twice, while as much comes in. A sum has n - 1 messages one after the
+    other and then about log2 n; small things that are agreed upon, five times log2 n.
     """
-    steps = max(1, nodes - 1).bit_length()
-    messages = (nodes - 1) + 6 * steps
-    return kind.window + 2 * kind.sent * (nodes - 1) / nodes / bandwidth + messages * latency
+    messages = (nodes - 1) + 6 * math.ceil(math.log2(nodes))
+    moved = 2 * found["2 ranks"].sent * (nodes - 1) / nodes
+    return found[APART].window + moved / bandwidth + messages * latency
 
 
-def memory_bandwidth(results: dict[tuple[str, bool], dict[str, Figures]]) -> float:
-    """Return the bytes a second at which gradients are added up on this machine, from the full softmax of Elman's."""
-    ranks, apart = (results["elman", False][name] for name in ("2 ranks", "two that know nothing of each other"))
-    return 2 * ranks.sent / 2 / max(1e-4, ranks.window - apart.window)
+def memory_bandwidth(results: Results) -> float:
+    """Return at how many bytes a second gradients are added up on this machine, by the clustered Elman network."""
+    found = results["elman", True]
+    return found["2 ranks"].sent / max(1e-4, found["2 ranks"].window - found[APART].window)
 
 
-def model_table(results: dict[tuple[str, bool], dict[str, Figures]]) -> Table:
-    """Write what the model of cost predicts here beside what was measured, and what for networks."""
+def scaling(results: Results) -> Table:
+    """Write what more ranks of this machine reach, beside what the model of cost predicts."""
     rows = []
-    here = memory_bandwidth(results)
+    bandwidth = memory_bandwidth(results)
     for kind, found in results.items():
-        apart, ranks = found["two that know nothing of each other"], found["2 ranks"]
-        alone = Figures(apart.words / 2, apart.window, 0, ranks.sent)
-        local = prediction(alone, 2, here, 5e-6)
-        row = [name_of(*kind), f"{ranks.sent / 1e6:.1f}", f"{local * 1e3:.0f} / {ranks.window * 1e3:.0f}"]
+        for ranks in (n for n in RANKS if f"{n} ranks" in found):
+            one = found[f"{ranks} ranks"]
+            window = predicted(found, ranks, bandwidth, 1e-6)
+            numbers = [f"{one.sent / 1e6:.1f}", f"{one.summing * 1e3:.1f}"]
+            numbers += [f"{window * 1e3:.0f}", f"{one.window * 1e3:.0f}"]
+            numbers += [f"{one.words:,.0f}", f"{one.words / ranks / found[ALONE].words:.2f}"]
+            rows.append([name_of(*kind), str(ranks), *numbers])
+    note = (
+        "Ranks of this machine, one thread each. The sum has what ranks wait for each other. Predicted: the window of "
+        "processes that know nothing of each other, and 2 (n - 1)/n of the bytes over a bandwidth of "
+        f"{bandwidth / 1e9:.1f} GB/s, which is taken from two ranks of the clustered Elman network."
+    )
+    header = ("model", "ranks", "MB a step", "ms in the sum", "ms a window, predicted", "measured", "words/s")
+    return Table("More ranks", note, (*header, "efficiency"), rows)
+
+
+def networks(results: Results) -> Table:
+    """Write what the model of cost predicts for several machines; none of it was measured."""
+    rows = []
+    for kind, found in results.items():
+        row = [name_of(*kind), f"{found['2 ranks'].sent / 1e6:.1f}", f"{found[APART].window * 1e3:.0f}"]
         for _, bandwidth, latency in NETWORKS:
-            row += [f"{alone.window / prediction(alone, nodes, bandwidth, latency):.2f}" for nodes in (2, 64)]
+            row += [f"{found[APART].window / predicted(found, n, bandwidth, latency):.2f}" for n in NODES]
         rows.append(row)
     note = (
-        "A window takes what it takes on a process by itself while another works beside it, plus twice (n - 1)/n of the "
-        "gradients' bytes over the bandwidth, plus messages times latency. The bandwidth between ranks of this machine, "
-        f"{here / 1e9:.1f} GB/s, is taken from the first row. Efficiencies on networks are calculated, for one rank a "
-        f"node with one thread and {STREAMS} streams, and latencies of 50 and 5 microseconds; the bytes are those of "
-        "two ranks, and grow where more ranks touch more rows."
+        "Efficiencies by the same model with a network's bandwidth, and 50 and 5 microseconds a message: calculated, "
+        f"not measured. One rank a node with one thread and {STREAMS} streams; with more threads the same bytes must "
+        "travel in less time. The bytes are those of two ranks; they grow where more ranks touch more rows."
     )
-    networks = [f"{name}, {nodes} nodes" for name, *_ in NETWORKS for nodes in (2, 64)]
-    return Table("Cost", note, ("model", "MB a step", "ms a window, predicted / measured", *networks), rows)
-
-
-def document(tables: Iterator[Table]) -> str:
-    """Write the page."""
-    title = (
-        "# Several ranks beside one process\n\nWritten by `make bench-ranks`; see docs/cluster.md for what it means.\n"
-    )
-    return "\n".join([title, *(table.markdown() for table in tables)])
+    header = [f"{name}, {nodes} nodes" for name, *_ in NETWORKS for nodes in NODES]
+    return Table("Networks, calculated", note, ("model", "MB a step", "ms a window", *header), rows)
 
 
 def main() -> None:
     """Measure, and write benchmarks/ranks.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contestant (3)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a turn (3)")
     parser.add_argument("--output", default=Path(__file__).with_name("ranks.md"), type=Path, help="the page to write")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         cell, clustered, streams, threads = options.work
-        work(cell, clustered == "1", int(streams), int(threads), SECONDS)
+        work(cell, clustered == "1", int(streams), int(threads), options.seconds)
         return
+    TURN.append(f"--seconds={options.seconds}")
     results = measured(options.rounds)
-    options.output.write_text(document(iter([speeds(results), model_table(results), facts(2)])), "utf-8")
+    title = "# Several ranks beside one process\n\nWritten by `make bench-ranks`; docs/cluster.md says what it means.\n"
+    tables = (speeds(results), scaling(results), networks(results), facts(2))
+    options.output.write_text("\n".join([title, *(table.markdown() for table in tables)]), "utf-8")
 
 
 if __name__ == "__main__":

@@ -145,12 +145,13 @@ class _Several(Ranks):
         for name, own in spans.items():
             _put(gradients[name], own, mine)
         squares = self._add(total, work)
-        numbers = work.part("ranks").array("sum", (total,), np.float32)
-        work.each(lambda part: np.copyto(numbers[part], self.segments[0][part]), runs(0, total, BLOCK))
-        loss, squares = self.totals(loss, squares)  # which also tells each that all have read the sum
+        copies: list[tuple[Array, Array]] = []
         summed = {
-            name: [(span.rows, numbers[span.place].reshape(span.shape)) for span in own] for name, own in spans.items()
+            name: [part for span in own for part in _taken(gradients[name], span, self.segments[0], copies)]
+            for name, own in spans.items()
         }
+        work.each(lambda copy: np.copyto(*copy), copies)
+        loss, squares = self.totals(loss, squares)  # which also tells each that all have read the sum
         return summed, loss, math.sqrt(squares)
 
     def totals(self, *numbers: float) -> Sequence[float]:
@@ -335,31 +336,60 @@ def _laid_out(parameters: Parameters, touched: Mapping[str, list[Any]]) -> tuple
     return spans, place
 
 
+def _divided(gradient: Gradient, span: _Span) -> tuple[Gradient, list[slice]]:
+    """Return what a gradient has of a run of rows, and the slices of them that it has not."""
+    start, stop = span.rows.start, span.rows.stop
+    own = [(rows, values) for rows, values in gradient if isinstance(rows, slice) and start <= rows.start < stop]
+    missing, place = [], start
+    for begin, end in [*sorted((rows.start, rows.stop) for rows, _ in own), (stop, stop)]:
+        missing += [slice(place, begin)] if place < begin else []
+        place = end
+    return own, missing
+
+
 def _put(gradient: Gradient, spans: list[_Span], memory: Array) -> None:
     """Write a gradient to its place among the rows that any rank has, and zeros where it has none."""
     in_runs = [span for span in spans if isinstance(span.rows, slice)]
     begins = np.array([span.rows.start for span in in_runs], int)
     ends = np.array([span.rows.stop for span in in_runs], int)
-    own = sum(len(values) for rows, values in gradient if isinstance(rows, slice))
-    for span in spans:
-        if not isinstance(span.rows, slice) or own < (ends - begins).sum():
-            memory[span.place] = 0
-    for rows, values in gradient:
-        first = np.atleast_1d(rows.start if isinstance(rows, slice) else rows)
-        at = np.searchsorted(begins, first, side="right") - 1  # the run that a row lies in, if it lies in one
-        inside = (at >= 0) & (first < ends[at]) if len(ends) else np.zeros(len(first), bool)
-        if isinstance(rows, slice):
-            span = in_runs[at[0]]
-            start = rows.start - span.rows.start
-            memory[span.place].reshape(span.shape)[start : start + len(values)] = values
-            continue
-        for run in np.unique(at[inside]):  # another rank has a run there
-            here, span = inside & (at == run), in_runs[run]
-            memory[span.place].reshape(span.shape)[rows[here] - span.rows.start] = values[here]
-        if not inside.all():
-            (span,) = (span for span in spans if not isinstance(span.rows, slice))
-            places = np.searchsorted(span.rows, rows[~inside])
-            memory[span.place].reshape(span.shape)[places] = values[~inside]
+    for span in in_runs:
+        found, first = memory[span.place].reshape(span.shape), span.rows.start
+        own, missing = _divided(gradient, span)
+        for rows, values in own:
+            found[rows.start - first : rows.stop - first] = values
+        for rows in missing:
+            found[rows.start - first : rows.stop - first] = 0
+    for span in spans[len(in_runs) :]:
+        memory[span.place] = 0
+    for ids, values in ((rows, values) for rows, values in gradient if not isinstance(rows, slice)):
+        at: Array = np.searchsorted(begins, ids, side="right") - 1  # the run that a row lies in, if it lies in one
+        inside = (at >= 0) & (ids < ends[at]) if in_runs else np.zeros(len(ids), bool)
+        for number in np.unique(at[inside]).tolist():  # another rank has a run there
+            here, span = inside & (at == number), in_runs[number]
+            memory[span.place].reshape(span.shape)[ids[here] - span.rows.start] = values[here]
+        for span in spans[len(in_runs) :]:
+            memory[span.place].reshape(span.shape)[np.searchsorted(span.rows, ids[~inside])] = values[~inside]
+
+
+def _taken(gradient: Gradient, span: _Span, memory: Array, copies: list[tuple[Array, Array]]) -> Gradient:
+    """Return the gradient of a span's rows, and add to the copies that fill it: from memory, in blocks.
+
+    What this rank has found of them itself is written over, as less memory is quicker.
+    """
+    found, first = memory[span.place].reshape(span.shape), 0
+    own: Gradient = []
+    missing = [span.rows]
+    if isinstance(span.rows, slice):
+        (own, missing), first = _divided(gradient, span), span.rows.start
+    counts = [rows.stop - rows.start if isinstance(rows, slice) else len(rows) for rows in missing]
+    parts = own + [
+        (rows, np.empty((count, *span.shape[1:]), memory.dtype)) for rows, count in zip(missing, counts, strict=True)
+    ]
+    for rows, values in parts:
+        source = found[rows.start - first : rows.stop - first] if isinstance(rows, slice) else found
+        step = max(1, BLOCK * len(values) // max(1, values.size))
+        copies += [(values[part], source[part]) for part in runs(0, len(values), step)]
+    return parts
 
 
 def _described(failure: BaseException | None) -> tuple[type[BaseException] | None, str]:
