@@ -4,10 +4,10 @@ TORCH ?= torch
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt gradcheck fuzz bench bench-ptb docs clean
+.PHONY: help install demo test check fmt gradcheck fuzz bench bench-ptb bench-ranks docs clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/installed  ## make .venv and install rnnlm into it
 
@@ -54,6 +54,9 @@ bench: .venv/benching .venv/developing  ## measure speed on this machine, beside
 
 bench-ptb: .venv/developing  ## measure time to perplexities on CORPUS=FOLDER; FULL=1: longer ones as well
 	$(BIN)/python benchmarks/ptb.py $(or $(CORPUS),$(error name the folder of ptb.train.txt: make bench-ptb CORPUS=FOLDER)) $(if $(FULL),--full)
+
+bench-ranks: .venv/developing  ## measure training on several ranks, by MPI, beside one process: benchmarks/ranks.md
+	$(BIN)/python benchmarks/ranks.py
 
 docs: .venv/developing  ## write docs/cli.md anew from the commands' help
 	$(BIN)/python docs/make_cli.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md

@@ -121,15 +121,16 @@ def prepare_torch_product(threads: int) -> Run:
 def default_cutoffs(shape: Shape) -> tuple[int, ...]:
     """Return the cutoffs that rnnlm chooses for the text unless told."""
     dense = dense_size(replace(shape, cutoffs=()).settings)
-    return choose_cutoffs(_counts(shape), shape.hidden, shape.streams * shape.window, dense=dense)
+    return choose_cutoffs(counts(shape), shape.hidden, shape.streams * shape.window, dense=dense)
 
 
-def _counts(shape: Shape) -> np.ndarray:
+def counts(shape: Shape) -> np.ndarray:
+    """Return how often each word occurs, (words,), in an imagined text."""
     return np.round(COUNTED * zipf(shape.words)).astype(np.int64)
 
 
 def _model(shape: Shape) -> LanguageModel:
-    return initialize(shape.settings, _counts(shape), np.random.default_rng(1))
+    return initialize(shape.settings, counts(shape), np.random.default_rng(1))
 
 
 def _workspace(shape: Shape) -> Workspace:
@@ -141,7 +142,7 @@ def prepare_ours(shape: Shape) -> Run:
     """Train by the loop behind `rnnlm train`, a window at a time: all that it does for a window is counted."""
     work, corpus, model = _workspace(shape), zipf_text(shape), _model(shape)
     settings = TrainingSettings(bptt=shape.window, batch_size=shape.streams, epochs=10**9, patience=10**9)
-    optimizer = Optimizer("sgd", model.parameters, model.settings, _counts(shape))
+    optimizer = Optimizer("sgd", model.parameters, model.settings, counts(shape))
     state = TrainingState(model, optimizer, RATE)
     valid = Corpus(np.array([1, 0], np.int32), np.array([0, 2]), 0, 1)  # next to nothing, at an epoch's end
     windows = (event for event in train(state, settings, corpus, valid, work) if isinstance(event, Progress))

@@ -15,7 +15,7 @@ import rnnlm
 PACKAGE = Path(rnnlm.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 RUNTIME = {"click", "nltk", "numpy", "threadpoolctl", "tqdm"}  # what pyproject.toml makes pip install
-EXTRA = {"jinja2", "kenlm", "markupsafe", "matplotlib", "rapidfuzz"}  # what it installs if asked to
+EXTRA = {"jinja2", "kenlm", "markupsafe", "matplotlib", "mpi4py", "rapidfuzz"}  # what it installs if asked to
 
 
 class Import(NamedTuple):
@@ -169,6 +169,12 @@ def test_matplotlib_is_known_to_pictures_alone(file: str) -> None:
 def test_jinja_is_known_to_the_page_alone(file: str) -> None:
     """jinja2, an optional extra, and what it brings along are imported inside functions of page.py."""
     assert file == "page.py" or not {"jinja2", "markupsafe"} & {imported.root for imported in imports_of(file)}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_mpi_is_known_to_ranks_alone(file: str) -> None:
+    """mpi4py, an optional extra, is imported inside functions of ranks.py."""
+    assert file == "ranks.py" or "mpi4py" not in {imported.root for imported in imports_of(file)}
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -20,11 +20,13 @@ def main() -> NoReturn:
 
     if sys.platform == "win32":
         sys.exit(f"Error: {UNIX_ONLY}.")
-    from rnnlm.cli import main
+    from rnnlm.cli import is_rank, main
 
     try:
         main()
     except SystemExit as stop:
+        if is_rank():  # MPI has to be told of the end, in a way out that it has asked the C library for
+            raise
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()

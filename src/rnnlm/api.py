@@ -29,7 +29,8 @@ from rnnlm.dynamic import root_mean_square
 from rnnlm.errors import ModelError, SettingsError, TextError, no_numbers
 from rnnlm.generation import generate, read
 from rnnlm.model import Array, LanguageModel, Workspace
-from rnnlm.run import Event, Listener, Run, Started, begin, computing, follow, stepped, working
+from rnnlm.ranks import Ranks, world
+from rnnlm.run import Event, Listener, Run, begin, computing, stepped, working
 from rnnlm.run import resume as resume_run
 from rnnlm.scoring import (
     Reader,
@@ -42,8 +43,9 @@ from rnnlm.scoring import (
     text_figures,
     word_losses,
 )
-from rnnlm.settings import AdaptationSettings, GenerationSettings, Natural, RunSettings, SaveEvery, Threads, cores
+from rnnlm.settings import AdaptationSettings, GenerationSettings, Natural, RunSettings, SaveEvery, Threads
 from rnnlm.shading import Surprisals
+from rnnlm.sharing import train_to_end
 from rnnlm.sources import plain_lines, spooled
 from rnnlm.text import Prompt, Tokenizer
 from rnnlm.vocabulary import SENTENCE_END, UNKNOWN
@@ -427,7 +429,8 @@ def train(
 ) -> Iterator[Event]:
     """Train a model on texts, into a folder, as `rnnlm train` does; yields what happens, and trains while it is asked.
 
-    Who stops asking can go on later with `resume=True`: what was trained is saved.
+    Who stops asking can go on later with `resume=True`: what was trained is saved. Under mpiexec each process calls
+    this with the same arguments, and all see the same events; there, only a `listener` stops them so that all is saved.
 
     Arguments:
         corpus: the text, or several; `-` is standard input. With `resume`, only if it is elsewhere now.
@@ -441,7 +444,7 @@ def train(
     Raises an RnnlmError at once where an option is wrong, and when it is asked: TextError, VocabularyError, ModelError,
     SettingsError, DivergenceError.
     """
-    events = _events(
+    events = train_to_end(
         *_start(corpus, ModelFolder(model), resume, overwrite, Listener() if listener is None else listener, options)
     )
     _live.add(events)
@@ -461,8 +464,8 @@ def _close_all() -> None:
 
 def _start(
     corpus: object, folder: ModelFolder, resume: bool, overwrite: bool, listener: Listener, options: dict[str, Any]
-) -> tuple[ModelFolder, Callable[[], Run], bool, int, SaveEvery, Listener]:
-    """Check the options of a run, and return what `_events` takes."""
+) -> tuple[ModelFolder, Callable[[], Run], bool, int, SaveEvery, Listener, Ranks, str | None]:
+    """Check the options of a run, and return what `train_to_end` takes."""
     resume, overwrite = fit_option(bool, resume, "resume"), fit_option(bool, overwrite, "overwrite")
     if resume and overwrite:
         raise SettingsError("--resume goes on with a model and --overwrite replaces it; give one of them")
@@ -474,26 +477,14 @@ def _start(
     if not isinstance(listener, Listener):
         raise SettingsError(f"the listener is {brief(listener)}; it takes an rnnlm.Listener")
     save_every = SaveEvery.of(given.pop("save_every", "10m"))
-    threads = fit_option(Threads, given.pop("threads", cores()), "threads")
+    ranks, scratch = world(), fit_option(str | None, given.pop("scratch", None), "scratch")
+    threads = fit_option(Threads, given.pop("threads", ranks.cores), "threads")
     texts: tuple[str, ...] = fit_option(tuple[str, ...], corpus, "corpus")
-    reading: dict[str, Any] = {"processes": threads, "stage": listener.stage}
+    reading: dict[str, Any] = {"processes": threads * ranks.processes, "stage": listener.stage, "ranks": ranks}
     if resume:
         start = partial(resume_run, folder, texts, given, **reading)
     else:
         start = partial(begin, folder, RunSettings.of(texts, given), overwrite=overwrite, **reading)
-    return folder, start, resume, threads, save_every, listener
-
-
-def _events(
-    folder: ModelFolder,
-    start: Callable[[], Run],
-    resumed: bool,
-    threads: int,
-    save_every: SaveEvery,
-    listener: Listener,
-) -> Generator[Event]:
-    with closing(Workspace(threads)) as work, folder.held():
-        with computing():
-            run = start()
-        yield Started(run, resumed)
-        yield from stepped(follow(run, folder, work, save_every, listener))
+    if len(set(ranks.all(repr((texts, folder.name, resume, overwrite, given))))) > 1:
+        raise SettingsError("mpiexec has started trainings with other options; give all of them the same")
+    return folder, start, resume, threads, save_every, listener, ranks, scratch

@@ -37,12 +37,15 @@ class Windows:
         window: T, how many words each stream has in a window, except in the last; 0 for whole sentences, one of each
             stream in a window.
         order: the order of the sentences; None for that of the corpus.
+
+    Where `columns` is set to some of the streams, windows have those alone, with the steps of all.
     """
 
     def __init__(
         self, corpus: Corpus, streams: int, window: int, order: NDArray[np.integer[Any]] | None = None
     ) -> None:
         self.streams = min(streams, corpus.sentences)
+        self.columns = slice(0, self.streams)  # the streams that are read here; the windows' steps are those of all
         self.window = window
         self._ids = np.asarray(corpus.ids)
         self._offsets = np.asarray(corpus.offsets)
@@ -85,16 +88,26 @@ class Windows:
         if self.window == 0:
             return self._sentence_window(number)
         steps = np.arange(number * self.window, min((number + 1) * self.window, self._longest))[:, None]  # (T, 1)
-        return self._read(self._starts + steps, steps < self._lengths)
+        return self._read(self._starts[self.columns] + steps, steps < self._lengths[self.columns])
 
-    def _sentence_window(self, number: int) -> Window:
-        """Return the sentence of this number of every stream."""
+    def predictions(self, number: int) -> int:
+        """Return how many predictions all streams have in a window."""
+        if self.window == 0:
+            return int(self._sentences(number)[1].sum())
+        return int(np.clip(self._lengths - number * self.window, 0, self.window).sum())
+
+    def _sentences(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where the sentence of this number of every stream begins, and its size, 0 where there is none."""
         going = number < self._lengths  # (B,)
         sentences = np.where(going, self._starts + number, 0)
         begins = self._begins[sentences]
-        sizes = np.where(going, self._begins[sentences + 1] - begins, 0)
+        return begins, np.where(going, self._begins[sentences + 1] - begins, 0)
+
+    def _sentence_window(self, number: int) -> Window:
+        """Return the sentence of this number of every stream."""
+        begins, sizes = self._sentences(number)
         steps = np.arange(sizes.max())[:, None]  # (T, 1)
-        return self._read(begins + steps, steps < sizes)
+        return self._read(begins[self.columns] + steps, steps < sizes[self.columns])
 
     def _read(self, places: NDArray[np.int64], going: NDArray[np.bool_]) -> Window:
         """Read the ids at positions of the epoch, (T, B), where the streams are still going."""

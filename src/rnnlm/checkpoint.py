@@ -317,6 +317,9 @@ def _about(path: Path, archive: Archive) -> dict[str, Any]:
     keys = {"format", "version", "model", "tokenizer", "origin"} | ({"state", "owed"} if "state" in about else set())
     if about.keys() != keys:
         raise ValueError(f"it has the keys {', '.join(sorted(about))} and not {', '.join(sorted(keys))}")
+    with suppress(KeyError, TypeError, AttributeError):  # what is no object is found to be none later on
+        about["origin"]["settings"]["training"].setdefault("average_every", 0)  # older files are of one process
+        about["state"].setdefault("ranks", 1)
     return about
 
 

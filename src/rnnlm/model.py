@@ -951,6 +951,10 @@ class Rule(NamedTuple):
     scale_free: bool = False  # whether a gradient ten times as large gives the same direction
 
 
+def _plain(gradient: Array, memory: list[Array], time: int, momentum: float) -> Array:
+    return gradient
+
+
 def _momentum(gradient: Array, memory: list[Array], time: int, momentum: float) -> Array:
     """Keep a running sum of gradients, in which each fades by the factor `momentum` at every step (Polyak 1964)."""
     (velocity,) = memory
@@ -977,7 +981,7 @@ def _adam(gradient: Array, memory: list[Array], time: int, momentum: float) -> A
 
 
 RULES: dict[str, Rule] = {
-    "sgd": Rule(lambda gradient, *_: gradient, 0.00075, row_rates=True),
+    "sgd": Rule(_plain, 0.00075, row_rates=True),
     "momentum": Rule(_momentum, 0.00075, ("velocity",), row_rates=True),
     "adagrad": Rule(_adagrad, 0.05, ("squares",), scale_free=True),
     "adam": Rule(_adam, 0.002, ("mean", "square"), scale_free=True),

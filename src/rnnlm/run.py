@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -33,6 +34,7 @@ from rnnlm.curve import draw_curve
 from rnnlm.defaults import choose, model_settings
 from rnnlm.errors import DivergenceError, ModelError, SettingsError
 from rnnlm.model import LanguageModel, Workspace, dense_size, initialize
+from rnnlm.ranks import ONE, Ranks
 from rnnlm.settings import SAVE_EVERY, NetworkSettings, RunSettings, SaveEvery, TrainingSettings
 from rnnlm.sources import STANDARD_INPUT, spooled
 from rnnlm.training import (
@@ -121,6 +123,11 @@ class Run(NamedTuple):
         """How the model is trained."""
         return self.saved.origin.settings.training
 
+    @property
+    def parts(self) -> tuple[TrainingState, TrainingSettings, Corpus, Corpus]:
+        """What `training.train` takes."""
+        return self.state, self.settings, self.corpus, self.valid
+
 
 @dataclass(frozen=True)
 class Listener:
@@ -137,6 +144,7 @@ class Started:
 
     run: Run = field(repr=False)  # it has all the weights
     resumed: bool
+    ranks: int = 1  # that trained it so far; with another number, it rounds otherwise from here on
 
 
 @dataclass(frozen=True)
@@ -163,11 +171,13 @@ def begin(
     overwrite: bool = False,
     processes: int = 1,
     stage: Stage = silent,
+    ranks: Ranks = ONE,
 ) -> Run:
     """Read the texts, make a new model, and save it; the folder is to be held.
 
-    `processes` tokenize at the same time, `stage` is called when a stage of that begins. Raises ModelError where the
-    folder holds a model and `overwrite` is not set, and what `prepare` raises.
+    `processes` tokenize at the same time, `stage` is called when a stage of that begins. Of several `ranks` the first
+    begins. Raises ModelError where the folder holds a model and `overwrite` is not set, SettingsError where there are
+    more ranks than streams, and what `prepare` raises.
     """
     if folder.holds_model() and not overwrite:
         raise ModelError(
@@ -181,6 +191,10 @@ def begin(
     text, valid = _read_texts(folder, settings, (None, None), known, processes, stage)
     settings = choose(settings, text.train.predictions, len(text.vocabulary))
     training, counts = settings.training, text.vocabulary.counts
+    ranks.check(min(training.batch_size or 1, text.train.sentences))
+    if training.average_every and ranks.size == 1:
+        message = "--average-every has no effect on one process; start several with mpiexec, or leave it out"
+        raise SettingsError(message)
     origin = Origin(
         run=os.urandom(8).hex(),
         replaces=folder.run_to_replace(),
@@ -191,7 +205,8 @@ def begin(
     model = known.model if known is not None else _new_model(settings.network, training, text)
     saved = SavedModel(model, text.vocabulary, text.tokenizer, origin)
     run = Run(TrainingState.begin(model, training, counts), saved, text.train, valid)
-    _save(run, folder)
+    run.state.ranks = ranks.size
+    _write(run.state, run, folder)
     return run
 
 
@@ -221,6 +236,7 @@ def resume(
     *,
     processes: int = 1,
     stage: Stage = silent,
+    ranks: Ranks = ONE,
 ) -> Run:
     """Read where training stopped, and the text that it was training on; the folder is to be held.
 
@@ -237,6 +253,7 @@ def resume(
     saved = replace(saved, origin=replace(origin, settings=replace(settings, training=training)))
     corpora = None if corpus or moved else reopen(folder.path, *origin.keys, saved.vocabulary)
     corpora = corpora or _read_again(folder, saved, corpus, moved, processes, stage)
+    ranks.check(min(training.batch_size or 1, corpora[0].sentences))
     if state.window and state.window > len(epoch_windows(state, training, corpora[0])):
         raise ModelError(f"{folder.name}: is damaged: the training does not fit its text; train again with --overwrite")
     over = finished(state, training)
@@ -302,37 +319,41 @@ def follow(
     work: Workspace,
     save_every: SaveEvery = SAVE_EVERY,
     listener: Listener = Listener(),
+    ranks: Ranks = ONE,
 ) -> Generator[Event]:
     """Train, save the model as it goes, and yield what happens; the folder is to be held.
 
+    Of several `ranks` each follows, the first writes, and when one is told to stop all do.
     Raises DivergenceError as `train` does, and ModelError where a file cannot be written.
     """
-    state, unknown_id = run.state, run.saved.vocabulary.unknown_id
+    unknown_id, due, stop = run.saved.vocabulary.unknown_id, False, False
     saved_at = time.monotonic()
     try:
-        for event in train(state, run.settings, run.corpus, run.valid, work, listener.evaluating, unknown_id):
+        for event in train(*run.parts, work, listener.evaluating, unknown_id, ranks):
             notes: list[Event] = []
             if isinstance(event, Progress):
                 windows, seconds = save_every.windows, save_every.seconds
-                due = event.window % windows == 0 if windows else time.monotonic() - saved_at >= seconds
+                now = event.window % windows == 0 if windows else time.monotonic() - saved_at >= seconds
+                due = due or (now and ranks.rank == 0)  # one clock decides
             else:
-                notes, due = _save_evaluation(event, run, folder), True
-            stop = bool(listener.stopping())
-            if due or stop:
-                _save(run, folder)
-                saved_at = time.monotonic()
+                notes, due = ranks.first(partial(_save_evaluation, event, run, folder)), True
+            due, stop = ranks.agree(due, stop or bool(listener.stopping()))
+            together = not (isinstance(event, Progress) and event.apart)  # else it waits until ranks have one model
+            if together and (due or stop):
+                _save(run, folder, ranks)
+                saved_at, due = time.monotonic(), False
             yield event  # saved before, where a saving is due: who stops listening here does not lose it
             yield from notes
-            if stop:
+            if together and stop:
                 yield Stopped(None)
                 return
     except GeneratorExit:  # nobody listens any more; the state is one between two windows
-        if not folder.is_forked():
-            _save(run, folder)
+        if ranks.size == 1 and not folder.is_forked():  # of several, others may be in the middle of one
+            _save(run, folder, ranks)
         raise
     except DivergenceError as error:
         raise DivergenceError(f"{error}; {_what_is_kept(run, folder)}") from None
-    yield Stopped(finished(state, run.settings))
+    yield Stopped(finished(run.state, run.settings))
 
 
 def _what_is_kept(run: Run, folder: ModelFolder) -> str:
@@ -343,17 +364,21 @@ def _what_is_kept(run: Run, folder: ModelFolder) -> str:
     return f"the older model in {folder.name} is kept" if folder.holds_model() else "no model was kept"
 
 
-def _save(run: Run, folder: ModelFolder) -> None:
-    """Save where training stands; until the first evaluation beside the files of an older model, then in their place.
-
-    The time that it takes goes on the training clock.
-    """
-    folder.check_held()
+def _save(run: Run, folder: ModelFolder, ranks: Ranks) -> None:
+    """Save where training stands, with the states of all ranks' streams. The time that it takes goes on its clock."""
+    states = ranks.gather(run.state.states)
+    state = replace(run.state, states=states) if ranks.size > 1 else run.state
     began = time.perf_counter()
-    save_training(folder.last if run.state.history else folder.new, run.state, run.saved)
-    if run.state.history:
-        folder.new.unlink(missing_ok=True)
+    ranks.first(lambda: _write(state, run, folder))
     run.state.seconds += time.perf_counter() - began
+
+
+def _write(state: TrainingState, run: Run, folder: ModelFolder) -> None:
+    """Write where training stands, until the first evaluation beside an older model's files, then in their place."""
+    folder.check_held()
+    save_training(folder.last if state.history else folder.new, state, run.saved)
+    if state.history:
+        folder.new.unlink(missing_ok=True)
 
 
 def _save_evaluation(event: Evaluation, run: Run, folder: ModelFolder) -> list[Event]:

@@ -15,6 +15,7 @@ from rnnlm.batches import windows
 from rnnlm.corpus import Corpus
 from rnnlm.errors import TextError
 from rnnlm.model import IGNORED, SENTENCE_END, Array, LanguageModel, Workspace, log_probabilities, runs
+from rnnlm.ranks import ONE, Ranks
 from rnnlm.text import Line
 from rnnlm.vocabulary import UNKNOWN
 
@@ -82,6 +83,7 @@ def perplexity(
     streams: int | None = None,
     window: int | None = None,
     progress: Callable[[int], object] | None = None,
+    ranks: Ranks = ONE,
 ) -> Score:
     """Score a text: every prediction once, its loss summed in float64.
 
@@ -91,21 +93,31 @@ def perplexity(
     of the text from a state of zero, so that 1, the default for such models, alone is exact. `progress` is told the
     number of predictions made since its last call.
 
+    The streams are shared among `ranks`; one that is read by itself, whose states follow one from the other, is read by
+    all, and the words of its windows are scored by one after the other. Each has the same Score.
+
     Raises TextError when the text has no sentences.
     """
     if not corpus.sentences:
         raise TextError("there is nothing to score: the text has no sentences; name another file")
     positions = positions_at_once(model)
     if streams is None:
-        streams = 1 if model.settings.carry_state else min(STREAMS, positions, corpus.sentences)
-    read = windows(corpus, streams, max(1, positions // streams) if window is None else window)
-    states, total, known = model.start(read.streams), 0.0, 0.0
-    for inputs, targets in read:
-        (losses, states), _ = model.losses(inputs, targets, states, work)
-        total += float(losses.sum(dtype=np.float64))  # 0 where ignored
-        known += float(losses.sum(dtype=np.float64, where=targets != unknown_id)) if unknown_id is not None else 0.0
+        streams = 1 if model.settings.carry_state else min(ranks.size * min(STREAMS, positions), corpus.sentences)
+    read = windows(corpus, streams, max(1, positions // -(-streams // ranks.size)) if window is None else window)
+    shared = read.streams >= ranks.size
+    read.columns = ranks.columns(read.streams) if shared else read.columns
+    states, total, known = model.start(read.columns.stop - read.columns.start), 0.0, 0.0
+    for number, (inputs, targets) in enumerate(read):
+        if shared or number % ranks.size == ranks.rank:
+            (losses, states), _ = model.losses(inputs, targets, states, work)
+            total += float(losses.sum(dtype=np.float64))  # 0 where ignored
+            if unknown_id is not None:
+                known += float(losses.sum(dtype=np.float64, where=targets != unknown_id))
+        else:
+            (_, states), _ = model.read(inputs, states, work)
         if progress:
-            progress(int(np.count_nonzero(targets != IGNORED)))
+            progress(read.predictions(number))
+    total, known = ranks.totals(total, known)
     known = math.nan if unknown_id is None else known
     return Score(corpus.sentences, corpus.words, corpus.unknown, corpus.predictions, -total, -known)
 

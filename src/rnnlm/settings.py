@@ -41,9 +41,28 @@ CHOSEN = (
 )
 
 
+# What launchers of several processes tell each of its rank and of their number: Open MPI, MPICH and Intel MPI, MVAPICH,
+# SLURM. The last says the number in a batch script too, which is one process, so that a rank goes with it.
+LAUNCHERS = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+    ("PMIX_RANK", "SLURM_STEP_NUM_TASKS"),
+)
+
+
 def cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def launched() -> tuple[int, int]:
+    """Return the rank of this process among those that mpiexec has started, and their number; (0, 1) without it."""
+    for rank, size in LAUNCHERS:
+        numbers = os.environ.get(rank, ""), os.environ.get(size, "")
+        if all(number.isdecimal() for number in numbers):
+            return int(numbers[0]), int(numbers[1])
+    return 0, 1
 
 
 @dataclass(frozen=True)
@@ -107,6 +126,7 @@ class TrainingSettings(Settings):
     dropout_state: Share = 0.0  # of sentences that begin with a state of zero, where it is carried
     weight_decay: NotNegative = 0.0  # of half the squared norm of U and V, beside the mean loss
     average: bool = False  # evaluate and keep a running mean of the weights
+    average_every: Natural = 0  # windows after which ranks that step alone average their weights; 0: all take one step
     clip: NotNegative = 5.0  # greatest joint norm of the gradients of the mean loss; 0: none
     epochs: Annotated[int, Range(1, 10**9)] = 20
     eval_every: Natural = 0  # windows between evaluations, beside the one after each epoch; 0: none

@@ -22,6 +22,7 @@ from rnnlm.defaults import rule
 from rnnlm.errors import DivergenceError, counted
 from rnnlm.model import (
     DECAY_STEPS,
+    IGNORED,
     NO_MASKS,
     Array,
     Dropout,
@@ -33,8 +34,8 @@ from rnnlm.model import (
     average,
     draw_masks,
     joint_norm,
-    mean_weights,
 )
+from rnnlm.ranks import ONE, Ranks
 from rnnlm.scoring import Score, perplexity
 from rnnlm.settings import Count, Natural, NotNegative, Perplexity, Positive, TrainingSettings
 
@@ -81,7 +82,7 @@ class TrainingState(Checked):
     learning_rate: NotNegative
     epoch: Count = 1
     window: Natural = 0  # the next window of this epoch
-    states: Array | None = None  # (L, M, B, H) before that window; None at an epoch's start
+    states: Array | None = None  # (L, M, B, H) before that window, of this rank's streams; None at an epoch's start
     average: Parameters | None = None  # of weights, from the first AVERAGE_STEPS on if it is asked for
     steps: Natural = 0  # since the very beginning
     evaluated: bool = False  # whether the evaluation due at this window is done
@@ -95,6 +96,7 @@ class TrainingState(Checked):
     predictions: Natural = 0  # in this epoch
     first_loss: NotNegative | None = None  # of the very first window
     recent_loss: NotNegative = 0.0  # running mean over about RECENT windows
+    ranks: Count = 1  # processes that share the streams
     seconds: NotNegative = 0.0  # on the training clock: windows, evaluations and, added by who saves, savings
     epoch_seconds: NotNegative = 0.0  # in this epoch's windows alone
     history: list[Record] = field(default_factory=list)
@@ -141,6 +143,7 @@ class Progress:
     windows: int  # windows in this epoch
     predictions: int  # in this window
     perplexity: float  # over this epoch so far
+    apart: bool = False  # whether each rank has weights of its own, which are no model until their mean is taken
 
 
 @dataclass(frozen=True)
@@ -161,36 +164,40 @@ def train(
     work: Workspace,
     evaluating: Callable[[int], object] | None = None,
     unknown_id: int | None = None,
+    ranks: Ranks = ONE,
 ) -> Iterator[Progress | Evaluation]:
     """Train `state.model` on `corpus`, and yield an event after each window and after each evaluation on `valid`.
 
     `evaluating` is told the number of predictions that an evaluation has made since its last call; `unknown_id` is that
     of `<unk>`, if unknown words are to be told apart. At the end of an epoch the first part of the training text, as
-    long as `valid`, is evaluated too.
+    long as `valid`, is evaluated too. Each of several `ranks` trains so, and all see the same events.
 
     Ends when `finished` says so. Raises DivergenceError when the loss is no longer a number, or ten times as perplexed
     over many windows as at the first one; the state is then that before the offending step.
     """
     while not finished(state, settings):
         epoch = epoch_windows(state, settings, corpus)
+        epoch.columns = ranks.columns(epoch.streams)
         if state.states is None:
-            state.states = state.model.start(epoch.streams)
+            state.states = state.model.start(epoch.columns.stop - epoch.columns.start)
         while True:
             at_end = state.window == len(epoch)
             at_interval = settings.eval_every > 0 and state.window > 0 and state.window % settings.eval_every == 0
             if (at_end or at_interval) and not state.evaluated:
                 began = time.perf_counter()
                 state.optimizer.decay(state.model.parameters, work)
-                score = perplexity(state.result, valid, work, unknown_id=unknown_id, progress=evaluating)
-                known = _train_perplexity(state, corpus, valid, work) if at_end else None
+                how: dict[str, Any] = {"unknown_id": unknown_id, "progress": evaluating, "ranks": ranks}
+                score = perplexity(state.result, valid, work, **how)
+                known = _train_perplexity(state, corpus, valid, work, epoch.streams, ranks) if at_end else None
                 improved = _evaluated(state, settings, score, known, time.perf_counter() - began)
                 yield Evaluation(state.history[-1], improved, at_end, at_end and overfitting(state.history))
             if at_end:
                 break
-            predictions = _train_window(state, settings, *epoch[state.window], work)
+            predictions = _train_window(state, settings, epoch, work, ranks)
             state.window += 1
             state.evaluated = False
-            yield Progress(state.epoch, state.window, len(epoch), predictions, state.running_perplexity)
+            apart = _averaged(state, settings, len(epoch), work, ranks)
+            yield Progress(state.epoch, state.window, len(epoch), predictions, state.running_perplexity, apart)
         if not finished(state, settings):
             _begin_epoch(state)
 
@@ -212,23 +219,30 @@ def finished(state: TrainingState, settings: TrainingSettings) -> str | None:
 
 
 def _train_window(
-    state: TrainingState, settings: TrainingSettings, inputs: Array, targets: Array, work: Workspace
+    state: TrainingState, settings: TrainingSettings, epoch: Windows, work: Workspace, ranks: Ranks
 ) -> int:
-    """Take one step. Returns the number of predictions in the window."""
+    """Take one step. Returns the number of predictions in the window, of all ranks."""
     began = time.perf_counter()
-    model = state.model
+    model, predictions = state.model, epoch.predictions(state.window)
+    inputs, targets = epoch[state.window]
     assert state.states is not None  # `train` has seen to it
-    masks = _window_masks(state, settings, targets)
-    weights = mean_weights(targets)
-    predictions = int(np.count_nonzero(weights))
+    masks = _window_masks(state, settings, len(targets), epoch)
+    counted = targets != IGNORED
+    alone = settings.average_every > 0  # whether this rank steps by itself, along the mean of its own losses
+    over = max(1, int(np.count_nonzero(counted))) if alone else predictions
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as divergence, in a sentence
         (losses, states), backward = model.losses(inputs, targets, state.states, work, masks)
-        loss = float(np.sum(losses, dtype=np.float64)) / predictions
-        gradients = backward(weights)
-        norm = joint_norm(gradients, work)
-    _check_convergence(state, settings, loss, norm)
+        loss, gradients = float(np.sum(losses, dtype=np.float64)), backward(counted / over)
+        if alone:
+            norm = joint_norm(gradients, work)
+            loss, norms = ranks.totals(loss, norm)
+        else:
+            gradients, loss, norm = ranks.sum(model.parameters, gradients, loss, work)
+            norms = norm
+    loss /= predictions
+    _check_convergence(state, settings, loss, norms)
     shrink = settings.clip / norm if 0 < settings.clip < norm else 1.0
-    rate = state.optimizer.rate(state.learning_rate, predictions)
+    rate = state.optimizer.rate(state.learning_rate, over)
     state.steps += 1
     state.optimizer.step(model.parameters, gradients, rate, work, shrink=shrink, time=state.steps)
     if settings.average and state.steps % AVERAGE_STEPS == 0:
@@ -242,14 +256,37 @@ def _train_window(
     return predictions
 
 
-def _window_masks(state: TrainingState, settings: TrainingSettings, targets: Array) -> Masks:
-    """Draw the masks of a window, whose generator is its own, so that a resumed run draws the same."""
+def _averaged(state: TrainingState, settings: TrainingSettings, windows: int, work: Workspace, ranks: Ranks) -> bool:
+    """Put the ranks' mean in the place of what each has by itself, if that is due; say whether it is not yet."""
+    if not settings.average_every or ranks.size == 1:
+        return False
+    at_interval = settings.eval_every > 0 and state.window % settings.eval_every == 0
+    if state.window % settings.average_every and state.window < windows and not at_interval:
+        return True
+    began = time.perf_counter()
+    state.optimizer.decay(state.model.parameters, work)  # what is owed is each rank's own
+    memory = [array for kept in state.optimizer.memory.values() for array in kept.values()]
+    ranks.average([*state.model.parameters.values(), *memory, *(state.average or {}).values()], work)
+    seconds = time.perf_counter() - began
+    state.epoch_seconds += seconds
+    state.seconds += seconds
+    return False
+
+
+def _window_masks(state: TrainingState, settings: TrainingSettings, steps: int, epoch: Windows) -> Masks:
+    """Draw the masks of a window, whose generator is its own, so that a resumed run draws the same.
+
+    Those of all streams are drawn, and this rank's are kept: so their number changes no mask.
+    """
     rates, of_states = dropout(settings), settings.dropout_state
     if rates == Dropout() and not of_states:
         return NO_MASKS
     generator = np.random.default_rng([settings.seed, state.epoch, state.window])
-    masks = draw_masks(state.model.settings, targets.shape[1], rates, generator, np.float32)
-    return {**masks, "keep": generator.random(targets.shape) >= of_states} if of_states else masks
+    masks = draw_masks(state.model.settings, epoch.streams, rates, generator, np.float32)
+    masks = {name: mask if name.startswith("W") else mask[epoch.columns] for name, mask in masks.items()}
+    if not of_states:
+        return masks
+    return {**masks, "keep": (generator.random((steps, epoch.streams)) >= of_states)[:, epoch.columns]}
 
 
 def _average(state: TrainingState, work: Workspace) -> None:
@@ -298,11 +335,12 @@ def overfitting(history: Sequence[Record]) -> bool:
     return learned and now.valid_perplexity > before.valid_perplexity * WORSE
 
 
-def _train_perplexity(state: TrainingState, corpus: Corpus, valid: Corpus, work: Workspace) -> float:
+def _train_perplexity(
+    state: TrainingState, corpus: Corpus, valid: Corpus, work: Workspace, streams: int, ranks: Ranks
+) -> float:
     """Return the perplexity on the beginning of the training text, read by as many streams as in training."""
-    assert state.states is not None  # `train` has seen to it
-    part, streams = corpus.beginning(valid.predictions), state.states.shape[2]
-    return perplexity(state.result, part, work, streams=streams).perplexity
+    part = corpus.beginning(valid.predictions)
+    return perplexity(state.result, part, work, streams=streams, ranks=ranks).perplexity
 
 
 def _evaluated(

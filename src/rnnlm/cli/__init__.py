@@ -24,6 +24,7 @@ from click.shell_completion import shell_complete
 
 from rnnlm import __version__
 from rnnlm.errors import RnnlmError
+from rnnlm.settings import launched
 
 COMMANDS = (  # as the help lists them
     "train",
@@ -97,10 +98,40 @@ def main() -> NoReturn:
         code = _run()
     except KeyboardInterrupt:
         with suppress(OSError):  # the terminal may be gone
-            _say("Interrupted.")
+            if speaks() or _fails_alone():
+                _say("Interrupted.")
         code = INTERRUPTED
     handle_signals(leave)
+    if is_rank():
+        _part(code)
     sys.exit(code)
+
+
+def is_rank() -> bool:
+    """Say whether this is one of several processes that train one model; other commands know nothing of each other."""
+    return sys.argv[1:2] == ["train"] and launched()[1] > 1
+
+
+def speaks() -> bool:
+    """Say whether this process is to say what all of them would."""
+    return not is_rank() or launched()[0] == 0
+
+
+def _part(code: int) -> None:
+    """Part from the other ranks, which end too; where they cannot be joined, each ends by itself."""
+    from rnnlm.ranks import leave as part
+
+    with suppress(RnnlmError):
+        part(code)
+
+
+def _fails_alone() -> bool:
+    """Say whether this rank fails, and the first, which would say so, does not."""
+    from rnnlm.ranks import fails_alone
+
+    with suppress(RnnlmError):
+        return fails_alone()
+    return False
 
 
 def _run() -> int:
@@ -123,6 +154,8 @@ def _run() -> int:
 
 def _failure(error: Exception) -> int:
     """Say what is wrong, in a sentence, and return the exit code."""
+    if not speaks() and not _fails_alone():
+        return error.exit_code if isinstance(error, click.ClickException) else FAILED
     match error:
         case click.ClickException():
             return _show(error)

@@ -33,6 +33,7 @@ class Screen(io.TextIOBase):
     """Standard error, until it goes away."""
 
     quiet = False  # whether only warnings are wanted
+    silent = False  # whether another process says it all
     log: io.TextIOWrapper | None = None  # a file that has every line too
 
     def write(self, text: str) -> int:
@@ -115,6 +116,8 @@ def warn(message: str) -> None:
 
 
 def _write(message: str) -> None:
+    if screen.silent:
+        return
     if screen.isatty():
         from tqdm import tqdm
 
@@ -146,14 +149,19 @@ def fitted(text: str, width: int, right: bool = False) -> str:
 
 
 @contextmanager
-def said_to(quiet: bool, log: str | None) -> Iterator[None]:
-    """Say warnings only, and add every line to a log too; raises SettingsError where that cannot be."""
+def said_to(quiet: bool, log: str | None, silent: bool = False) -> Iterator[None]:
+    """Say warnings only, and add every line to a log too; raises SettingsError where that cannot be.
+
+    If `silent`, say nothing.
+    """
+    if silent:
+        quiet, log = True, None
     made = log is not None and not Path(log).exists()
-    screen.quiet, screen.log = quiet, _log_file(log) if log is not None else None
+    screen.quiet, screen.silent, screen.log = quiet, silent, _log_file(log) if log is not None else None
     try:
         yield
     finally:
-        file, screen.quiet, screen.log = screen.log, False, None
+        file, screen.quiet, screen.silent, screen.log = screen.log, False, False, None
         with suppress(OSError):
             if file is not None:
                 nothing_done = made and file.tell() == len(_title().encode())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rnnlm.cli import INTERRUPTED, STOP_SIGNALS, handle_signals, leave
+from rnnlm.cli import INTERRUPTED, STOP_SIGNALS, handle_signals, leave, speaks
 from rnnlm.cli.options import (
     Command,
     Value,
@@ -167,6 +167,12 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     TRAINING,
     "yes with gru and lstm",
 )
+@setting(
+    TrainingSettings,
+    "average_every",
+    "Under mpiexec, let each process step alone and average their weights every N updates; 0: one step for all.",
+    TRAINING,
+)
 @setting(TrainingSettings, "clip", "Clip the global norm of the gradient; 0: never.", TRAINING)
 @setting(
     TrainingSettings,
@@ -203,6 +209,13 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 @option("--overwrite", is_flag=True, show_default=False, group=RUN, help="Replace the model in that folder.")
 @save_every_option(RUN)
 @threads_option(RUN)
+@option(
+    "--scratch",
+    type=Value(str),
+    metavar="DIR",
+    group=RUN,
+    help="Under mpiexec, a folder for the text on machines that do not share the model's folder.",
+)
 @option("--quiet", is_flag=True, show_default=False, group=RUN, help="Print warnings and errors only.")
 @option("--log", type=Value(str), metavar="FILE", group=RUN, help="Add a line for each event to this file.")
 @config_option(RUN)
@@ -225,18 +238,31 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
         raise click.UsageError(f"{log}: is a file of the model's own; name another with --log.")
     if not corpus and not others["resume"]:
         raise click.UsageError("Name a text to train on, or - for standard input; only --resume needs none.")
-    for name in ("corpus", "model", "quiet", "log", "resume", "overwrite", "save_every", "threads"):
+    for name in ("corpus", "model", "quiet", "log", "resume", "overwrite", "save_every"):
         options.pop(name, None)
     bars = _Bars()
-    with said_to(quiet, log), _stop_signals() as stop, closing(bars):
-        how = {name: others[name] for name in ("resume", "overwrite", "threads", "save_every")}
-        listener = Listener(stage_bar, bars.evaluating, lambda: stop.come)
+    with said_to(quiet, log, not speaks()), _stop_signals() as stop, closing(bars):
+        how = {name: others[name] for name in ("resume", "overwrite", "save_every")}
+        listener = Listener(stage_bar, bars.evaluating if speaks() else None, lambda: stop.come)
         try:
             events = train(corpus, model, listener=listener, **how, **options)
         except SettingsError as error:
             also = f" ({ctx.meta['rnnlm.config']} gives options too)" if "rnnlm.config" in ctx.meta else ""
             raise click.UsageError(f"{error}{also}.") from None
-        _follow(events, bars, model, stop)
+        if speaks():
+            _follow(events, bars, model, stop)
+        else:
+            _follow_silently(events, stop)
+
+
+def _follow_silently(events: Iterator[Any], stop: _Stop) -> None:
+    """Follow the training's events on a rank that another one speaks for."""
+    from rnnlm.run import Started, Stopped
+
+    for event in events:
+        stop.armed = stop.armed or isinstance(event, Started)
+        if event == Stopped(None):
+            raise click.exceptions.Exit(INTERRUPTED)
 
 
 def _follow(events: Iterator[Any], bars: _Bars, model: str, stop: _Stop) -> None:
@@ -253,6 +279,9 @@ def _follow(events: Iterator[Any], bars: _Bars, model: str, stop: _Stop) -> None
             case Started():
                 bars.run, stop.armed = event.run, True
                 _tell_start(event.run, event.resumed)
+                if event.ranks != event.run.state.ranks:
+                    before, now = (counted(number, "rank") for number in (event.ranks, event.run.state.ranks))
+                    say(f"So far it was trained by {before}; {now} add up in another order, and round otherwise.")
             case NoPicture():
                 say(f"No learning curve is drawn: {event.reason}.")
             case Stopped():
