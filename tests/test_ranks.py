@@ -112,6 +112,26 @@ def test_ranks_repeat_and_resume_to_the_last_bit(tmp_path, text, average_every):
     assert history(part) == history(whole)
 
 
+# Trains as if its ranks were on two machines, one of which has more of them than the other.
+ON_TWO_MACHINES = """
+import sys
+import rnnlm
+from rnnlm import ranks
+ranks._Several._node = lambda self: self.comm.Split(self.rank % 2)
+text, model = sys.argv[1:]
+for _ in rnnlm.train(text, model, pretokenized=True, hidden=8, batch_size=5, bptt=5, epochs=2, threads=1, clusters=3):
+    pass
+"""
+
+
+@needs_mpi
+def test_sums_travel_between_machines(tmp_path, text):
+    """Ranks that share memory with some others only give what one process gives."""
+    for ranks in (1, 3):
+        ended(start(ranks, text, tmp_path / str(ranks), own=ON_TWO_MACHINES))
+    np.testing.assert_allclose(history(tmp_path / "3"), history(tmp_path / "1"), rtol=1e-4)
+
+
 @needs_mpi
 def test_a_signal_to_one_rank_stops_all_and_a_rank_that_is_killed_ends_all(tmp_path, text):
     """All is saved, and said once, when one rank is told to stop; and another number of ranks may go on from there."""

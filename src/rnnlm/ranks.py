@@ -116,7 +116,7 @@ class _Several(Ranks):
         self.mpi, self.comm = mpi, mpi.COMM_WORLD.Dup()
         self.rank, self.size = self.comm.rank, self.comm.size
         self.ending = mpi.COMM_WORLD.Dup()  # apart: a rank that fails is there while others wait elsewhere
-        self.node = self.comm.Split_type(mpi.COMM_TYPE_SHARED)
+        self.node = self._node()
         # As many ranks of each node as the smallest has carry a part of each sum to the other nodes.
         carriers = self.comm.allreduce(self.node.size, mpi.MIN)
         self.pieces, self.carries = carriers, self.node.rank < carriers
@@ -136,6 +136,10 @@ class _Several(Ranks):
     @property
     def processes(self) -> int:
         return int(self.node.size)
+
+    def _node(self) -> Any:
+        """Return the ranks that share memory with this one."""
+        return self.comm.Split_type(self.mpi.COMM_TYPE_SHARED)
 
     def sum(
         self, parameters: Parameters, gradients: Gradients, loss: float, work: Workspace
@@ -351,7 +355,7 @@ def _put(gradient: Gradient, spans: list[_Span], memory: Array) -> None:
     """Write a gradient to its place among the rows that any rank has, and zeros where it has none."""
     in_runs = [span for span in spans if isinstance(span.rows, slice)]
     begins = np.array([span.rows.start for span in in_runs], int)
-    ends = np.array([span.rows.stop for span in in_runs], int)
+    ends: Array = np.array([span.rows.stop for span in in_runs], int)
     for span in in_runs:
         found, first = memory[span.place].reshape(span.shape), span.rows.start
         own, missing = _divided(gradient, span)
@@ -362,7 +366,7 @@ def _put(gradient: Gradient, spans: list[_Span], memory: Array) -> None:
     for span in spans[len(in_runs) :]:
         memory[span.place] = 0
     for ids, values in ((rows, values) for rows, values in gradient if not isinstance(rows, slice)):
-        at = np.asarray(np.searchsorted(begins, ids, side="right") - 1)  # the run that a row lies in, if it lies in one
+        at = np.asarray(np.searchsorted(begins, ids, side="right")) - 1  # the run that a row lies in, if it lies in one
         inside = (at >= 0) & (ids < ends[at]) if in_runs else np.zeros(len(ids), bool)
         for number in np.unique(at[inside]).tolist():  # another rank has a run there
             here, span = inside & (at == number), in_runs[number]
