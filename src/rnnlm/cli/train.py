@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import signal
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rnnlm.cli import INTERRUPTED, STOP_SIGNALS, handle_signals, leave, speaks
+from rnnlm.cli import INTERRUPTED, speaks
 from rnnlm.cli.options import (
     Command,
     Value,
@@ -27,12 +26,11 @@ from rnnlm.cli.options import (
     threads_option,
 )
 from rnnlm.cli.progress import WIDTH, bar, said_to, say, screen, stage_bar, warn
+from rnnlm.cli.stopping import Stop, stop_signals
 from rnnlm.errors import SettingsError, counted
 from rnnlm.settings import NetworkSettings, RunSettings, TextSettings, TrainingSettings, VocabularySettings
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from tqdm import tqdm
 
     from rnnlm.run import Run
@@ -241,7 +239,7 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
     for name in ("corpus", "model", "quiet", "log", "resume", "overwrite", "save_every"):
         options.pop(name, None)
     bars = _Bars()
-    with said_to(quiet, log, not speaks()), _stop_signals() as stop, closing(bars):
+    with said_to(quiet, log, not speaks()), stop_signals() as stop, closing(bars):
         how = {name: others[name] for name in ("resume", "overwrite", "save_every")}
         listener = Listener(stage_bar, bars.evaluating if speaks() else None, lambda: stop.come)
         try:
@@ -255,7 +253,7 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
             _follow_silently(events, stop)
 
 
-def _follow_silently(events: Iterator[Any], stop: _Stop) -> None:
+def _follow_silently(events: Iterator[Any], stop: Stop) -> None:
     """Follow the training's events on a rank that another one speaks for."""
     from rnnlm.run import Started, Stopped
 
@@ -265,7 +263,7 @@ def _follow_silently(events: Iterator[Any], stop: _Stop) -> None:
             raise click.exceptions.Exit(INTERRUPTED)
 
 
-def _follow(events: Iterator[Any], bars: _Bars, model: str, stop: _Stop) -> None:
+def _follow(events: Iterator[Any], bars: _Bars, model: str, stop: Stop) -> None:
     """Follow the training's events, and show them."""
     from rnnlm.run import NoPicture, Started, Stopped
     from rnnlm.training import Evaluation, Progress
@@ -485,32 +483,3 @@ class _Bars:
             now = f"a higher --dropout than {rate:g}" if (rate := self.run.settings.dropout) else "--dropout 0.3"
             now = "more text, or fewer --hidden units," if rate >= MUCH_DROPOUT else now
             warn(f"the model overfits: it improves on the training text and not in validation; {now} may help.")
-
-
-class _Stop:
-    """Whether a signal to stop has come."""
-
-    come = False
-    armed = False  # whether training then ends between two steps; if not, what goes on ends at once
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Collect signals to stop, so that training ends between two steps; the second one ends it at once."""
-    received = _Stop()
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if received.come or not received.armed:
-            handle_signals(leave)  # one more ends us at once
-            raise KeyboardInterrupt
-        received.come = True
-
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
