@@ -31,7 +31,7 @@ demo: install  ## train on the text in data/, write ten sentences, and hold both
 	@$(BIN)/rnnlm generate --model demo --count 1000 --seed 2 | $(BIN)/python data/grammar.py report --model demo -
 
 test: .venv/developing check  ## run everything that CI runs
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal
 
 check: .venv/developing  ## look at style and types, and change nothing
 	$(BIN)/ruff check .

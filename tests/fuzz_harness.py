@@ -31,7 +31,7 @@ import numpy as np
 import rnnlm
 from rnnlm import cli
 
-LIMIT, GRACE = 10.0, 8.0  # seconds that a command has, and that it has to end after a signal
+LIMIT, GRACE = 60.0, 30.0  # seconds that a command has, and that it has to end after a signal
 SPACE = 8 * 2**30  # bytes of addresses that a command may take
 TELLTALES = re.compile(r"Traceback|defect|\b[A-Z]\w*Warning\b|Exception ignored")
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")

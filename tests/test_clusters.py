@@ -58,9 +58,9 @@ def test_the_products_of_other_cells_count_beside_the_softmax(dense, monkeypatch
 
 def test_the_more_the_recurrence_costs_the_fewer_clusters_there_are():
     """A one-layer Elman network is what None means; several layers of LSTM leave a softmax less to save."""
-    counts, hidden = 1e7 / np.arange(1, 10_001), 200
+    counts, hidden = 1e7 / np.arange(1, 1_201), 200
     assert choose_cutoffs(counts, hidden, 700, dense=hidden**2) == choose_cutoffs(counts, hidden, 700)
-    sizes = [len(choose_cutoffs(counts, hidden, 700, dense=times * hidden**2)) for times in (1, 8, 16, 200)]
+    sizes = [len(choose_cutoffs(counts, hidden, 700, dense=times * hidden**2)) for times in (1, 2, 4, 8)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > sizes[-1] == 0
     assert len(choose_cutoffs(counts, hidden, 700, 5, dense=200 * hidden**2)) == 4
@@ -68,12 +68,12 @@ def test_the_more_the_recurrence_costs_the_fewer_clusters_there_are():
 
 def test_small_vocabularies_stay_whole_and_large_ones_do_not():
     """By default a few hundred words are one softmax, and ten thousand several, more of them where H is larger."""
-    zipf = 1e7 / np.arange(1, 800_001)
+    zipf = 1e7 / np.arange(1, 50_001)
     assert choose_cutoffs(zipf[:300], 100, 700) == ()
-    sizes = [len(choose_cutoffs(zipf[:words], 200, 700)) for words in (2_000, 10_000, 50_000, 800_000)]
+    sizes = [len(choose_cutoffs(zipf[:words], 200, 700)) for words in (2_000, 10_000, 50_000)]
     assert sizes == sorted(sizes)
     assert sizes[1] >= 3
-    assert len(choose_cutoffs(zipf[:10_000], 400, 700)) >= len(choose_cutoffs(zipf[:10_000], 50, 700))
+    assert len(choose_cutoffs(zipf[:5_000], 400, 700)) > len(choose_cutoffs(zipf[:5_000], 50, 700))
 
 
 @pytest.mark.parametrize("number", [1, 2, 7, 100, 1000])

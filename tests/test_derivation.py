@@ -5,6 +5,7 @@ The worked example is computed twice: by loops over single components, written h
 """
 
 import ast
+import functools
 import io
 import math
 import re
@@ -170,16 +171,23 @@ def test_whoever_is_named_with_a_year_is_among_the_sources():
 # The same names
 
 
-def functions_around(line: int) -> set[str]:
-    """Return the functions of model.py, methods as Class.method, in whose body a line stands."""
+@functools.cache
+def functions() -> dict[ast.FunctionDef, str]:
+    """Return the functions of model.py with their names, methods as Class.method."""
     tree = ast.parse(SOURCE)
     names = {node: node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     for owner in ast.walk(tree):
         if isinstance(owner, ast.ClassDef):
             names |= {node: f"{owner.name}.{node.name}" for node in owner.body if isinstance(node, ast.FunctionDef)}
-    return {name for node, name in names.items() if node.lineno <= line <= (node.end_lineno or node.lineno)}
+    return names
 
 
+def functions_around(line: int) -> set[str]:
+    """Return the functions of model.py, methods as Class.method, in whose body a line stands."""
+    return {name for node, name in functions().items() if node.lineno <= line <= (node.end_lineno or node.lineno)}
+
+
+@functools.cache
 def commented_equations() -> list[tuple[int, int]]:
     """Return (line, equation) for each equation that a comment in the body of model.py names."""
     tokens = tokenize.generate_tokens(io.StringIO(SOURCE).readline)

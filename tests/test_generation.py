@@ -67,7 +67,7 @@ def chi_square(observed, probabilities, count):
 )
 def test_sentences_have_the_probabilities_of_the_model(prompt, minimum, unknown):
     """The number of times that each possible sentence is drawn agrees with its exact probability."""
-    model, longest, count = small_model(words=5, scale=1.0), 3, 20_000
+    model, longest, count = small_model(words=5, scale=1.0), 3, 8_000
     drawn = sentences(
         model, count, prompt=prompt, min_words=minimum, max_words=len(prompt) + longest, allow_unk=unknown
     )
@@ -87,7 +87,7 @@ def test_sentences_have_the_probabilities_of_the_model(prompt, minimum, unknown)
 
 def test_a_wrong_distribution_is_noticed():
     """The test above can fail: it tells the model's distribution from that at temperature 1.5."""
-    model, count = small_model(words=5, scale=1.0), 20_000
+    model, count = small_model(words=5, scale=1.0), 8_000
     drawn = sentences(model, count, min_words=0, max_words=1, allow_unk=True, temperature=1.5)
     probabilities = {(word,): np.exp(log_probability(model, [word], (), 0, True)) for word in range(1, 5)}
     probabilities[()] = np.exp(log_probability(model, [SENTENCE_END], (), 0, True))

@@ -53,6 +53,19 @@ def test_a_training_is_a_stream_of_events(tmp_path, settings, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.usefixtures("pictures")
+def test_a_training_draws_its_curve(tmp_path, settings):
+    """Each evaluation draws it anew."""
+    pytest.importorskip("matplotlib")
+    folder, drawn = ModelFolder(tmp_path / "model"), set()
+    with working(1) as work, folder.held():
+        for event in follow(begin(folder, settings), folder, work):
+            if isinstance(event, Evaluation):
+                drawn.add(folder.curve.read_text())
+    assert len(drawn) == 3
+    assert all(picture.startswith("<?xml") for picture in drawn)
+
+
 def test_a_run_stops_when_it_is_told_and_goes_on_from_there(tmp_path, settings):
     """Stopped after any window and resumed, a run ends with the same bytes as one that went through."""
     whole = ModelFolder(tmp_path / "whole")
@@ -322,6 +335,7 @@ def test_who_stops_listening_loses_nothing(tmp_path, settings):
         assert (state.epoch, state.window) == (2, 4)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_picture_that_cannot_be_drawn_stops_nothing(tmp_path, settings):
     """A folder in the place of curve.svg is refused at the start; made later, it is told once, and training goes on."""
     folder = ModelFolder(tmp_path / "model")
