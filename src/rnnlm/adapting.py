@@ -40,7 +40,7 @@ from rnnlm.scoring import Score, offsets_of, positions_at_once, side_by_side
 from rnnlm.settings import AdaptationSettings
 
 POSITIONS = 2**10  # that are read at once where the model learns of them
-RUN = 8 * POSITIONS  # positions that are read before the cache is asked about them
+RUN = 2**14  # positions that are read before the cache is asked about them
 SCORES = 2**18  # numbers of a block of the cache's scores, which stay near a core
 TUNING_POSITIONS = 2**17  # of a text, the most by which the cache's settings are found
 TUNING_NUMBERS = 2**25  # of the outputs there, which are held in memory
@@ -157,25 +157,29 @@ class Adapting:
 
     def _on(self, x: Array, y: Array, work: Workspace) -> tuple[Array, Array]:
         """Read from the states that there are, word after word: the losses (N,) and s (N, H)."""
-        losses, outputs = [], []
+        s = np.empty((len(x), self.model.settings.units[-1]), self.dtype)
         for part in runs(0, len(x), positions_at_once(self.model)):
-            found, s, self.states = outputs_of(self.model, x[part, None], y[part, None], self.states, work)
-            losses.append(found)
-            outputs.append(s)
-        return np.concatenate(losses), np.concatenate(outputs)
+            (outputs, self.states), _ = self.model.read(x[part, None], self.states, work)
+            s[part] = outputs[:, 0]
+        return self._losses(s, y, work), s
+
+    def _losses(self, s: Array, y: Array, work: Workspace) -> Array:
+        """Return -log p (N,) of words y (N,) after the outputs s (N, H), of the model alone."""
+        V, c, cutoffs = self.model.parameters["V"], self.model.parameters["c"], self.model.settings.cutoffs
+        parts = runs(0, len(y), positions_at_once(self.model))
+        return np.concatenate([softmax_loss(s[part], y[part], V, c, cutoffs, work)[0] for part in parts])
 
     def _apart(self, ids: Array, states_before: Array, work: Workspace) -> tuple[Array, Array]:
         """Read each sentence from the same states (L, M, 1, H), many side by side."""
         model = self.model
-        losses = np.empty(len(ids), self.dtype)
         s = np.empty((len(ids), model.settings.units[-1]), self.dtype)
         for places, x, y in side_by_side(ids, offsets_of(ids), positions_at_once(model)):
             states = states_before.repeat(x.shape[1], axis=2)
             for part in runs(0, len(x), max(1, positions_at_once(model) // x.shape[1])):
-                found, outputs, states = outputs_of(model, x[part], y[part], states, work)
-                here = places[part][y[part] != IGNORED]
-                losses[here], s[here] = found, outputs
-        return losses, s
+                (outputs, states), _ = model.read(x[part], states, work)
+                here = y[part] != IGNORED
+                s[places[part][here]] = outputs[here]
+        return self._losses(s, ids, work), s
 
     def _learning(
         self, learner: Learner, x: Array, y: Array, reach: Array, work: Workspace, wanted: bool
@@ -195,16 +199,6 @@ class Adapting:
             losses[part] = found[:, 0]
             learner.step(backward(np.full(own_y.shape, learner.weight)), work)
         return losses, s
-
-
-def outputs_of(model: LanguageModel, x: Array, y: Array, states: Array, work: Workspace) -> tuple[Array, Array, Array]:
-    """Read words x with targets y (T, B): the losses (n,) and s (n, H) where y is not IGNORED, the states after."""
-    (s, states), _ = model.read(x, states, work)
-    at = np.flatnonzero(y.reshape(-1) != IGNORED)
-    outputs = s.reshape(y.size, -1)[at]  # a copy
-    V, c = model.parameters["V"], model.parameters["c"]
-    losses, _ = softmax_loss(outputs, y.reshape(-1)[at], V, c, model.settings.cutoffs, work)
-    return losses, outputs, states
 
 
 def sentence_runs(offsets: Array, size: int) -> Iterator[slice]:
@@ -250,17 +244,18 @@ class Cache:
             columns = slice(int(first[rows].min()), n + rows.stop - 1)
             if columns.start >= columns.stop:
                 return
-            e = s[rows] @ keys[columns].T  # a product of T rows, and N + T columns, of which each row takes N
-            e *= flatness
-            column = np.arange(columns.start, columns.stop, dtype=np.int32)
-            outside = column >= places[rows, None]
-            outside |= column < first[rows, None]
-            np.copyto(e, -np.inf, where=outside)
+            e = (s[rows] * flatness) @ keys[columns].T  # T rows, and N + T columns, of which each row takes N
+            # what some rows do not ask about lies at both ends
+            for end in (slice(columns.start, int(first[rows].max())), slice(n + rows.start, columns.stop)):
+                column = np.arange(end.start, end.stop, dtype=np.int32)
+                outside = column >= places[rows, None]
+                outside |= column < first[rows, None]
+                np.copyto(e[:, end.start - columns.start :][:, : len(column)], -np.inf, where=outside)
             peak = e.max(axis=1, keepdims=True)
             e -= np.where(peak > -np.inf, peak, 0)
             np.exp(e, out=e)
             same = np.flatnonzero(words[columns] == y[rows, None])  # far quicker than np.nonzero
-            found = np.bincount(same // len(column), e.reshape(-1)[same], len(e))  # a sum in float64, as the next
+            found = np.bincount(same // e.shape[1], e.reshape(-1)[same], len(e))  # a sum in float64, as the next
             total = e.sum(axis=1, dtype=np.float64)
             np.divide(found, total, out=shares[rows], where=total > 0)
 
