@@ -81,7 +81,9 @@ def cache(tmp_path):
 def tokenized(monkeypatch):
     """Return a list that grows whenever a text is tokenized."""
     calls, honest = [], Tokenizer.made_of_blocks
-    monkeypatch.setattr(Tokenizer, "made_of_blocks", lambda *rest, **named: calls.append(rest) or honest(*rest, **named))
+    monkeypatch.setattr(
+        Tokenizer, "made_of_blocks", lambda *rest, **named: calls.append(rest) or honest(*rest, **named)
+    )
     return calls
 
 

@@ -360,7 +360,7 @@ class _Numbering(dict[str, int]):
         return number
 
     def __call__(self, block: str) -> _Numbered:
-        """Number the words of a block in its plain form."""
+        """Return a block's words as numbers; the block is in its plain form."""
         known = len(self)
         words = block.replace("\n", f" {SENTENCE_END} ")[:-1].split(" ")
         numbers = np.fromiter(map(self.__getitem__, words), "<i4", len(words))
@@ -369,7 +369,7 @@ class _Numbering(dict[str, int]):
 
 
 class _Merger:
-    """Brings the numbers of several processes into one numbering: that of one process which sees all blocks in order."""
+    """Brings the numbers of several processes into one numbering, which is that of a process that sees all blocks."""
 
     def __init__(self) -> None:
         self.words = [SENTENCE_END]

@@ -237,9 +237,7 @@ def _itself() -> Callable[[str], str]:
     return str
 
 
-def _block_maker(
-    tokenizer: Tokenizer, make: Callable[[], Callable[[str], Made]]
-) -> Callable[[Chunk], Made | None]:
+def _block_maker(tokenizer: Tokenizer, make: Callable[[], Callable[[str], Made]]) -> Callable[[Chunk], Made | None]:
     """Return the function that brings a chunk into its plain form and makes something of that, if there are words."""
     plain, use = _plain_form(tokenizer), make()
 
@@ -353,9 +351,9 @@ def _sentence_splitter(parameters: PunktParameters) -> Callable[[str], Iterator[
 
 
 def _surely_ends(text: str, doubtful: set[str]) -> bool:
-    """Say of the places where Punkt asks for an end those at which it finds one whatever it has learned but these words."""
+    """Say whether Punkt finds an end of a sentence in a text, whatever it has learned but what it doubts of words."""
     word = _WORD_AND_STOP.match(text)
-    return word is not None and word[1].lower() not in doubtful or _MARK_OF_END.search(text) is not None
+    return (word is not None and word[1].lower() not in doubtful) or _MARK_OF_END.search(text) is not None
 
 
 def _word_splitter(settings: TextSettings) -> Callable[[str], str]:
