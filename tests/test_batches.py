@@ -1,11 +1,14 @@
 """Windows of a corpus: every prediction once, at any place, in little memory."""
 
+import re
 import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rnnlm import batches
 from rnnlm.batches import IGNORED, windows
 from rnnlm.corpus import Corpus
 from rnnlm.errors import SettingsError
@@ -35,9 +38,15 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("lengths", "streams", "window"), [*SHAPES, *((shape[0], shape[1], 0) for shape in SHAPES)])
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_every_prediction_once(lengths, streams, window, shuffled):
-    """In an epoch every prediction occurs once, after the word before it; no window or stream is empty."""
+@pytest.mark.parametrize("shuffled", [False, True, "in parts"])
+def test_every_prediction_once(lengths, streams, window, shuffled, monkeypatch):
+    """In an epoch every prediction occurs once, after the word before it; no window or stream is empty.
+
+    So it is where the text is brought into a random order part by part.
+    """
+    if shuffled == "in parts":
+        monkeypatch.setattr(batches, "PART", 4)
+        monkeypatch.setattr(batches, "RUN", 2)
     corpus = corpus_of(lengths)
     epoch = windows(corpus, streams, window, np.random.default_rng(5) if shuffled else None)
     assert epoch.streams == min(streams, len(lengths))
@@ -139,8 +148,11 @@ def test_carried_state_keeps_the_text_whole():
     assert rng.bit_generator.state == np.random.default_rng(7).bit_generator.state
 
 
-def test_any_window_at_once():
+@pytest.mark.parametrize("part", [batches.PART, 4])
+def test_any_window_at_once(part, monkeypatch):
     """Window n is the same whether or not those before it were made; beyond the last there is none."""
+    monkeypatch.setattr(batches, "PART", part)
+    monkeypatch.setattr(batches, "RUN", 1)
     corpus = corpus_of(list(range(1, 30)))
     for window in (0, 4):
         epoch = windows(corpus, 4, window, np.random.default_rng(1))
@@ -161,14 +173,59 @@ def test_sizes_must_be_sizes(streams, window):
         windows(corpus_of([2]), streams, window)
 
 
-def test_an_epoch_is_small():
-    """What an epoch keeps beside the corpus is a few bytes a sentence."""
+def held_by(make):
+    """Return the bytes that stay in use by what `make` makes."""
+    tracemalloc.start()
+    try:
+        made = make()
+        return made and tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_epoch_is_small(monkeypatch):
+    """What an epoch keeps beside the corpus is a few bytes a sentence, and does not grow with a long corpus."""
     rng = np.random.default_rng(1)
     corpus = corpus_of(rng.integers(1, 40, 50_000), rng)
-    epoch = windows(corpus, 20, 35, rng)
-    kept = {id(array): array.nbytes for array in vars(epoch).values() if isinstance(array, np.ndarray)}
-    own = sum(kept.values()) - corpus.ids.nbytes - corpus.offsets.nbytes
-    assert own < 13 * corpus.sentences
+    assert held_by(lambda: windows(corpus, 20, 35, rng)) < 13 * corpus.sentences
+    monkeypatch.setattr(batches, "PART", 2**9)
+    monkeypatch.setattr(batches, "RUN", 2**5)
+    half = corpus_of(rng.integers(1, 40, 25_000), rng)
+    held, held_of_half = (held_by(lambda text=text: windows(text, 4, 35, rng)) for text in (corpus, half))
+    assert held < held_of_half + 2**13 < 4 * corpus.sentences
+
+
+def test_a_long_text_is_mixed(monkeypatch):
+    """Where a text is brought into a random order part by part, each part has sentences from all over the text."""
+    monkeypatch.setattr(batches, "PART", 2**7)
+    monkeypatch.setattr(batches, "RUN", 2**3)
+    epoch = windows(corpus_of([1] * 1024), 1, 0, np.random.default_rng(2))
+    sentences = np.array([piece.targets[0, 0] // 2 for piece in epoch]).reshape(-1, 128)
+    assert sorted(sentences.ravel()) == list(range(1024))
+    assert all(np.ptp(np.sort(part)[::8]) > 900 for part in sentences)
+    assert np.abs([np.corrcoef(part, range(128))[0, 1] for part in sentences]).max() < 0.4
+
+
+def test_pages_are_given_back(tmp_path, monkeypatch):
+    """What was read of a file does not stay in memory, so that a process does not grow with the text."""
+    corpus = corpus_of([3] * 400_000)
+    mapped = []
+    for name in ("ids", "offsets"):
+        array = getattr(corpus, name)
+        array.tofile(tmp_path / name)
+        mapped.append(np.memmap(tmp_path / name, array.dtype, mode="r"))
+    monkeypatch.setattr(batches, "RELEASE", 4)
+    corpus = Corpus(*mapped, 0, 0)
+    epoch = windows(corpus, 1, 4, np.random.default_rng(1))
+    for number in range(1_000):
+        epoch[number]
+    status = Path("/proc/self/smaps")
+    if not status.exists():
+        pytest.skip("the system does not say what is in memory")
+    parts = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", status.read_text(), flags=re.MULTILINE)
+    resident = [int(re.search(r"Rss: +(\d+)", part)[1]) for part in parts if str(tmp_path / "ids") in part]
+    assert len(resident) == 1
+    assert resident[0] < corpus.ids.nbytes / 1024 / 2
 
 
 def calls_and_bytes(epoch, number):

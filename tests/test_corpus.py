@@ -27,7 +27,7 @@ def folder(tmp_path):
 @pytest.fixture
 def tokenized(monkeypatch):
     """Return a function that says whether a text was tokenized since it was asked before."""
-    calls, honest = [], Tokenizer.blocks
+    calls, honest = [], Tokenizer.made_of_blocks
 
     def blocks(*arguments, **options):
         calls.append(arguments)
@@ -38,7 +38,7 @@ def tokenized(monkeypatch):
         calls.clear()
         return found
 
-    monkeypatch.setattr(Tokenizer, "blocks", blocks)
+    monkeypatch.setattr(Tokenizer, "made_of_blocks", blocks)
     return tokenized
 
 
@@ -52,7 +52,7 @@ def no_tokenizing(monkeypatch):
     @contextlib.contextmanager
     def context():
         with monkeypatch.context() as patch:
-            patch.setattr(Tokenizer, "blocks", refuse)
+            patch.setattr(Tokenizer, "made_of_blocks", refuse)
             patch.setattr(Tokenizer, "learn", refuse)
             yield
 

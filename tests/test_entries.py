@@ -80,8 +80,10 @@ def cache(tmp_path):
 @pytest.fixture
 def tokenized(monkeypatch):
     """Return a list that grows whenever a text is tokenized."""
-    calls, honest = [], Tokenizer.blocks
-    monkeypatch.setattr(Tokenizer, "blocks", lambda *rest, **named: calls.append(rest) or honest(*rest, **named))
+    calls, honest = [], Tokenizer.made_of_blocks
+    monkeypatch.setattr(
+        Tokenizer, "made_of_blocks", lambda *rest, **named: calls.append(rest) or honest(*rest, **named)
+    )
     return calls
 
 

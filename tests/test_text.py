@@ -520,13 +520,106 @@ def test_killed_process(many_chunks, raw):
     assert multiprocessing.active_children() == []
 
 
-def test_small_and_pretokenized_texts_start_no_processes(write, monkeypatch, raw):
-    """Where processes would not pay, none is started."""
+def test_small_texts_start_no_processes(write, monkeypatch, raw):
+    """Where processes would not pay, none is started; pretokenized text must be longer for it."""
     monkeypatch.setattr(workers, "_started", None)
     path = write(PROSE)
     assert sentences(raw, path, processes=4)
     monkeypatch.setattr(text, "PROCESSES_PAY", 1)
     assert sentences(PLAIN, path, processes=4)
+
+
+def test_pretokenized_text_in_any_number_of_processes(write, monkeypatch):
+    """Pretokenized text has the same blocks when processes share the work."""
+    monkeypatch.setattr(sources, "CHUNK", 500)
+    monkeypatch.setattr(sources, "CHUNK_LIMIT", 1000)
+    monkeypatch.setattr(text, "PLAIN_PROCESSES_PAY", 1)
+    path = write("".join(f" the  word\t{number} \n\n" for number in range(300)))
+    alone = list(PLAIN.blocks([path]))
+    assert len(alone) > 5
+    assert alone == list(PLAIN.blocks([path], processes=2))
+    assert "".join(alone) == "".join(f"the word {number}\n" for number in range(300))
+
+
+# The same words and sentences as NLTK's
+
+PIECES = [
+    *"«“‘„`\"'([{<»”’.])}>:,;@#$%&‒—?!*-_/\\|~^+=éıſK٣中，\u00ad\u200b\u0301‹›‚✓Σ3ab",
+    *("--", "..", "...", "''", "``", "'s", "’s", "N'T", "n’t", "'ll", "can", "not", "cannot", "Gonna", "wanna", "d'ye"),
+    *("more'n", "'tis", "’tis", "<unk>", "<UNK>", "3,000", "10:30", "Dr.", "U.S.", '."', ".)", ".”", '?"', "word", "I"),
+]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_words_are_cut_one_by_one_as_in_their_sentence(seed):
+    """Whatever stands in a sentence, the words of it that are remembered are those of NLTK's rules for all of it."""
+    choice = random.Random(seed)
+    settings = TextSettings(lines=True, lowercase=seed % 2 == 1)
+    quick, whole = text._word_splitter(settings), text._whole_splitter(settings)
+    for _ in range(250):
+        pieces = choice.sample(PIECES, choice.choice((2, 5, 20)))
+        words = ["".join(choice.choices(pieces, k=choice.choice((1, 1, 2, 3, 5)))) for _ in range(choice.randint(1, 8))]
+        for sentence in (" ".join(words), " ".join(words) + " "):
+            assert quick(sentence) == whole(sentence), sentence
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sentences_end_where_punkt_ends_them(seed, monkeypatch):
+    """Ends of sentences that are plain to see are those that Punkt finds, whatever it has learned."""
+    choice = random.Random(seed)
+    words = [
+        "the",
+        "The",
+        "Dr",
+        "etc",
+        "U.S",
+        "I",
+        "5",
+        "3.5",
+        "...",
+        ". . .",
+        "--",
+        "St",
+        "é",
+        "ΛΟΓΟΣ",
+        "x_y",
+        "isn’t",
+    ]
+    lower = [word.lower() for word in words]
+    flags = {word: choice.choice((2, 4, 16, 64)) for word in choice.sample(lower, 8)}
+    pairs = tuple((choice.choice(lower), choice.choice(lower)) for _ in range(9))
+    parameters = text.PunktParameters(tuple(choice.sample(lower, 3)), pairs, tuple(choice.sample(lower, 3)), flags)
+    marks = ["", ".", ".", ".", "?", "!", ",", ")", "(", '"', "“", "”", "’", "»", "*", "-", ". ", "\n"]
+    texts = [
+        "".join(choice.choice(words) + choice.choice(marks) + choice.choice(["", " ", " ", "\n"]) for _ in range(30))
+        for _ in range(150)
+    ]
+    quick = [list(text._sentence_splitter(parameters)(content)) for content in texts]
+    monkeypatch.setattr(text, "_surely_ends", lambda *_: False)
+    assert quick == [list(text._sentence_splitter(parameters)(content)) for content in texts]
+
+
+def test_what_is_remembered_is_bounded(monkeypatch):
+    """Words are remembered up to a number of them; then they are forgotten, and found again."""
+    monkeypatch.setattr(text, "CACHE", 3)
+    remembered = text._Remembered(str.upper)
+    for _ in range(2):
+        assert [remembered[word] for word in "abcdefg"] == list("ABCDEFG")
+        assert len(remembered) <= 3
+
+
+def test_learning_is_punkts(write):
+    """What is learned, with types of words remembered, is what Punkt learns."""
+    from nltk.tokenize.punkt import PunktTrainer
+
+    content = PROSE * 3 + "He has no. 5... and -3,5 (approx. 1.5) etc.\nIt is U.S. No. It is.\n"
+    trainer = PunktTrainer()
+    trainer.train(content)
+    expected, learned = trainer.get_params(), Tokenizer.learn([write(content)], TextSettings()).punkt
+    assert set(learned.abbreviations) == expected.abbrev_types
+    assert set(learned.collocations) == expected.collocations
+    assert set(learned.sentence_starters) == expected.sent_starters
+    assert learned.orthography == dict(expected.ortho_context)
 
 
 def test_plain_sentences_are_cut_as_nltk_cuts_them():

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -334,33 +335,76 @@ def _cut(job: _Job, sentences: int) -> int:
     return sentences - min(max(round(sentences * job.held_out), 1), sentences - 1)
 
 
+class _Numbered(NamedTuple):
+    """A block of a text as numbers.
+
+    Arguments:
+        process: the one that has numbered it, by its own count.
+        new: the words that this process meets for the first time, in order of first appearance.
+        numbers: int32, of the block's words, 0 at each end of a sentence.
+    """
+
+    process: int
+    new: list[str]
+    numbers: NDArray[np.int32]
+
+
 class _Numbering(dict[str, int]):
     """Numbers of words, in order of first appearance; asking for a new word numbers it."""
+
+    def __init__(self) -> None:
+        super().__init__({SENTENCE_END: 0})
 
     def __missing__(self, word: str) -> int:
         self[word] = number = len(self)
         return number
 
+    def __call__(self, block: str) -> _Numbered:
+        """Return a block's words as numbers; the block is in its plain form."""
+        known = len(self)
+        words = block.replace("\n", f" {SENTENCE_END} ")[:-1].split(" ")
+        numbers = np.fromiter(map(self.__getitem__, words), "<i4", len(words))
+        new = list(itertools.islice(reversed(self), len(self) - known))
+        return _Numbered(os.getpid(), new[::-1], numbers)
+
+
+class _Merger:
+    """Brings the numbers of several processes into one numbering, which is that of a process that sees all blocks."""
+
+    def __init__(self) -> None:
+        self.words = [SENTENCE_END]
+        self._numbers = _Numbering()
+        self._numbers_of: dict[int, array[int]] = {}  # for each process: by its own numbers, ours
+
+    def __call__(self, block: _Numbered) -> NDArray[np.int32]:
+        """Return our numbers of a block; the next one of the text must come next."""
+        if block.process == os.getpid():  # there is no other process
+            self.words += block.new
+            return block.numbers
+        ours = self._numbers_of.setdefault(block.process, array("i", [0]))
+        self.words += [word for word in block.new if word not in self._numbers]
+        ours.extend(map(self._numbers.__getitem__, block.new))
+        return np.frombuffer(ours, np.int32)[block.numbers]
+
 
 def _number(folder: Path, job: _Job, tokenizer: Tokenizer) -> list[str]:
     """Write a text as numbers in order of first appearance, and its sentences' offsets; return the words."""
-    numbers = _Numbering({SENTENCE_END: 0})
+    merged = _Merger()
     length = 0
     with (
         _starts_named(),
         job.stage("tokenizing", job.size) as progress,
-        contextlib.closing(tokenizer.blocks(job.sources, job.processes, progress)) as blocks,
+        contextlib.closing(tokenizer.made_of_blocks(_Numbering, job.sources, job.processes, progress)) as blocks,
         (folder / "ids").open("wb") as ids_file,
         (folder / "offsets").open("wb") as offsets_file,
     ):
         entries.write(offsets_file, np.zeros(1, "<i8"))
         for block in blocks:
-            words = block.replace("\n", f" {SENTENCE_END} ")[:-1].split(" ")
-            ids = np.fromiter(map(numbers.__getitem__, words), "<i4", len(words))
+            ids = merged(block)
             entries.write(ids_file, ids)
             entries.write(offsets_file, (np.flatnonzero(ids == 0) + (length + 1)).astype("<i8"))
             length += len(ids)
-    return list(numbers)
+    return merged.words
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 from rnnlm import workers
 from rnnlm.checking import Checked, Range, Unfit
@@ -22,16 +22,29 @@ from rnnlm.vocabulary import UNKNOWN
 
 SENTENCE_LIMIT = 2**16  # a sentence of more characters is cut at blanks: no sentence is that long
 LEARNING_LIMIT = 2**22  # Punkt learns from about the first 4 million characters: 8 seconds, and plenty
-PROCESSES_PAY = 2_000_000  # bytes of text below which starting processes costs more than it saves
+PROCESSES_PAY = 2_000_000  # bytes of raw text below which starting processes costs more than it saves
+PLAIN_PROCESSES_PAY = 20_000_000  # the same for pretokenized text
+CACHE = 2**17  # words, or places where a sentence may end, that are remembered at once
+
+Made = TypeVar("Made")
 
 _STAND_IN = "\ufdd0"  # <unk> while NLTK, which would cut it into three, looks at the sentence; no source has it
 _APOSTROPHE = re.compile(r"(?<!')’(?=\w)")  # before a word or part of one; elsewhere NLTK makes it a word of its own
 _CLOSING = re.compile("[\"')\\]}”“’»›]+?(?:\\s+|(?=--)|$)", re.MULTILINE)  # what belongs to the sentence before it
 _GOES_ON = re.compile("[“”’»›],")  # as in „Kommst du?“, fragte er
 _LAST_STOP = re.compile(r"(?<=[^.\s])\.(?=[“‘«‹]+\s*$)")  # NLTK cuts it off its word before ” ’ and » alone
-_PLAIN = re.compile(r"[A-Za-z0-9]+(?: [A-Za-z0-9]+)*\.?")  # a sentence in which NLTK's rules find a last stop at most
-_CUT_IN_TWO = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b", re.IGNORECASE)  # or one of these
+_NO_WORD = r"[])};\"*:@'({\[‘’“”«»?!]"  # what ends a word for Punkt
+_WORD_AND_STOP = re.compile(rf"([^\W\d_]{{2,}})\.(?=\s+[^\s.]|{_NO_WORD})")
+_MARK_OF_END = re.compile(rf"[?!](?=\s+\S|{_NO_WORD})")
+_CUT_IN_TWO = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b", re.IGNORECASE)  # words that NLTK cuts in two
+# Where a word is cut whatever else it has, if it has no other marks than these, commas and colons, and simple ones.
+_MARKS = '\\]\\[(){}>;@#$%&?!*"«“‘„»”\u2012-\u2015'
+_PIECES = re.compile(f"[{_MARKS}]|[,:](?![0-9])|(?:[^{_MARKS},:]|[,:](?=[0-9]))+")
+_SIMPLE = re.compile(r"""(?!.*(?:--|\.\.))(?:[^ <'’`",:]|[,:](?![,:]|[^\0-\x7f])|(?<=[^(\[{«“‘„])")+""")
+_CLOSING_MARKS = ')]}>"»”'  # what may follow the last stop
+_CLOSERS = re.compile("[\\])}>\"'»”’`]+")  # words through which NLTK looks for the last stop of a sentence
 _BLANK_LINES = re.compile(r"\n\s*\n")
+_TIDY = (("  ", " "), (" \n", "\n"), ("\n ", "\n"), ("\n\n", "\n"))
 
 
 def nltk_version() -> str:
@@ -110,11 +123,23 @@ class Tokenizer(Checked):
         r"""Yield a corpus in its plain form, about a million characters at a time.
 
         Each block holds whole sentences, each a line that ends in "\n", its words separated by single spaces. The
-        blocks are the same for any number of processes; a small or pretokenized corpus starts none.
+        blocks are the same for any number of processes. The arguments and errors are those of `made_of_blocks`.
+        """
+        return self.made_of_blocks(_itself, sources, processes, progress)
+
+    def made_of_blocks(
+        self,
+        make: Callable[[], Callable[[str], Made]],
+        sources: Sequence[Source],
+        processes: int = 1,
+        progress: Progress | None = None,
+    ) -> Generator[Made]:
+        """Yield what a function makes of each block, in order; it works where the block has been tokenized.
 
         Arguments:
+            make: makes the function, once in each process; it is pickled, and so is what the function returns.
             sources: in order.
-            processes: how many processes tokenize at the same time.
+            processes: how many processes tokenize at the same time; a small corpus starts none.
             progress: told how many bytes of the files were read since its last call.
 
         Raises TextError when a file cannot be read or has no words, or when a reserved word stands in it.
@@ -122,20 +147,21 @@ class Tokenizer(Checked):
         check_encoding(self.settings.encoding)
         encoding, lines = self.settings.encoding, self.settings.line_is_sentence
         read = (chunk for source in sources for chunk in source.chunks(encoding, lines))
-        alone = self.settings.pretokenized or sum(source.size for source in sources) < PROCESSES_PAY
-        make, chunks = partial(_plain_form, self), _checked(read, self.settings)
-        with _deaths_named(), contextlib.closing(workers.ordered(make, chunks, 1 if alone else processes)) as finished:
+        pay = PLAIN_PROCESSES_PAY if self.settings.pretokenized else PROCESSES_PAY
+        number = processes if sum(source.size for source in sources) >= pay else 1
+        work, chunks = partial(_block_maker, self, make), _checked(read, self.settings)
+        with _deaths_named(), contextlib.closing(workers.ordered(work, chunks, number)) as finished:
             has_words = False  # the source that is being read, so far
-            for chunk, plain in finished:
-                has_words = has_words or bool(plain)
+            for chunk, made in finished:
+                has_words = has_words or made is not None
                 if chunk.last and not has_words:
                     raise TextError(f"{chunk.source.name} has no words; leave it out or name another file")
                 if chunk.last:
                     has_words = False  # the next source has not begun
                 if progress:
                     progress(chunk.read)
-                if plain:
-                    yield plain
+                if made is not None:
+                    yield made
 
     def sentences(
         self, sources: Sequence[Source], processes: int = 1, progress: Progress | None = None
@@ -160,7 +186,7 @@ class Tokenizer(Checked):
         cut = []
         for number, text in enumerate(block.lines, block.first):
             with _patience(f"{block.name}, line {number}"):
-                words = [word for part in _short(" ".join(text.split())) for word in split(part)]
+                words = [word for part in _short(" ".join(text.split())) if part for word in split(part).split(" ")]
             spans, lower = _spans(text, words), text.lower() if self.settings.lowercase else text
             own = folded(words, self.settings.lowercase)
             cut.append(Line(lower if len(lower) == len(text) else text, own, spans))
@@ -179,7 +205,7 @@ class Tokenizer(Checked):
         if reserved:
             raise TextError(f"{reserved.group()!r} is the model's own mark and cannot be given as a word; leave it out")
         with _patience("the prompt"):
-            return list(_cutter(self)(text))
+            return [sentence.split(" ") for sentence in _plain_form(self)(text).split("\n")[:-1]]
 
 
 def _checked(chunks: Iterable[Chunk], settings: TextSettings) -> Iterator[Chunk]:
@@ -206,33 +232,50 @@ def _reserved(settings: TextSettings) -> re.Pattern[str]:
     return re.compile(rf"<(?<![^ \n]<){mark[1:]}(?![^ \n])" if settings.pretokenized else mark)
 
 
-def _plain_form(tokenizer: Tokenizer) -> Callable[[Chunk], str]:
-    """Return the function that brings a chunk's text into its plain form."""
-    cut = _cutter(tokenizer)
+def _itself() -> Callable[[str], str]:
+    """Return the function that leaves a block as it is."""
+    return str
 
-    def plain(chunk: Chunk) -> str:
+
+def _block_maker(tokenizer: Tokenizer, make: Callable[[], Callable[[str], Made]]) -> Callable[[Chunk], Made | None]:
+    """Return the function that brings a chunk into its plain form and makes something of that, if there are words."""
+    plain, use = _plain_form(tokenizer), make()
+
+    def work(chunk: Chunk) -> Made | None:
         with _patience(_place(chunk)):
-            return "".join(f"{' '.join(words)}\n" for words in cut(chunk.text))
+            block = plain(chunk.text)
+        return use(block) if block else None
 
-    return plain
+    return work
 
 
-def _cutter(tokenizer: Tokenizer) -> Callable[[str], Iterator[list[str]]]:
-    """Return the function that cuts a text into sentences of words, of which each has at least one."""
+def _plain_form(tokenizer: Tokenizer) -> Callable[[str], str]:
+    """Return the function that brings a text into its plain form, in which each sentence has at least one word."""
     settings = tokenizer.settings
-    split_words = split_at_blanks if settings.pretokenized else _word_splitter(settings)
-    split_sentences = _lines if tokenizer.punkt is None else _sentence_splitter(tokenizer.punkt)
+    if settings.pretokenized:
+        cut = _tidied
+    else:
+        split_sentences = _lines if tokenizer.punkt is None else _sentence_splitter(tokenizer.punkt)
+        split_words = _word_splitter(settings)
 
-    def cut(text: str) -> Iterator[list[str]]:
-        for sentence in split_sentences(text):
-            if not settings.pretokenized:
-                sentence = " ".join(sentence.split())  # NLTK's rules for quotation marks know one kind of blank
-            for part in _short(sentence):
-                words = folded(split_words(part), settings.lowercase)
-                if words:
-                    yield words
+        def cut(text: str) -> str:
+            sentences = (" ".join(sentence.split()) for sentence in split_sentences(text))  # NLTK knows one blank
+            parts = (split_words(part) for sentence in sentences for part in _short(sentence) if part)
+            return "".join(f"{words}\n" for words in parts)
 
-    return cut
+    return (lambda text: cut(text).lower()) if settings.lowercase else cut
+
+
+def _tidied(text: str) -> str:
+    """Bring pretokenized text into its plain form."""
+    lines = _lines(text)
+    if max(map(len, lines)) > SENTENCE_LIMIT:
+        text = "\n".join(part for line in lines for part in _short(line))
+    text = f"\n{text}\n"
+    for wide, narrow in _TIDY:
+        while wide in text:
+            text = text.replace(wide, narrow)
+    return text[1:]
 
 
 def _short(sentence: str) -> Iterator[str]:
@@ -285,7 +328,14 @@ def _sentence_splitter(parameters: PunktParameters) -> Callable[[str], Iterator[
     class Signs(punkt.PunktLanguageVars):  # type: ignore[misc]  # NLTK has no types
         re_boundary_realignment = _CLOSING  # NLTK's own takes the « that opens a sentence from it
 
-    splitter = punkt.PunktSentenceTokenizer(learned, lang_vars=Signs())
+    class Splitter(punkt.PunktSentenceTokenizer):  # type: ignore[misc]  # the same
+        def text_contains_sentbreak(self, text: str) -> bool:
+            return ends[text]
+
+    splitter = Splitter(learned, lang_vars=Signs())
+    doubtful = {*parameters.abbreviations, *(first for first, _ in parameters.collocations)}
+    ask = super(Splitter, splitter).text_contains_sentbreak
+    ends = _Remembered(lambda text: _surely_ends(text, doubtful) or ask(text))
 
     def split(text: str) -> Iterator[str]:
         for paragraph in _BLANK_LINES.split(text):
@@ -300,24 +350,88 @@ def _sentence_splitter(parameters: PunktParameters) -> Callable[[str], Iterator[
     return split
 
 
-def _word_splitter(settings: TextSettings) -> Callable[[str], list[str]]:
-    """Return the function that cuts a raw sentence into words, `<unk>` remaining one."""
+def _surely_ends(text: str, doubtful: set[str]) -> bool:
+    """Say whether Punkt finds an end of a sentence in a text, whatever it has learned but what it doubts of words."""
+    word = _WORD_AND_STOP.match(text)
+    return (word is not None and word[1].lower() not in doubtful) or _MARK_OF_END.search(text) is not None
+
+
+def _word_splitter(settings: TextSettings) -> Callable[[str], str]:
+    """Return the function that cuts a raw sentence into words, `<unk>` remaining one, with single spaces between them.
+
+    The sentence has single spaces, and at least one word. What NLTK's rules make of what stands between two spaces
+    depends on whether that comes first, last or between others, and on nothing else, but for the last stop, which they
+    look for through closing marks. So each is cut by itself, and remembered.
+    """
+    split = _whole_splitter(settings)
+    first = _Remembered(lambda word: _simply_cut(word) or split(f"{word} a").rpartition(" ")[0])
+    between = _Remembered(lambda word: _simply_cut(word) or split(f"a {word} a")[2:-2])
+    alone = _Remembered(lambda words: _last_simply_cut(words) or split(words))
+    last = _Remembered(lambda words: _last_simply_cut(words) or split(f"a {words}")[2:])
+
+    def join(sentence: str) -> str:
+        words = sentence.split(" ")
+        end = len(words) - 1
+        while end and _CLOSERS.fullmatch(words[end]):
+            end -= 1
+        if not end or not words[-1]:  # a sentence that was cut for its length may end with a blank
+            return alone[sentence]
+        return " ".join((first[words[0]], *map(between.__getitem__, words[1:end]), last[" ".join(words[end:])]))
+
+    return join
+
+
+class _Remembered(dict[str, Made]):
+    """What a function makes of a string; it is asked once, until there are too many of them."""
+
+    def __init__(self, function: Callable[[str], Made]) -> None:
+        super().__init__()
+        self._function = function
+
+    def __missing__(self, text: str) -> Made:
+        if len(self) >= CACHE:
+            self.clear()
+        self[text] = made = self._function(text)
+        return made
+
+
+def _simply_cut(word: str) -> str:
+    """Cut a word that others follow as NLTK does, in a thirtieth of the time; "" where that is not so simple."""
+    if not word:
+        return ""
+    if word.isascii() and word.isalnum():
+        return "" if _CUT_IN_TWO.fullmatch(word) else word
+    if word[0] == '"' and word[1:2] != '"':
+        cut = _simply_cut(word[1:])
+        return cut and f"`` {cut}"
+    if not _SIMPLE.fullmatch(word) or _CUT_IN_TWO.search(word):
+        return ""
+    return " ".join(_PIECES.findall(word)).replace('"', "''")
+
+
+def _last_simply_cut(word: str) -> str:
+    """Cut the last word of a sentence in the same way, and its stop from it."""
+    stopped = word.rstrip(_CLOSING_MARKS)
+    if stopped[-1:] != ".":
+        return "" if _LAST_STOP.search(word) else _simply_cut(word)
+    cut = "" if ".." in stopped else _simply_cut(stopped[:-1])
+    return cut and " ".join((cut, ".", *word[len(stopped) :])).replace('"', "''")
+
+
+def _whole_splitter(settings: TextSettings) -> Callable[[str], str]:
+    """Return the function that cuts a raw sentence into words by NLTK's rules."""
     from nltk.tokenize.destructive import NLTKWordTokenizer
 
     tokenize: Callable[[str], list[str]] = NLTKWordTokenizer().tokenize
     unknown = re.compile("<[uU][nN][kK]>" if settings.lowercase else UNKNOWN)
 
-    def split(sentence: str) -> list[str]:
-        if not sentence:  # many a line is blank
-            return []
-        if _PLAIN.fullmatch(sentence) and not _CUT_IN_TWO.search(sentence):  # a thirtieth of the time
-            return sentence.split(" ") if sentence[-1] != "." else [*sentence[:-1].split(" "), "."]
+    def split(sentence: str) -> str:
         sentence = _LAST_STOP.sub(" .", sentence)
         if not unknown.search(sentence):
-            return _apostrophes_kept(tokenize, sentence)
+            return " ".join(_apostrophes_kept(tokenize, sentence))
         words = _apostrophes_kept(tokenize, unknown.sub(_STAND_IN, sentence))
         parts = (part for word in words for part in re.split(f"({_STAND_IN})", word) if part)
-        return [UNKNOWN if part == _STAND_IN else part for part in parts]
+        return " ".join(UNKNOWN if part == _STAND_IN else part for part in parts)
 
     return split
 
@@ -358,9 +472,20 @@ def _leading_chunks(sources: Sequence[Source], settings: TextSettings, progress:
 
 
 def _learn_punkt(chunks: Iterable[Chunk]) -> PunktParameters:
-    from nltk.tokenize.punkt import PunktTrainer
+    from nltk.tokenize import punkt
 
-    trainer = PunktTrainer()
+    types = _Remembered(lambda word: str(punkt.PunktToken(word).type))
+    ellipses = _Remembered(lambda word: bool(punkt.PunktToken(word).is_ellipsis))
+
+    class Token(punkt.PunktToken):  # type: ignore[misc]  # NLTK has no types
+        def _get_type(self, word: str) -> str:
+            return types[word]
+
+        @property
+        def is_ellipsis(self) -> bool:
+            return ellipses[self.tok]
+
+    trainer = punkt.PunktTrainer(token_cls=Token)
     for chunk in chunks:
         lines = (part for line in _lines(chunk.text) for part in _short(line))
         with _patience(_place(chunk)):
