@@ -151,7 +151,7 @@ def lines_case(case: Case) -> None:
 def furnish(folder: Path, settings: bytes) -> None:
     """Put things into a folder that are no text and no model."""
     (folder / "config.toml").write_bytes(settings)
-    (folder / "corpus.txt.gz").write_bytes(gzip.compress((folder / "corpus.txt").read_bytes()))
+    (folder / "corpus.txt.gz").write_bytes(gzip.compress((folder / "corpus.txt").read_bytes(), mtime=0))
     (folder / "empty.txt").touch()
     (folder / "random").write_bytes(random.Random(1).randbytes(3000))
     (folder / "folder").mkdir()
@@ -178,7 +178,7 @@ def odd_text(chance: random.Random, encoding: str) -> bytes:
     if kind == 0:
         return chance.randbytes(size * 4)
     if kind == 1:
-        data = gzip.compress(sentences(size, chance).encode())
+        data = gzip.compress(sentences(size, chance).encode(), mtime=0)
         return data[: chance.randrange(len(data))] if chance.random() < 0.7 else data + chance.randbytes(9)
     if kind == 2:
         text = "".join(chr(chance.randrange(0x110000)) for _ in range(size))

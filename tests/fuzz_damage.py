@@ -65,7 +65,7 @@ DAMAGES: dict[str, Damage] = {
     ),
     "swapped": _bytes(lambda data, chance: _entries(data, chance, twice=False)),
     "doubled": _bytes(lambda data, chance: _entries(data, chance, twice=True)),
-    "gzip": _bytes(lambda data, _chance: gzip.compress(data)),
+    "gzip": _bytes(lambda data, _chance: gzip.compress(data, mtime=0)),
     "empty": _bytes(lambda _data, _chance: b""),
     "text": _bytes(lambda _data, _chance: b"The cat sleeps .\n"),
     "pipe": _other(os.mkfifo),

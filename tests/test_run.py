@@ -437,6 +437,7 @@ def test_a_model_that_truncates_goes_on_in_shorter_windows(tmp_path, settings):
     assert load_model(new.path).model.settings.truncate == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # pytest-xdist has a thread
 def test_a_fork_has_no_part_in_a_run(tmp_path, settings):
     """A forked process that ends neither saves the run that its parent goes on with, nor lets the folder go."""
     folder = ModelFolder(tmp_path / "model")
