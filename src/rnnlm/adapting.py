@@ -42,6 +42,7 @@ from rnnlm.settings import AdaptationSettings
 POSITIONS = 2**10  # that are read at once where the model learns of them
 RUN = 2**14  # positions that are read before the cache is asked about them
 SCORES = 2**18  # numbers of a block of the cache's scores, which stay near a core
+LARGEST = 60.0  # exponents up to this, and down to minus this, need no other one taken from them, in float32
 TUNING_POSITIONS = 2**17  # of a text, the most by which the cache's settings are found
 TUNING_NUMBERS = 2**25  # of the outputs there, which are held in memory
 WEIGHTS, FLATNESSES = (0.03, 0.1, 0.2, 0.4), (0.03, 0.1, 0.3, 1.0)  # the grid in which that begins
@@ -237,26 +238,25 @@ class Cache:
         nothing.
         """
         keys, words, n = np.concatenate((self.s, s)), np.concatenate((self.y, y)), len(self.s)
-        shares, places = np.zeros(len(y)), np.arange(n, n + len(y), dtype=np.int32)
-        first = np.maximum(places - np.minimum(reach, self.size), 0).astype(np.int32)  # that is asked
+        shares, number = np.zeros(len(y)), np.arange(n + len(y), dtype=np.int32)
+        first = np.maximum(number[n:] - np.minimum(reach, self.size), 0).astype(np.int32)  # that is asked
+        steep = flatness * float(np.einsum("nh,nh->n", keys, keys).max(initial=0)) > LARGEST  # by Cauchy and Schwarz
 
-        def fill(rows: slice) -> None:
-            columns = slice(int(first[rows].min()), n + rows.stop - 1)
-            if columns.start >= columns.stop:
+        def fill(rows: slice) -> None:  # a column of e for each of them
+            asked = slice(int(first[rows].min()), n + rows.stop - 1)
+            if asked.start >= asked.stop:
                 return
-            e = (s[rows] * flatness) @ keys[columns].T  # T rows, and N + T columns, of which each row takes N
-            # what some rows do not ask about lies at both ends
-            for end in (slice(columns.start, int(first[rows].max())), slice(n + rows.start, columns.stop)):
-                column = np.arange(end.start, end.stop, dtype=np.int32)
-                outside = column >= places[rows, None]
-                outside |= column < first[rows, None]
-                np.copyto(e[:, end.start - columns.start :][:, : len(column)], -np.inf, where=outside)
-            peak = e.max(axis=1, keepdims=True)
-            e -= np.where(peak > -np.inf, peak, 0)
+            e = keys[asked] @ (s[rows] * flatness).T  # for T of them N + T keys, of which each asks N
+            early, late = slice(asked.start, int(first[rows].max())), slice(n + rows.start, asked.stop)
+            np.copyto(e[: early.stop - asked.start], -np.inf, where=number[early, None] < first[rows])
+            np.copyto(e[late.start - asked.start :], -np.inf, where=number[late, None] >= number[n:][rows])
+            if steep:  # the largest exponent of each is taken from all of its own
+                peak = e.max(axis=0)
+                e -= np.where(peak > -np.inf, peak, 0)
             np.exp(e, out=e)
-            same = np.flatnonzero(words[columns] == y[rows, None])  # far quicker than np.nonzero
-            found = np.bincount(same // e.shape[1], e.reshape(-1)[same], len(e))  # a sum in float64, as the next
-            total = e.sum(axis=1, dtype=np.float64)
+            same = np.flatnonzero(words[asked, None] == y[rows])  # far quicker than np.nonzero
+            found = np.bincount(same % e.shape[1], e.reshape(-1)[same], e.shape[1])  # a sum in float64, as the next
+            total = e.sum(axis=0, dtype=np.float64)
             np.divide(found, total, out=shares[rows], where=total > 0)
 
         most = min(self.size, n + len(y))
