@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 REMEDY = "make room or name another --picture"
 WRITTEN = 14  # rows of a triangle whose numbers are written in it
+LABELS = 40  # words at an axis, at most
+DARK = 0.47  # of the colors from 0 to 1: on those below, white can be read better than black
 LEAST = 1e-4  # of the largest number: what is smaller has the same color
 
 
@@ -49,8 +52,9 @@ def draw_triangle(trace: Trace, words: list[str], path: Path) -> None:
         most = float(norms.max()) or 1.0
         shown = np.ma.array(np.maximum(norms, most * LEAST), mask=~trace.pairs)
         image = axes.imshow(shown, cmap="cividis", norm=LogNorm(max(most * LEAST, float(shown.min())) * 0.999, most))
-        for t, k in zip(*np.nonzero(trace.pairs & ~trace.kept), strict=True):
-            axes.add_patch(Rectangle((k - 0.5, t - 0.5), 1, 1, fill=False, hatch="////", ec="white", lw=0))
+        for t, cut in enumerate((trace.pairs & ~trace.kept).sum(axis=1).tolist()):  # the first steps of each row
+            if cut:
+                axes.add_patch(Rectangle((-0.5, t - 0.5), cut, 1, fill=False, hatch="////", ec="white", lw=0))
         _label(axes, [plain(word) for word in ["</s>", *words[:-1]]], [plain(word) for word in words])
         if T <= WRITTEN:
             _write(axes, trace, norms, image)
@@ -71,10 +75,10 @@ def plain(word: str, most: int = 12) -> str:
 
 
 def _label(axes: Any, read: list[str], predicted: list[str]) -> None:
-    """Put the words at the axes."""
-    every = range(len(read))
-    axes.set_xticks(every, [f"{k + 1} {word}" for k, word in enumerate(read)], rotation=60, ha="right")
-    axes.set_yticks(every, [f"{t + 1} {word}" for t, word in enumerate(predicted)])
+    """Put words at the axes, as many as there is room for."""
+    some = range(0, len(read), math.ceil(len(read) / LABELS))
+    axes.set_xticks(some, [f"{k + 1} {read[k]}" for k in some], rotation=60, ha="right")
+    axes.set_yticks(some, [f"{t + 1} {predicted[t]}" for t in some])
     axes.set(xlabel="step k, and the word read", ylabel="error t, and the word to predict")
     axes.spines[:].set_visible(False)
 
@@ -82,7 +86,7 @@ def _label(axes: Any, read: list[str], predicted: list[str]) -> None:
 def _write(axes: Any, trace: Trace, norms: Any, image: Any) -> None:
     """Write the numbers, light on dark and dark on light."""
     for t, k in zip(*np.nonzero(trace.pairs), strict=True):
-        color = "white" if image.norm(norms[t, k]) < 0.5 else "black"
+        color = "white" if image.norm(norms[t, k]) < DARK else "black"
         back = {"fc": image.cmap(image.norm(norms[t, k])), "ec": "none", "pad": 1}
         axes.text(k, t, f"{norms[t, k]:.2g}", ha="center", va="center", color=color, fontsize=8, bbox=back)
 

@@ -26,6 +26,7 @@ from rnnlm.model import (
     IGNORED,
     SENTENCE_END,
     Array,
+    Gradients,
     LanguageModel,
     ModelSettings,
     Workspace,
@@ -56,7 +57,7 @@ class Seen(NamedTuple):
 
 def watch(
     model: LanguageModel, x: Array, states: Array, lags: int, look: Callable[[Seen], object], work: Workspace
-) -> tuple[tuple[Array, Array], Callable[[Array], object]]:
+) -> tuple[tuple[Array, Array], Callable[[Array], Gradients]]:
     """Do as `LanguageModel.read` with the truncation `lags`, and show `look` all that goes back; B is below 64.
 
     The arrays that `look` sees are written over when it returns. What the cell takes for dE/dc_k is what came back from
@@ -72,8 +73,15 @@ def watch(
         lag, above = divmod(next(calls), settings.layers)  # at each lag the last layer comes first
         look(Seen(settings.layers - 1 - above, lag, dstates, slopes, carry, delta))
 
-    rows, _ = embed(x, model.word_rows, None, work)
-    return recur(rows, model.keeps(x), states, model.layers, cell._replace(backward=backward), lags, work)
+    rows, embed_backward = embed(x, model.word_rows, None, work)
+    watched = cell._replace(backward=backward)
+    found, recur_backward = recur(rows, model.keeps(x), states, model.layers, watched, lags, work)
+
+    def all_back(ds: Array) -> Gradients:
+        drows, gradients = recur_backward(ds)
+        return {"U": embed_backward(drows), **gradients}
+
+    return found, all_back
 
 
 def output_errors(model: LanguageModel, s: Array, y: Array, wanted: Array, work: Workspace) -> tuple[Array, Array]:
