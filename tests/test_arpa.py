@@ -171,7 +171,7 @@ def test_what_is_no_model_is_refused_with_its_line(arpa, old, new, message):
 
 def test_bytes_that_are_no_text(arpa):
     """Words that are not UTF-8 are refused with their line; an empty file is no model."""
-    with pytest.raises(ModelError, match=r"line 13: the line is not valid UTF-8"):
+    with pytest.raises(TextError, match=r"line 13: byte 0xE4 at offset 139 is not valid UTF-8; convert the file"):
         arpa(SMALL.encode().replace(b"cat", b"c\xe4t"))
     with pytest.raises(ModelError, match="line 1"):
         arpa("")
@@ -182,7 +182,7 @@ def test_bytes_that_are_no_text(arpa):
 def test_a_line_without_end_is_refused(arpa, monkeypatch):
     """Memory is bounded, whatever a file holds."""
     monkeypatch.setattr("rnnlm.sources.LINE_LIMIT", 1000)
-    with pytest.raises(TextError, match=r"line 3: the line has more than 1,000 bytes"):
+    with pytest.raises(TextError, match=r"line 3: the line has more than 1,000 characters"):
         arpa("a\nb\n" + "x" * 2000)
 
 

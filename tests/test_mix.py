@@ -325,7 +325,10 @@ def test_a_model_gives_nothing_to_what_it_lacks_in_mikolovs_way(mix, files):
         ("the=1 1 0.5\tcat=2 1 -1\t\n", r"s\.txt, line 1"),
         ("x\n\tp( the | <s> ) \t= [1gram] 0.1 [ -1 ]\n\tp( cat\n", r"s\.txt, line 3"),
         ("x\n\tp( the | <s> ) \t= [1gram] 0.1 [ 1 ]\n", r"s\.txt, line 2"),
-        (b"the=1 1 -1\t\xff=2 1 -1\t\n", r"s\.txt, line 1: the line is not valid UTF-8"),
+        (
+            b"the=1 1 -1\t\xff=2 1 -1\t\n",
+            r"s\.txt, line 1: byte 0xFF at offset 11 is not valid UTF-8; convert the file",
+        ),
     ],
 )
 def test_a_stream_that_is_not_of_the_text_is_refused(run, files, tmp_path, content, message):

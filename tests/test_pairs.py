@@ -1,5 +1,6 @@
 """Minimal pairs: what is read, what is counted, and what the command prints."""
 
+import gzip
 import json
 import math
 import random
@@ -151,6 +152,16 @@ def test_a_column_that_only_names_pairs_is_no_group(run, tmp_path, model):  # no
     assert "column 3 has too many different values" in err
 
 
+@pytest.mark.parametrize(("encoding", "pack"), [("utf-8", gzip.compress), ("utf-16", bytes)])
+def test_gzip_and_other_encodings_are_read(tmp_path, encoding, pack):
+    """A compressed file, and one of two bytes a character, hold the same pairs."""
+    content = "the cat sees it\tthe cat see it\tagreement\n" * 2
+    expected = [(pair.line, pair.good, pair.bad, pair.groups) for pair in read(tmp_path, content)]
+    found = read(tmp_path, pack(content.encode(encoding)), encoding=encoding)
+    assert [(pair.line, pair.good, pair.bad, pair.groups) for pair in found] == expected
+    assert len(found) == 2
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -160,7 +171,7 @@ def test_a_column_that_only_names_pairs_is_no_group(run, tmp_path, model):  # no
         (b"only one\n", "line 1: there is no pair"),
         (b"a\tb\nc\n", "line 2: there are 1 columns"),
         (b"a\tb\nc\t \n", "line 2: a sentence has no words"),
-        (b"a\tb\nc\xff\td\n", "line 2: the line is not valid UTF-8"),
+        (b"a\tb\nc\xff\td\n", "line 2: byte 0xFF at offset 5 is not valid UTF-8; name the encoding"),
         (b"a\tb\nc\0\td\n", "line 2: a NUL character"),
         (b"a\tb\nc <s>\td\n", "line 2: '<s>' is the model's own mark"),
         (b"a\t" + b"b" * 2**21, "line 1: the line has more than"),

@@ -145,7 +145,7 @@ def read_arpa(source: Source, progress: Progress | None = None) -> Arpa:
     `progress` is told of the bytes read. Raises ModelError, with the line, where the file is no model, and TextError
     where it cannot be read.
     """
-    with closing(source.lines(progress)) as rows:
+    with closing(source.rows(progress=progress)) as rows:
         return _read(_Lines(source.name, rows))
 
 
@@ -168,19 +168,15 @@ def _read(lines: _Lines) -> Arpa:
 
 
 class _Lines:
-    """The lines of a file that are not blank, without what ends them, and the number of the last one."""
+    """The lines of a file that are not blank, without blanks around them, and the number of the last one."""
 
-    def __init__(self, name: str, rows: Iterator[bytes]) -> None:
+    def __init__(self, name: str, rows: Iterator[tuple[int, str]]) -> None:
         self.name, self._rows, self._number = name, rows, 0
 
     def __iter__(self) -> Iterator[str]:
-        for row in self._rows:
-            self._number += 1
-            try:
-                line = row.decode().removeprefix("\ufeff").strip(" \t\r\n")
-            except UnicodeDecodeError:
-                raise self.error("the line is not valid UTF-8; convert the file, as with iconv -t utf-8") from None
-            if line:
+        for number, row in self._rows:
+            self._number = number
+            if line := row.strip(" \t"):
                 yield line
 
     def error(self, message: str) -> ModelError:

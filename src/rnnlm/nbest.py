@@ -240,7 +240,7 @@ class NBestFile:
 
         Raises TextError where there is no line, or the format is not told by it.
         """
-        first = next((line for _, line in _lines(source)), None)
+        first = next((line for _, line in source.rows()), None)
         if first is None:
             raise _nothing(source)
         detected = _detected(first)
@@ -276,7 +276,7 @@ class NBestFile:
 
     def _hypotheses(self) -> Iterator[tuple[int, Hypothesis]]:
         blank_counts = not isinstance(self.format, Srilm)  # SRILM's own reader passes over blank lines
-        for number, line in itertools.islice(_lines(self.source), self.format.header is not None, None):
+        for number, line in itertools.islice(self.source.rows(), self.format.header is not None, None):
             if not (blank_counts or line.strip(" \t")):
                 continue
             try:
@@ -291,7 +291,7 @@ def _nothing(source: Source) -> TextError:
 
 def ids_and_words(source: Source) -> Iterator[tuple[int, str, list[str]]]:
     """Yield of each line of a file `ID words`, such as references, its number, the ID and the words."""
-    for number, line in _lines(source):
+    for number, line in source.rows():
         try:
             found = Mikolov(source.name, line).parse(line)
         except _Refused as refused:
@@ -301,20 +301,7 @@ def ids_and_words(source: Source) -> Iterator[tuple[int, str, list[str]]]:
 
 def lines_of_words(source: Source) -> Iterator[list[str]]:
     """Yield the words of each line of a file, blank ones included."""
-    return (_words(line) for _, line in _lines(source))
-
-
-def _lines(source: Source) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file, without their ends, each with its number."""
-    for number, row in enumerate(source.lines(), 1):
-        try:
-            line = row.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            what = f"byte 0x{row[error.start]:02X} is not valid UTF-8; save the list as UTF-8"
-            raise TextError(f"{source.name}, line {number}: {what}") from None
-        if "\0" in line:
-            raise TextError(f"{source.name}, line {number}: a NUL character, so this is no text; name another file")
-        yield number, line.removesuffix("\n").removesuffix("\r")
+    return (_words(line) for _, line in source.rows())
 
 
 def _words(text: str) -> list[str]:

@@ -24,14 +24,12 @@ import numpy as np
 from rnnlm import workers
 from rnnlm.checkpoint import SavedModel
 from rnnlm.errors import SettingsError, TextError, no_numbers
-from rnnlm.files import open_plain, reason
 from rnnlm.model import LanguageModel, Workspace
 from rnnlm.scoring import offsets_of, sentence_losses
 from rnnlm.sources import SURROGATE, Source, check_encoding, shown
 from rnnlm.text import Tokenizer
 from rnnlm.vocabulary import SENTENCE_END, Vocabulary
 
-LINE_BYTES = 2**20  # of a line, at most
 BLOCK_PAIRS = 8192  # that are scored together
 BLOCK_CHARACTERS = 2**22  # or fewer, where lines are long
 BATCH_CHARACTERS = 2**15  # that a process cuts into words at once
@@ -194,7 +192,9 @@ class _Row(NamedTuple):
 def _rows(source: Source, by: Sequence[str], encoding: str) -> Iterator[_Row]:
     """Read a file's pairs."""
     form: _Form | None = None
-    for number, line in _lines(source, encoding):
+    for number, line in source.rows(encoding):
+        if not line.strip():
+            continue
         place = f"{source.name}, line {number}"
         if form is None:
             form = _Form.of(line, by, place)
@@ -230,27 +230,6 @@ def _cutter(tokenizer: Tokenizer) -> Callable[[list[_Row]], list[Pair]]:
         return [pair(row) for row in rows]
 
     return cut
-
-
-def _lines(source: Source, encoding: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file that are not blank, each with its number."""
-    try:
-        with open_plain(source.path) as file:
-            for number, row in enumerate(iter(lambda: file.readline(LINE_BYTES + 1), b""), 1):
-                place = f"{source.name}, line {number}"
-                if len(row) > LINE_BYTES:
-                    raise TextError(f"{place}: the line has more than {LINE_BYTES:,} bytes; put one pair on each line")
-                try:
-                    line = row.decode(encoding).removeprefix("\ufeff" if number == 1 else "")
-                except UnicodeError:
-                    message = f"the line is not valid {shown(encoding.upper())}; name the encoding with --encoding"
-                    raise TextError(f"{place}: {message}") from None
-                if "\0" in line:
-                    raise TextError(f"{place}: a NUL character, so these are no pairs; name another file")
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
-    except OSError as error:
-        raise TextError(f"{source.name} cannot be read ({reason(error)}); name another file") from None
 
 
 def _words(tokenizer: Tokenizer, sentence: str, place: str) -> list[str]:

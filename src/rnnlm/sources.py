@@ -110,24 +110,28 @@ class Source:
                     progress(len(block))
         return digest.hexdigest()
 
-    def lines(self, progress: Progress | None = None) -> Generator[bytes]:
-        """Yield the lines of a plain or gzip file, as bytes, each with its line feed if it has one.
+    def rows(self, encoding: str | None = None, progress: Progress | None = None) -> Generator[tuple[int, str]]:
+        """Yield the lines of a plain or gzip file, each with its number, from 1, and without what ends it.
 
-        Raises TextError, with the line, where one has more than LINE_LIMIT bytes.
+        None is UTF-8, where nobody can say another encoding. Raises TextError, with the line, where the bytes are not
+        text in this encoding, or a line has more than LINE_LIMIT characters.
         """
         with _reporting(self.name), _opened(self) as raw:
-            compressed = raw.peek(2)[:2] == _GZIP_MAGIC
-            stream = BufferedReader(gzip.GzipFile(fileobj=raw), READ_BLOCK) if compressed else raw
-            told = line = 0
-            while row := stream.readline(LINE_LIMIT + 1):
-                line += 1
-                if len(row) > LINE_LIMIT:
-                    message = f"the line has more than {LINE_LIMIT:,} bytes; name a file of shorter lines"
-                    raise TextError(f"{self.name}, line {line}: {message}")
-                if progress and not line % 2**12:
+            number, rest, told = 1, "", 0
+            for text in _decoded(self.name, raw, encoding):
+                if progress:
                     progress(raw.tell() - told)
                     told = raw.tell()
-                yield row
+                *lines, rest = (rest + text).split("\n")
+                too_long = [at for at, line in enumerate((*lines, rest), number) if len(line) > LINE_LIMIT]
+                if too_long:
+                    message = f"the line has more than {LINE_LIMIT:,} characters; name a file of shorter lines"
+                    raise TextError(f"{self.name}, line {too_long[0]}: {message}")
+                for line in lines:
+                    yield number, line.rstrip("\r")
+                    number += 1
+            if rest:
+                yield number, rest.rstrip("\r")
 
     def chunks(self, encoding: str, lines: bool = False) -> Iterator["Chunk"]:
         """Cut the text into chunks, at ends of lines if `lines`, otherwise at ends of paragraphs.
@@ -214,7 +218,7 @@ def arriving(path: "str | os.PathLike[str]", encoding: str) -> Iterator[Lines]:
         stack.enter_context(_reporting(name))
         number, rest = 1, ""
         for text in _decoded(name, stream, encoding, waiting=not _is_whole(stream)):
-            *lines, rest = (rest + text).split("\n")
+            *lines, rest = (rest + plain_characters(text)).split("\n")
             too_long = [at for at, line in enumerate((*lines, rest), number) if len(line) > CHUNK_LIMIT]
             if too_long:
                 message = f"a line of more than {CHUNK_LIMIT:,} characters; put one sentence on each line"
@@ -344,16 +348,16 @@ def _pieces(source: Source, encoding: str) -> Iterator[tuple[str, int]]:
     """Yield the decoded text of a plain or gzip file piece by piece, each with the bytes of the file read so far."""
     with _reporting(source.name), _opened(source) as raw:
         for text in _decoded(source.name, raw, encoding):
-            yield text, raw.tell()
+            yield plain_characters(text), raw.tell()
 
 
-def _decoded(name: str, raw: Any, encoding: str, waiting: bool = False) -> Iterator[str]:
+def _decoded(name: str, raw: Any, encoding: str | None, waiting: bool = False) -> Iterator[str]:
     """Yield the text of a stream piece by piece: its bytes, or what they hold if they are a gzip file.
 
-    Control characters have become blanks; a byte-order mark at the start is dropped. `waiting` is for who waits for an
-    answer to each line: a piece is what there is, and no more is waited for.
+    A byte-order mark at the start is dropped. None is UTF-8, where no other encoding can be named. `waiting` is for who
+    waits for an answer to each line: a piece is what there is, and no more is waited for.
     """
-    decoder = codecs.getincrementaldecoder(encoding)()
+    decoder = codecs.getincrementaldecoder(encoding or "utf-8")()
     lines = fed = 0
     start = more = True
     stream = _unpacked(raw)
@@ -369,13 +373,13 @@ def _decoded(name: str, raw: Any, encoding: str, waiting: bool = False) -> Itera
             raise _undecodable(name, encoding, error, lines, fed) from None
         except UnicodeError as error:
             message = f"{error}; name the encoding of the text with --encoding"
-            raise TextError(f"{name} cannot be read as {shown(encoding.upper())}: {message}") from None
+            raise TextError(f"{name} cannot be read as {shown(str(encoding).upper())}: {message}") from None
         if start and text:
             text = text.removeprefix(_BYTE_ORDER_MARK)
             start = False
         _refuse_what_is_no_text(name, encoding, text, lines)
         lines += text.count("\n")
-        yield plain_characters(text)
+        yield text
 
 
 def _is_whole(stream: Any) -> bool:
@@ -413,7 +417,7 @@ class _Rejoined(RawIOBase):
         return len(block)
 
 
-def _refuse_what_is_no_text(name: str, encoding: str, text: str, lines: int) -> None:
+def _refuse_what_is_no_text(name: str, encoding: str | None, text: str, lines: int) -> None:
     """Raise TextError for halves of surrogate pairs and NUL; `lines` ended before this piece."""
     surrogate = None if text.isascii() else SURROGATE.search(text)
     if surrogate:
@@ -424,25 +428,27 @@ def _refuse_what_is_no_text(name: str, encoding: str, text: str, lines: int) -> 
         raise _binary(name, encoding, lines + 1 + text.count("\n", 0, text.index("\0")))
 
 
-def _undecodable(name: str, encoding: str, error: UnicodeDecodeError, lines: int, fed: int) -> TextError:
+def _undecodable(name: str, encoding: str | None, error: UnicodeDecodeError, lines: int, fed: int) -> TextError:
     """Describe bytes that are not text; `lines` ended before the block, `fed` bytes were given with it."""
-    line = lines + 1 + error.object[: error.start].decode(encoding, "ignore").count("\n")
+    code = encoding or "utf-8"
+    line = lines + 1 + error.object[: error.start].decode(code, "ignore").count("\n")
     offset = fed - len(error.object) + error.start
-    other = "latin-1" if codecs.lookup(encoding).name == "utf-8" else "utf-8"
+    what = f"byte 0x{error.object[error.start]:02X} at offset {offset} is not valid {shown(code.upper())}"
+    other = "latin-1" if codecs.lookup(code).name == "utf-8" else "utf-8"
     if offset < 2 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         other = "utf-16"
-    return TextError(
-        f"{name}, line {line}: byte 0x{error.object[error.start]:02X} at offset {offset} is not valid "
-        f"{shown(encoding.upper())}; name the encoding of the text, such as --encoding {other}"
-    )
+    remedy = f"name the encoding of the text, such as --encoding {other}"
+    if encoding is None:
+        remedy = "convert the file, as with iconv -t utf-8"
+    return TextError(f"{name}, line {line}: {what}; {remedy}")
 
 
-def _binary(name: str, encoding: str, line: int) -> TextError:
+def _binary(name: str, encoding: str | None, line: int) -> TextError:
+    what = f"{name}, line {line}: a NUL character, so this is no text"
+    if encoding is None:
+        return TextError(f"{what}; name another file")
     other = "utf-8" if codecs.lookup(encoding).name.startswith("utf-16") else "utf-16"
-    return TextError(
-        f"{name}, line {line}: a NUL character, so this is no text in the encoding given; name the right one, "
-        f"such as --encoding {other}, or another file"
-    )
+    return TextError(f"{what} in the encoding given; name the right one, such as --encoding {other}, or another file")
 
 
 def _cut(buffer: str, lines: bool) -> int:

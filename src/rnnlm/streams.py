@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import NamedTuple
 
@@ -48,15 +48,14 @@ def read_stream(source: Source) -> Generator[Prediction]:
     Raises TextError, with the line, where it cannot be read or is in none of the three formats.
     """
     reader = _format(source)
-    with closing(source.lines()) as lines:
-        yield from reader(source.name, _rows(source.name, lines))
+    with closing(source.rows()) as rows:
+        yield from reader(source.name, rows)
 
 
 def _format(source: Source) -> Reader:
     """Return what reads a stream's format; the first lines decide."""
-    with closing(source.lines()) as lines:
-        first = [row.decode(errors="replace").rstrip("\r\n") for row in itertools.islice(lines, _HEAD)]
-    head = [row for row in first if row.strip()]
+    with closing(source.rows()) as rows:
+        head = [row for _, row in itertools.islice(rows, _HEAD) if row.strip()]
     if any(_SRILM.match(row) for row in head):
         return _srilm
     if head and _KENLM.match(head[0].lstrip("\t").split("\t")[0]):
@@ -65,15 +64,6 @@ def _format(source: Source) -> Reader:
         return _mikolov
     wanted = "Mikolov's -lm-prob, SRILM's -debug 2 or KenLM's query"
     raise TextError(f"{source.name}, line 1: this is no stream of probabilities as {wanted} print it; name one that is")
-
-
-def _rows(name: str, lines: Iterable[bytes]) -> Rows:
-    for number, row in enumerate(lines, 1):
-        try:
-            yield number, row.decode().rstrip("\r\n")
-        except UnicodeDecodeError:
-            message = "the line is not valid UTF-8; convert the file, as with iconv -t utf-8"
-            raise TextError(f"{name}, line {number}: {message}") from None
 
 
 def _mikolov(name: str, rows: Rows) -> Iterator[Prediction]:

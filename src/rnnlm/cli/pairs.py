@@ -51,9 +51,9 @@ def pairs(
 ) -> None:
     """Print how often the model finds the good sentence likelier than the bad.
 
-    Each line has a pair, with tabs between columns: the good sentence, the bad one, and any others; or a sentence with
-    the gap ***mask***, the good word and the bad one; or BLiMP's JSON. A tie counts half. Each sentence is read by
-    itself, a word that the model does not know as <unk>; pairs with such words are told apart.
+    Files are plain or gzip. Each line has a pair, with tabs between columns: the good sentence, the bad one, and any
+    others; or a sentence with the gap ***mask***, the good word and the bad one; or BLiMP's JSON. A tie counts half.
+    Each sentence is read by itself, a word that the model does not know as <unk>; pairs with such words are told apart.
     """
     from rnnlm.checkpoint import load_model
     from rnnlm.pairs import Result, judged, read_pairs
