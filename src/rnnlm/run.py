@@ -179,12 +179,7 @@ def begin(
     begins. Raises ModelError where the folder holds a model and `overwrite` is not set, SettingsError where there are
     more ranks than streams, and what `prepare` raises.
     """
-    if folder.holds_model() and not overwrite:
-        raise ModelError(
-            f"{folder.name}: holds a model already; go on training it with --resume, replace it with --overwrite, "
-            "or name another folder with --model"
-        )
-    folder.check_places()
+    _check_start(folder, settings.training, overwrite, ranks)
     known = load_model(settings.initial) if settings.initial is not None else None
     if known is not None:
         settings = _of_known(settings, known)
@@ -192,9 +187,6 @@ def begin(
     settings = choose(settings, text.train.predictions, len(text.vocabulary))
     training, counts = settings.training, text.vocabulary.counts
     ranks.check(min(training.batch_size or 1, text.train.sentences))
-    if training.average_every and ranks.size == 1:
-        message = "--average-every has no effect on one process; start several with mpiexec, or leave it out"
-        raise SettingsError(message)
     origin = Origin(
         run=os.urandom(8).hex(),
         replaces=folder.run_to_replace(),
@@ -208,6 +200,19 @@ def begin(
     run.state.ranks = ranks.size
     _write(run.state, run, folder)
     return run
+
+
+def _check_start(folder: ModelFolder, training: TrainingSettings, overwrite: bool, ranks: Ranks) -> None:
+    """Refuse what would be found only when the texts are read."""
+    if folder.holds_model() and not overwrite:
+        raise ModelError(
+            f"{folder.name}: holds a model already; go on training it with --resume, replace it with --overwrite, "
+            "or name another folder with --model"
+        )
+    folder.check_places()
+    if training.average_every and ranks.size == 1:
+        message = "--average-every has no effect on one process; start several with mpiexec, or leave it out"
+        raise SettingsError(message)
 
 
 def _of_known(settings: RunSettings, known: SavedModel) -> RunSettings:
@@ -332,9 +337,7 @@ def follow(
         for event in train(*run.parts, work, listener.evaluating, unknown_id, ranks):
             notes: list[Event] = []
             if isinstance(event, Progress):
-                windows, seconds = save_every.windows, save_every.seconds
-                now = event.window % windows == 0 if windows else time.monotonic() - saved_at >= seconds
-                due = due or (now and ranks.rank == 0)  # one clock decides
+                due = due or (ranks.rank == 0 and save_every.due(event.window, saved_at))  # one clock decides
             else:
                 notes, due = ranks.first(partial(_save_evaluation, event, run, folder)), True
             due, stop = ranks.agree(due, stop or bool(listener.stopping()))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnlm.batches import windows
+from rnnlm.batches import Windows, windows
 from rnnlm.corpus import Corpus
 from rnnlm.errors import TextError
 from rnnlm.model import IGNORED, SENTENCE_END, Array, LanguageModel, Workspace, log_probabilities, runs
@@ -93,26 +93,20 @@ def perplexity(
     of the text from a state of zero, so that 1, the default for such models, alone is exact. `progress` is told the
     number of predictions made since its last call.
 
-    The streams are shared among `ranks`; one that is read by itself, whose states follow one from the other, is read by
-    all, and the words of its windows are scored by one after the other. Each has the same Score.
+    The streams are shared among `ranks`; of one alone each reads all, and scores every so many windows. All have the
+    same Score.
 
     Raises TextError when the text has no sentences.
     """
     if not corpus.sentences:
         raise TextError("there is nothing to score: the text has no sentences; name another file")
-    positions = positions_at_once(model)
-    if streams is None:
-        streams = 1 if model.settings.carry_state else min(ranks.size * min(STREAMS, positions), corpus.sentences)
-    read = windows(corpus, streams, max(1, positions // -(-streams // ranks.size)) if window is None else window)
-    shared = read.streams >= ranks.size
-    read.columns = ranks.columns(read.streams) if shared else read.columns
+    read = _windows(model, corpus, streams, window, ranks)
     states, total, known = model.start(read.columns.stop - read.columns.start), 0.0, 0.0
     for number, (inputs, targets) in enumerate(read):
-        if shared or number % ranks.size == ranks.rank:
+        if read.streams >= ranks.size or number % ranks.size == ranks.rank:
             (losses, states), _ = model.losses(inputs, targets, states, work)
             total += float(losses.sum(dtype=np.float64))  # 0 where ignored
-            if unknown_id is not None:
-                known += float(losses.sum(dtype=np.float64, where=targets != unknown_id))
+            known += float(losses.sum(dtype=np.float64, where=targets != unknown_id)) if unknown_id is not None else 0.0
         else:
             (_, states), _ = model.read(inputs, states, work)
         if progress:
@@ -120,6 +114,17 @@ def perplexity(
     total, known = ranks.totals(total, known)
     known = math.nan if unknown_id is None else known
     return Score(corpus.sentences, corpus.words, corpus.unknown, corpus.predictions, -total, -known)
+
+
+def _windows(model: LanguageModel, corpus: Corpus, streams: int | None, window: int | None, ranks: Ranks) -> Windows:
+    """Return the windows of a text to score, with this rank's share of their streams if there are enough for all."""
+    positions = positions_at_once(model)
+    if streams is None:
+        streams = 1 if model.settings.carry_state else min(ranks.size * min(STREAMS, positions), corpus.sentences)
+    read = windows(corpus, streams, max(1, positions // -(-streams // ranks.size)) if window is None else window)
+    if read.streams >= ranks.size:
+        read.columns = ranks.columns(read.streams)
+    return read
 
 
 def positions_at_once(model: LanguageModel, ranks: bool = False) -> int:

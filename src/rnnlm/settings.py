@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -370,6 +371,10 @@ class SaveEvery:
 
     windows: int = 0
     seconds: float = 600.0
+
+    def due(self, windows: int, saved_at: float) -> bool:
+        """Say whether to save after so many windows of an epoch, when it was last done at a time of the clock."""
+        return windows % self.windows == 0 if self.windows else time.monotonic() - saved_at >= self.seconds
 
     @classmethod
     def of(cls, value: object) -> SaveEvery:

@@ -176,18 +176,14 @@ def train(
     over many windows as at the first one; the state is then that before the offending step.
     """
     while not finished(state, settings):
-        epoch = epoch_windows(state, settings, corpus)
-        epoch.columns = ranks.columns(epoch.streams)
-        if state.states is None:
-            state.states = state.model.start(epoch.columns.stop - epoch.columns.start)
+        epoch = _enter_epoch(state, settings, corpus, ranks)
         while True:
             at_end = state.window == len(epoch)
             at_interval = settings.eval_every > 0 and state.window > 0 and state.window % settings.eval_every == 0
             if (at_end or at_interval) and not state.evaluated:
                 began = time.perf_counter()
                 state.optimizer.decay(state.model.parameters, work)
-                how: dict[str, Any] = {"unknown_id": unknown_id, "progress": evaluating, "ranks": ranks}
-                score = perplexity(state.result, valid, work, **how)
+                score = perplexity(state.result, valid, work, unknown_id=unknown_id, progress=evaluating, ranks=ranks)
                 known = _train_perplexity(state, corpus, valid, work, epoch.streams, ranks) if at_end else None
                 improved = _evaluated(state, settings, score, known, time.perf_counter() - began)
                 yield Evaluation(state.history[-1], improved, at_end, at_end and overfitting(state.history))
@@ -200,6 +196,15 @@ def train(
             yield Progress(state.epoch, state.window, len(epoch), predictions, state.running_perplexity, apart)
         if not finished(state, settings):
             _begin_epoch(state)
+
+
+def _enter_epoch(state: TrainingState, settings: TrainingSettings, corpus: Corpus, ranks: Ranks) -> Windows:
+    """Return the windows of an epoch, of this rank's streams, which begin with a state."""
+    epoch = epoch_windows(state, settings, corpus)
+    epoch.columns = ranks.columns(epoch.streams)
+    if state.states is None:
+        state.states = state.model.start(epoch.columns.stop - epoch.columns.start)
+    return epoch
 
 
 def epoch_windows(state: TrainingState, settings: TrainingSettings, corpus: Corpus) -> Windows:
