@@ -16,7 +16,7 @@ from random import Random
 import pytest
 
 from conftest import PROSE
-from rnnlm import sources, text, workers
+from rnnlm import shortcuts, sources, text, workers
 from rnnlm.checking import Unfit, restore
 from rnnlm.detokenize import detokenize
 from rnnlm.errors import SettingsError, TextError
@@ -595,17 +595,31 @@ def test_sentences_end_where_punkt_ends_them(seed, monkeypatch):
         for _ in range(150)
     ]
     quick = [list(text._sentence_splitter(parameters)(content)) for content in texts]
-    monkeypatch.setattr(text, "_surely_ends", lambda *_: False)
+    monkeypatch.setattr(text, "surely_ends", lambda *_: False)
     assert quick == [list(text._sentence_splitter(parameters)(content)) for content in texts]
 
 
+def test_other_versions_of_nltk_are_asked_everything(write, raw, monkeypatch):
+    """Where NLTK's rules are not those that are known, none of the shorter ways is taken."""
+    if text.nltk_version() == "3.10.4":
+        assert text._rules_are_known()
+    content = PROSE + 'He said, "It is 3,000." (So it is.) And it isn\'t!\n'
+    expected = sentences(raw, write(content))
+    monkeypatch.setattr(text, "KNOWN_RULES", 0)
+    for name in ("simply_cut", "simply_cut_last", "surely_ends"):
+        monkeypatch.setattr(text, name, None)
+    assert sentences(raw, write(content)) == expected
+
+
 def test_what_is_remembered_is_bounded(monkeypatch):
-    """Words are remembered up to a number of them; then they are forgotten, and found again."""
-    monkeypatch.setattr(text, "CACHE", 3)
-    remembered = text._Remembered(str.upper)
+    """Words are remembered up to a number of them; then they are forgotten, and found again. Long ones never are."""
+    monkeypatch.setattr(shortcuts, "MEMORY", 3)
+    remembered = shortcuts.Remembered(str.upper)
     for _ in range(2):
         assert [remembered[word] for word in "abcdefg"] == list("ABCDEFG")
         assert len(remembered) <= 3
+    assert remembered["x" * 100] == "X" * 100
+    assert "x" * 100 not in remembered
 
 
 def test_learning_is_punkts(write):

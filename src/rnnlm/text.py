@@ -8,6 +8,7 @@ neither, and then NLTK is not loaded.
 
 import contextlib
 import re
+import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,14 +18,15 @@ from rnnlm import workers
 from rnnlm.checking import Checked, Range, Unfit
 from rnnlm.errors import TextError
 from rnnlm.settings import TextSettings
+from rnnlm.shortcuts import CLOSING_WORD, Remembered, simply_cut, simply_cut_last, surely_ends
 from rnnlm.sources import SURROGATE, Chunk, Lines, Progress, Source, check_encoding, half_pair, plain_characters
 from rnnlm.vocabulary import UNKNOWN
 
 SENTENCE_LIMIT = 2**16  # a sentence of more characters is cut at blanks: no sentence is that long
-LEARNING_LIMIT = 2**22  # Punkt learns from about the first 4 million characters: 8 seconds, and plenty
+LEARNING_LIMIT = 2**22  # Punkt learns from about the first 4 million characters: 5 seconds, and plenty
 PROCESSES_PAY = 2_000_000  # bytes of raw text below which starting processes costs more than it saves
 PLAIN_PROCESSES_PAY = 20_000_000  # the same for pretokenized text
-CACHE = 2**17  # words, or places where a sentence may end, that are remembered at once
+KNOWN_RULES = 0x43485AF0  # checksum of NLTK's rules that the shortcuts lead around: those of version 3.10.4
 
 Made = TypeVar("Made")
 
@@ -33,16 +35,6 @@ _APOSTROPHE = re.compile(r"(?<!')’(?=\w)")  # before a word or part of one; el
 _CLOSING = re.compile("[\"')\\]}”“’»›]+?(?:\\s+|(?=--)|$)", re.MULTILINE)  # what belongs to the sentence before it
 _GOES_ON = re.compile("[“”’»›],")  # as in „Kommst du?“, fragte er
 _LAST_STOP = re.compile(r"(?<=[^.\s])\.(?=[“‘«‹]+\s*$)")  # NLTK cuts it off its word before ” ’ and » alone
-_NO_WORD = r"[])};\"*:@'({\[‘’“”«»?!]"  # what ends a word for Punkt
-_WORD_AND_STOP = re.compile(rf"([^\W\d_]{{2,}})\.(?=\s+[^\s.]|{_NO_WORD})")
-_MARK_OF_END = re.compile(rf"[?!](?=\s+\S|{_NO_WORD})")
-_CUT_IN_TWO = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b", re.IGNORECASE)  # words that NLTK cuts in two
-# Where a word is cut whatever else it has, if it has no other marks than these, commas and colons, and simple ones.
-_MARKS = '\\]\\[(){}>;@#$%&?!*"«“‘„»”\u2012-\u2015'
-_PIECES = re.compile(f"[{_MARKS}]|[,:](?![0-9])|(?:[^{_MARKS},:]|[,:](?=[0-9]))+")
-_SIMPLE = re.compile(r"""(?!.*(?:--|\.\.))(?:[^ <'’`",:]|[,:](?![,:]|[^\0-\x7f])|(?<=[^(\[{«“‘„])")+""")
-_CLOSING_MARKS = ')]}>"»”'  # what may follow the last stop
-_CLOSERS = re.compile("[\\])}>\"'»”’`]+")  # words through which NLTK looks for the last stop of a sentence
 _BLANK_LINES = re.compile(r"\n\s*\n")
 _TIDY = (("  ", " "), (" \n", "\n"), ("\n ", "\n"), ("\n\n", "\n"))
 
@@ -335,7 +327,8 @@ def _sentence_splitter(parameters: PunktParameters) -> Callable[[str], Iterator[
     splitter = Splitter(learned, lang_vars=Signs())
     doubtful = {*parameters.abbreviations, *(first for first, _ in parameters.collocations)}
     ask = super(Splitter, splitter).text_contains_sentbreak
-    ends = _Remembered(lambda text: _surely_ends(text, doubtful) or ask(text))
+    known = _rules_are_known()
+    ends = Remembered(lambda text: (known and surely_ends(text, doubtful)) or ask(text))
 
     def split(text: str) -> Iterator[str]:
         for paragraph in _BLANK_LINES.split(text):
@@ -350,29 +343,25 @@ def _sentence_splitter(parameters: PunktParameters) -> Callable[[str], Iterator[
     return split
 
 
-def _surely_ends(text: str, doubtful: set[str]) -> bool:
-    """Say whether Punkt finds an end of a sentence in a text, whatever it has learned but what it doubts of words."""
-    word = _WORD_AND_STOP.match(text)
-    return (word is not None and word[1].lower() not in doubtful) or _MARK_OF_END.search(text) is not None
-
-
 def _word_splitter(settings: TextSettings) -> Callable[[str], str]:
     """Return the function that cuts a raw sentence into words, `<unk>` remaining one, with single spaces between them.
 
-    The sentence has single spaces, and at least one word. What NLTK's rules make of what stands between two spaces
-    depends on whether that comes first, last or between others, and on nothing else, but for the last stop, which they
-    look for through closing marks. So each is cut by itself, and remembered.
+    The sentence has single spaces, and at least one word. Each word is cut by itself, and remembered: what NLTK's rules
+    make of what stands between two spaces depends on whether that is first, last, or neither, and on nothing else. The
+    last stop alone they look for through words that are closing marks, which therefore go with the word before them.
     """
     split = _whole_splitter(settings)
-    first = _Remembered(lambda word: _simply_cut(word) or split(f"{word} a").rpartition(" ")[0])
-    between = _Remembered(lambda word: _simply_cut(word) or split(f"a {word} a")[2:-2])
-    alone = _Remembered(lambda words: _last_simply_cut(words) or split(words))
-    last = _Remembered(lambda words: _last_simply_cut(words) or split(f"a {words}")[2:])
+    if not _rules_are_known():
+        return split
+    first = Remembered(lambda word: simply_cut(word) or split(f"{word} a").rpartition(" ")[0])
+    between = Remembered(lambda word: simply_cut(word) or split(f"a {word} a")[2:-2])
+    last = Remembered(lambda words: simply_cut_last(words) or split(f"a {words}")[2:])
+    alone = Remembered(lambda words: simply_cut_last(words) or split(words))
 
     def join(sentence: str) -> str:
         words = sentence.split(" ")
         end = len(words) - 1
-        while end and _CLOSERS.fullmatch(words[end]):
+        while end and CLOSING_WORD.fullmatch(words[end]):
             end -= 1
         if not end or not words[-1]:  # a sentence that was cut for its length may end with a blank
             return alone[sentence]
@@ -381,41 +370,16 @@ def _word_splitter(settings: TextSettings) -> Callable[[str], str]:
     return join
 
 
-class _Remembered(dict[str, Made]):
-    """What a function makes of a string; it is asked once, until there are too many of them."""
+def _rules_are_known() -> bool:
+    """Say whether NLTK's rules are those that the shortcuts lead around; if not, it is asked everything."""
+    from nltk.tokenize.destructive import NLTKWordTokenizer as Rules
+    from nltk.tokenize.punkt import PunktLanguageVars
 
-    def __init__(self, function: Callable[[str], Made]) -> None:
-        super().__init__()
-        self._function = function
-
-    def __missing__(self, text: str) -> Made:
-        if len(self) >= CACHE:
-            self.clear()
-        self[text] = made = self._function(text)
-        return made
-
-
-def _simply_cut(word: str) -> str:
-    """Cut a word that others follow as NLTK does, in a thirtieth of the time; "" where that is not so simple."""
-    if not word:
-        return ""
-    if word.isascii() and word.isalnum():
-        return "" if _CUT_IN_TWO.fullmatch(word) else word
-    if word[0] == '"' and word[1:2] != '"':
-        cut = _simply_cut(word[1:])
-        return cut and f"`` {cut}"
-    if not _SIMPLE.fullmatch(word) or _CUT_IN_TWO.search(word):
-        return ""
-    return " ".join(_PIECES.findall(word)).replace('"', "''")
-
-
-def _last_simply_cut(word: str) -> str:
-    """Cut the last word of a sentence in the same way, and its stop from it."""
-    stopped = word.rstrip(_CLOSING_MARKS)
-    if stopped[-1:] != ".":
-        return "" if _LAST_STOP.search(word) else _simply_cut(word)
-    cut = "" if ".." in stopped else _simply_cut(stopped[:-1])
-    return cut and " ".join((cut, ".", *word[len(stopped) :])).replace('"', "''")
+    replaced = (*Rules.STARTING_QUOTES, *Rules.PUNCTUATION, Rules.PARENS_BRACKETS, Rules.DOUBLE_DASHES)
+    texts = [text for pattern, by in (*replaced, *Rules.ENDING_QUOTES) for text in (pattern.pattern, by)]
+    texts += [pattern.pattern for pattern in (*Rules.CONTRACTIONS2, *Rules.CONTRACTIONS3)]
+    texts += sorted(PunktLanguageVars().period_context_re().pattern)  # it has a set in it, which has no order
+    return zlib.crc32("\n".join(texts).encode()) == KNOWN_RULES
 
 
 def _whole_splitter(settings: TextSettings) -> Callable[[str], str]:
@@ -474,8 +438,8 @@ def _leading_chunks(sources: Sequence[Source], settings: TextSettings, progress:
 def _learn_punkt(chunks: Iterable[Chunk]) -> PunktParameters:
     from nltk.tokenize import punkt
 
-    types = _Remembered(lambda word: str(punkt.PunktToken(word).type))
-    ellipses = _Remembered(lambda word: bool(punkt.PunktToken(word).is_ellipsis))
+    types = Remembered(lambda word: str(punkt.PunktToken(word).type))
+    ellipses = Remembered(lambda word: bool(punkt.PunktToken(word).is_ellipsis))
 
     class Token(punkt.PunktToken):  # type: ignore[misc]  # NLTK has no types
         def _get_type(self, word: str) -> str:
