@@ -358,6 +358,24 @@ def test_processes_that_cannot_be_started(write, folder, monkeypatch):
     assert prepare([path], folder, TextSettings(), WORDS, processes=1).train.words == 8
 
 
+@pytest.mark.parametrize("settings", [PLAIN, TextSettings(lines=True)])
+def test_processes_change_no_byte(write, folder, monkeypatch, settings):
+    """Whatever processes number the words, an entry has the same bytes: words that are met first have low numbers."""
+    monkeypatch.setattr("rnnlm.text.PROCESSES_PAY", 0)
+    monkeypatch.setattr("rnnlm.text.PLAIN_PROCESSES_PAY", 0)
+    monkeypatch.setattr("rnnlm.sources.CHUNK", 2_000)
+    monkeypatch.setattr("rnnlm.sources.CHUNK_LIMIT", 4_000)
+    words = (np.random.default_rng(1).pareto(0.7, 30_000) * 9).astype(int).clip(0, 10**6)
+    path = write("".join(f"w{word}{' ' if place % 7 else chr(10)}" for place, word in enumerate(words)))
+    found = []
+    for processes in (1, 3):
+        place = folder.with_name(f"of-{processes}")
+        prepare([path], place, settings, WORDS, valid_fraction=0.2, processes=processes)
+        found.append({file.name: file.read_bytes() for file in (place / "encoded-train").iterdir()})
+    assert found[0] == found[1]
+    assert len(found[0]["words"]) > 5_000
+
+
 def test_unwritable_folder(write, tmp_path):
     """A folder that cannot be made is an error that names it."""
     path = write("a b\n")
