@@ -26,7 +26,7 @@ def test_the_notebook_runs_and_shows_what_is_saved(monkeypatch):
     notebook = nbformat.read(NOTEBOOK, 4)
     nbformat.validate(notebook)
     client = nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
     )
     client.execute()  # raises where a cell does
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]

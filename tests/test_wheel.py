@@ -14,10 +14,10 @@ PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python")  
 
 
 def call(*command, cwd=ROOT):
-    """Run a command and return what it did."""
-    compiled_once = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    """Run a command, which finds modules in its own environment alone and compiles them once; return what it did."""
+    own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
     command = [str(part) for part in command]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=480, env=compiled_once)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=480, env=own)
 
 
 @pytest.fixture(scope="module")

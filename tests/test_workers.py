@@ -193,7 +193,7 @@ def test_processes_end_with_their_parent(tmp_path, number, lines):
         # Ctrl-C reaches the whole group; a kill only the parent, while the others are in the middle of an item.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         try:
-            _, errors = process.communicate(timeout=120)  # returns when the last process that has its pipes is gone
+            _, errors = process.communicate(timeout=300)  # returns when the last process that has its pipes is gone
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # else the end of `with` would wait for it forever
             raise
