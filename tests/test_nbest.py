@@ -322,6 +322,17 @@ def test_lists_of_two_formats_are_not_mixed(run: Run) -> None:
     assert "of the formats moses and tsv" in err
 
 
+def test_very_long_lists_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list has as many characters as memory is meant for, ends of lines among them, and not one more."""
+    put("lists", "1 the cat\n" * 3 + "2 the cat\n" * 4)
+    monkeypatch.setattr("rnnlm.nbest.LIST_LIMIT", 40)
+    assert run("lists", "--format", "mikolov")[0] == 0
+    monkeypatch.setattr("rnnlm.nbest.LIST_LIMIT", 39)
+    code, out, err = run("lists", "--format", "mikolov")
+    assert (code, out) == (1, "")
+    assert "lists, line 7: a list of more than 39 characters; give a list fewer hypotheses" in " ".join(err.split())
+
+
 def test_many_unknown_words_are_warned_of(run: Run) -> None:
     """Scores of <unk> after <unk> are written, with a warning."""
     code, _, err = run(put("list", "0 ||| der hund ||| x= 1 ||| 0\n"))

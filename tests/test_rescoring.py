@@ -240,6 +240,18 @@ def test_a_score_that_knows_the_truth_is_found(write: Write) -> None:
     assert found.weights.model * 1 - found.weights.penalty > 7.5
 
 
+def test_steps_find_what_lies_between_the_grids_weights(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word must cost between 0.3 and 0.4, which no weights of the grid give: the steps from its best find it."""
+    pytest.importorskip("rapidfuzz")
+    lists = [[("a b c", 0.0), ("a b", -0.3)]] * 3 + [[("d e f", 0.0), ("d e", -cost)] for cost in (0.4, 0.6, 1.5, 3.0)]
+    file, source = moses_of(lists, write), write("a b\n" * 3 + "d e f\n" * 4, "references")
+    found = tune([file], Uniform(), source)
+    assert (found.first, found.tuned, found.fewest) == (3, 0, 0)
+    assert 0.3 < found.weights.model - found.weights.penalty < 0.4
+    monkeypatch.setattr("rnnlm.tuning.LEAST_STEP", 1)  # no step
+    assert tune([file], Uniform(), source).tuned == 1
+
+
 def test_references_must_be_there(write: Write) -> None:
     """A list without a reference, an ID that is there twice, and references without words are refused."""
     pytest.importorskip("rapidfuzz")

@@ -10,7 +10,7 @@ import pytest
 from conftest import corpus_of
 from rnnlm.errors import TextError
 from rnnlm.model import CELLS, SENTENCE_END, ModelSettings, Workspace, initialize
-from rnnlm.scoring import Score, perplexity
+from rnnlm.scoring import Score, perplexity, sentence_figures
 from rnnlm.vocabulary import Vocabulary
 
 WORDS = ("</s>", "a", "<unk>", "b1", "c", "d")
@@ -138,6 +138,20 @@ def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large():
     assert score.perplexity == pytest.approx(6)
     assert score.perplexity_excluding_unknown == pytest.approx(6)
     assert score.bits_per_prediction == pytest.approx(math.log2(6))
+
+
+def test_of_equally_likely_words_the_lower_id_comes_first():
+    """Where all words are alike, the rank of a word is its id, counted from 1, and they are as uncertain as can be."""
+    ids = VOCABULARY.encode([word for word in WORDS[1:] for _ in range(2)] + ["</s>"])
+    model = small_model()
+    for name in ("V", "c"):
+        model.parameters[name][...] = 0
+    _, ranks, entropies = sentence_figures(model, ids, Workspace(), ranks=True)
+    assert ranks.tolist() == (ids + 1).tolist()
+    np.testing.assert_allclose(entropies, math.log(len(WORDS)))
+    model.parameters["c"][[1, 3]] = 1  # as likely as each other, and likelier than all others
+    _, ranks, _ = sentence_figures(model, np.array([3, 1, 4, 0]), Workspace(), ranks=True)
+    assert ranks.tolist() == [2, 1, 5, 3]
 
 
 def test_unknown_words_may_be_left_together():
