@@ -37,6 +37,7 @@ from rnnlm.model import (
     softmax_loss,
 )
 from rnnlm.scoring import Score, offsets_of, positions_at_once, side_by_side
+from rnnlm.searching import search
 from rnnlm.settings import AdaptationSettings
 
 POSITIONS = 2**10  # that are read at once where the model learns of them
@@ -289,18 +290,12 @@ def tune(reader: Adapting, corpus: Corpus, work: Workspace) -> tuple[float, floa
     def loss(weight: float, flatness: float) -> float:
         return float(mixed(losses, shares(flatness), reach, weight).mean())
 
-    best, values = min((loss(*values), values) for values in itertools.product(WEIGHTS, FLATNESSES))
-    step = 0.5
-    while step > LEAST_STEP:
-        before = best
-        for which, factor in itertools.product((0, 1), (1 + step, 1 / (1 + step))):
-            moved = list(values)
-            moved[which] = min(float(f"{values[which] * factor:.3g}"), MOST[which])  # told as it is used
-            found_here = loss(moved[0], moved[1])
-            if found_here < best:
-                best, values = found_here, (moved[0], moved[1])
-        step = step if best < before else step / 2
-    return values
+    def moved(which: int, value: float, change: float) -> float:
+        value = value * (1 + change) if change > 0 else value / (1 - change)
+        return min(float(f"{value:.3g}"), MOST[which])  # told as it is used
+
+    _, (weight, flatness) = search(loss, itertools.product(WEIGHTS, FLATNESSES), moved, LEAST_STEP)
+    return weight, flatness
 
 
 def perplexity(

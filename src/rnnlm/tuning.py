@@ -6,7 +6,7 @@ A word error is a word that is wrong, missing or too much, by the Levenshtein di
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rnnlm.errors import SettingsError, TextError
 from rnnlm.nbest import Format, NBestFile, Weights, ids_and_words, lines_of_words
 from rnnlm.rescoring import AnyModel, rescore
+from rnnlm.searching import search
 from rnnlm.settings import RescoringSettings
 from rnnlm.sources import Source
 
@@ -135,37 +136,17 @@ def tune(
 
 
 def _found(lists: _Lists, words: int, format: Format) -> Tuned:
-    errors, weights = min(((lists.chosen(weights), weights) for weights in _grid(format)), key=lambda one: one[0])
-    errors, weights = _refined(lists, errors, weights, format)
-    fewest = int(np.minimum.reduceat(lists.errors, lists.starts).sum())
-    return Tuned(weights, words, int(lists.errors[lists.starts].sum()), errors, fewest)
+    """Search the weights that matter; totals that are twice as large choose the same, so one of them stands still."""
+    olds = FACTORS if format.name == "srilm" else (format.old_weight or 0.0,)
+    models = FACTORS if format.old_weight is not None else (1.0,)
+    free = [len(values) > 1 for values in (models, olds, PENALTIES)]
 
+    def errors(*weights: float) -> int:
+        return lists.chosen(Weights(*weights))
 
-def _free(format: Format) -> tuple[str, ...]:
-    """Name the weights that matter: totals that are twice as large choose the same, so one of them stands still."""
-    if format.old_weight is None:
-        return ("penalty",)
-    return ("model", "old", "penalty") if format.name == "srilm" else ("model", "penalty")
+    def moved(which: int, value: float, change: float) -> float:
+        return float(f"{value + change * max(abs(value), 0.1):.4g}") if free[which] else value  # told as it is used
 
-
-def _grid(format: Format) -> Iterator[Weights]:
-    free = _free(format)
-    models = FACTORS if "model" in free else (1.0,)
-    olds = FACTORS if "old" in free else (format.old_weight or 0.0,)
-    return itertools.starmap(Weights, itertools.product(models, olds, PENALTIES))
-
-
-def _refined(lists: _Lists, errors: int, weights: Weights, format: Format) -> tuple[int, Weights]:
-    """Move one weight after the other as long as that makes errors fewer, by steps that are halved when none does."""
-    step = 0.5
-    while step > LEAST_STEP:
-        fewer = errors
-        for name, sign in itertools.product(_free(format), (1, -1)):
-            value = getattr(weights, name)
-            moved = float(f"{value + sign * step * max(abs(value), 0.1):.4g}")  # told as it is used
-            tried = weights._replace(**{name: moved})
-            found = lists.chosen(tried)
-            if found < errors:
-                errors, weights = found, tried
-        step = step if errors < fewer else step / 2
-    return errors, weights
+    fewest, weights = search(errors, itertools.product(models, olds, PENALTIES), moved, LEAST_STEP)
+    least = int(np.minimum.reduceat(lists.errors, lists.starts).sum())
+    return Tuned(Weights(*weights), words, int(lists.errors[lists.starts].sum()), int(fewest), least)
