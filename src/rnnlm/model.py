@@ -123,10 +123,13 @@ class LanguageModel:
         return np.asarray((x != SENTENCE_END) | masks.get("keep", self.settings.carry_state))
 
     def read(
-        self, x: Array, states: Array, work: Workspace, masks: Masks = NO_MASKS
+        self, x: Array, states: Array, work: Workspace, masks: Masks = NO_MASKS, cell: Cell | None = None
     ) -> tuple[tuple[Array, Array], Callable[[Array], Gradients]]:
-        """Read words x (T, B) from the states before (L, M, B, H): s (T, B, H), the states after, and backward."""
-        keep, cell, truncate = self.keeps(x, masks), CELLS[self.settings.cell], self.settings.truncate
+        """Read words x (T, B) from the states before (L, M, B, H): s (T, B, H), the states after, and backward.
+
+        A `cell` that is given takes the place of the model's own: one that also shows what goes through it.
+        """
+        keep, cell, truncate = self.keeps(x, masks), cell or CELLS[self.settings.cell], self.settings.truncate
         rows, embed_backward = embed(x, self.word_rows, masks.get("rows"), work)
         (s, states), recur_backward = recur(rows, keep, states, self.layers, cell, truncate, work, masks)
 

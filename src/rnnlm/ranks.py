@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import math
 import operator
-import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +25,20 @@ from numpy.typing import NDArray
 
 from rnnlm.errors import RnnlmError, SettingsError, counted
 from rnnlm.files import reason
-from rnnlm.model import BLOCK, Array, Gradient, Gradients, Parameters, Workspace, joint_norm, pieces, runs
-from rnnlm.settings import cores, launched
+from rnnlm.model import (
+    BLOCK,
+    Array,
+    Gradient,
+    Gradients,
+    Parameters,
+    Workspace,
+    blocks,
+    joint_norm,
+    pieces,
+    runs,
+    whole,
+)
+from rnnlm.settings import cores, launched, own_cores
 
 Result = TypeVar("Result")
 
@@ -129,7 +140,7 @@ class _Several(Ranks):
 
     @property
     def cores(self) -> int:
-        mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+        mine = own_cores()
         each = self.node.allgather(mine)  # mpiexec may have given each rank cores of its own
         return max(1, int(sum(1 / sum(core in theirs for theirs in each) for core in mine) + 1e-9))
 
@@ -391,8 +402,7 @@ def _taken(gradient: Gradient, span: _Span, memory: Array, copies: list[tuple[Ar
     ]
     for rows, values in parts:
         source = found[rows.start - first : rows.stop - first] if isinstance(rows, slice) else found
-        step = max(1, BLOCK * len(values) // max(1, values.size))
-        copies += [(values[part], source[part]) for part in runs(0, len(values), step)]
+        copies += [(part, source[place]) for place, part in blocks(whole(values))]
     return parts
 
 

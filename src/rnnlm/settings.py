@@ -52,9 +52,14 @@ LAUNCHERS = (
 )
 
 
+def own_cores() -> set[int]:
+    """Return the numbers of the cores that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def cores() -> int:
     """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(own_cores())
 
 
 def launched() -> tuple[int, int]:
@@ -104,7 +109,9 @@ class NetworkSettings(Settings):
     layers: Annotated[int, Range(1, 100)] = 1  # L
     embedding: Annotated[int, Range(1, 100_000)] | None = None  # D, of the last of several tied layers too; None: H
     tied: bool = False  # one table of words for input and output
-    clusters: Annotated[int, Range(1, 1000)] | None = None  # of words in the softmax; None: as many as are quickest
+    clusters: Annotated[int, Range(1, 1000)] | None = (
+        None  # of words in the softmax; None: few that are nearly the quickest
+    )
     bptt_truncate: Natural | None = None  # K; None: to the window's first step
     carry_state: bool = False  # from sentence to sentence, in text order
 

@@ -1,7 +1,7 @@
 """What delta_t does: each delta_t(k) of a sentence, as model.py computes it.
 
 With truncation `by_diagonals` takes all errors back together, lag by lag, and at each lag and layer it calls the cell's
-`backward` once. `recur` is given the cell: so one whose `backward` also shows what it is given and what it writes lets
+`backward` once. `read` can be given a cell: so one whose `backward` also shows what it is given and what it writes lets
 us see every delta_t(k) of the model's own computation. `watch` hands it such a cell. What these vectors add up to is
 then compared with the gradients of `LanguageModel.read`, which without truncation go another way, by columns.
 
@@ -73,15 +73,7 @@ def watch(
         lag, above = divmod(next(calls), settings.layers)  # at each lag the last layer comes first
         look(Seen(settings.layers - 1 - above, lag, dstates, slopes, carry, delta))
 
-    rows, embed_backward = embed(x, model.word_rows, None, work)
-    watched = cell._replace(backward=backward)
-    found, recur_backward = recur(rows, model.keeps(x), states, model.layers, watched, lags, work)
-
-    def all_back(ds: Array) -> Gradients:
-        drows, gradients = recur_backward(ds)
-        return {"U": embed_backward(drows), **gradients}
-
-    return found, all_back
+    return truncated(model, lags).read(x, states, work, cell=cell._replace(backward=backward))
 
 
 def output_errors(model: LanguageModel, s: Array, y: Array, wanted: Array, work: Workspace) -> tuple[Array, Array]:

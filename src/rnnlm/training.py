@@ -179,8 +179,7 @@ def train(
         epoch = _enter_epoch(state, settings, corpus, ranks)
         while True:
             at_end = state.window == len(epoch)
-            at_interval = settings.eval_every > 0 and state.window > 0 and state.window % settings.eval_every == 0
-            if (at_end or at_interval) and not state.evaluated:
+            if (at_end or _at_interval(state, settings)) and not state.evaluated:
                 began = time.perf_counter()
                 state.optimizer.decay(state.model.parameters, work)
                 score = perplexity(state.result, valid, work, unknown_id=unknown_id, progress=evaluating, ranks=ranks)
@@ -196,6 +195,11 @@ def train(
             yield Progress(state.epoch, state.window, len(epoch), predictions, state.running_perplexity, apart)
         if not finished(state, settings):
             _begin_epoch(state)
+
+
+def _at_interval(state: TrainingState, settings: TrainingSettings) -> bool:
+    """Say whether an evaluation is due within an epoch, after so many of its windows."""
+    return settings.eval_every > 0 and state.window > 0 and state.window % settings.eval_every == 0
 
 
 def _enter_epoch(state: TrainingState, settings: TrainingSettings, corpus: Corpus, ranks: Ranks) -> Windows:
@@ -232,12 +236,12 @@ def _train_window(
     inputs, targets = epoch[state.window]
     assert state.states is not None  # `train` has seen to it
     masks = _window_masks(state, settings, len(targets), epoch)
-    counted = targets != IGNORED
+    predicted = targets != IGNORED
     alone = settings.average_every > 0  # whether this rank steps by itself, along the mean of its own losses
-    over = max(1, int(np.count_nonzero(counted))) if alone else predictions
+    over = max(1, int(np.count_nonzero(predicted))) if alone else predictions
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as divergence, in a sentence
         (losses, states), backward = model.losses(inputs, targets, state.states, work, masks)
-        loss, gradients = float(np.sum(losses, dtype=np.float64)), backward(counted / over)
+        loss, gradients = float(np.sum(losses, dtype=np.float64)), backward(predicted / over)
         if alone:
             norm = joint_norm(gradients, work)
             loss, norms = ranks.totals(loss, norm)
@@ -265,8 +269,7 @@ def _averaged(state: TrainingState, settings: TrainingSettings, windows: int, wo
     """Put the ranks' mean in the place of what each has by itself, if that is due; say whether it is not yet."""
     if not settings.average_every or ranks.size == 1:
         return False
-    at_interval = settings.eval_every > 0 and state.window % settings.eval_every == 0
-    if state.window % settings.average_every and state.window < windows and not at_interval:
+    if state.window % settings.average_every and state.window < windows and not _at_interval(state, settings):
         return True
     began = time.perf_counter()
     state.optimizer.decay(state.model.parameters, work)  # what is owed is each rank's own

@@ -91,7 +91,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "clusters",
     "Clusters of the adaptive softmax, by word frequency; 1: full softmax.",
     SHAPE,
-    "as many as are fastest",
+    "few that are nearly the fastest",
 )
 @setting(NetworkSettings, "bptt_truncate", "Truncate backpropagation after this many steps.", SHAPE, "the whole window")
 @setting(
