@@ -92,7 +92,7 @@ def test_large_vocabularies_are_asked_in_parts(write: Write, monkeypatch: pytest
     """How many positions meet the output layer at once changes no score."""
     lm, lists = small_model(), some_lists()
     whole = list(rescore([file_of(lists, write)], lm, RescoringSettings()))
-    monkeypatch.setattr(rnnlm.rescoring, "WINDOW_NUMBERS", 3 * len(WORDS))
+    monkeypatch.setattr("rnnlm.scoring.WINDOW_NUMBERS", 3 * len(WORDS))
     monkeypatch.setattr(rnnlm.rescoring, "GROUP_NUMBERS", 20)
     np.testing.assert_allclose(nats(list(rescore([file_of(lists, write)], lm, RescoringSettings()))), nats(whole))
 

@@ -1087,6 +1087,7 @@ STREAMS = 16  # streams whose next words' probabilities one thread computes at a
 SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
 GROUP = 32  # streams, at least, that one thread takes through a window: products of fewer rows are slow
 GROUP_NUMBERS = 6400  # numbers in their states, at least: below that, threads wait for the interpreter's lock
+MOST_GROUPS = 16  # more streams make groups larger
 SPAN_PRODUCTS = 20_000_000  # products with W's numbers in a span of steps, at least: shorter ones wait too long
 SPAN_STEPS = 4  # steps in it, at least
 READ_ROWS = 512  # rows that are multiplied with X at a time
@@ -1213,7 +1214,7 @@ def pieces(start: int, stop: int, count: int) -> list[slice]:
 
 def stream_groups(streams: int, hidden: int) -> list[slice]:
     """Cut B streams of H units into groups, each of which walks through a whole window on one thread."""
-    return pieces(0, streams, max(1, min(streams // GROUP, streams * hidden // GROUP_NUMBERS)))
+    return pieces(0, streams, max(1, min(streams // GROUP, streams * hidden // GROUP_NUMBERS, MOST_GROUPS)))
 
 
 def whole(values: Array) -> Gradient:

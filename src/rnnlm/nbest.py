@@ -29,7 +29,9 @@ NAME = "RNNLM="  # what we call our score among Moses' features
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _GREATEST = 1e30  # the sum of some such numbers, weighted, still is a number
-_MARK = re.compile("(?<![^ ])</?[sS]>(?![^ ])")
+_MARK = re.compile("<(?<![^ ]<)/?[sS]>(?![^ ])")  # "<" stands first, as the search for a plain character is fast
+_KEY = re.compile(r"[^ \t]+")
+_OF_LIST = re.compile(r"(?<=.)-\d+$", re.ASCII)  # the number of a hypothesis, behind the list's own name
 _FORMATS = "--format moses, srilm, kaldi, mikolov or tsv"
 
 
@@ -41,8 +43,7 @@ class Weights(NamedTuple):
     penalty: float = 0.0  # times the number of words
 
 
-@dataclass(frozen=True, slots=True)
-class Hypothesis:
+class Hypothesis(NamedTuple):
     """A line of an n-best list."""
 
     key: str  # which list it belongs to
@@ -51,11 +52,11 @@ class Hypothesis:
     text: str  # the words as they stand in the line
     old: float = 0.0  # the list's own score, in the format's unit
     fixed: float = 0.0  # SRILM's acoustic score
-    count: int = 0  # words, as the word penalty counts them
+    size: int = 0  # words, as the word penalty counts them
 
     def total(self, score: float, weights: Weights) -> float:
         """Return what is compared, from our score in the format's unit."""
-        return self.fixed + weights.old * self.old + weights.model * score + weights.penalty * self.count
+        return self.fixed + weights.old * self.old + weights.model * score + weights.penalty * self.size
 
 
 class _Refused(Exception):  # noqa: N818 -- it says what is wrong with the line
@@ -146,7 +147,7 @@ class Srilm(Format):
     def write(self, hypothesis: Hypothesis, score: float, weights: Weights) -> str:
         """Put a score in the place of that of the old model, to which `weights.old` adds that."""
         lm = weights.model * score + weights.old * hypothesis.old
-        return f"{hypothesis.fixed:.16g} {lm:.16g} {hypothesis.count} {hypothesis.text}".rstrip(" ")
+        return f"{hypothesis.fixed:.16g} {lm:.16g} {hypothesis.size} {hypothesis.text}".rstrip(" ")
 
 
 class Mikolov(Format):
@@ -156,11 +157,11 @@ class Mikolov(Format):
 
     def parse(self, line: str) -> Hypothesis:
         """Read `ID words`; the ID ends at the first blank."""
-        key = re.match(r"[^ \t]+", line)
+        key = _KEY.match(line)
         if key is None:
             raise _Refused("the line has no ID; begin every line with an ID and a blank")
         words = _words(line[key.end() :])
-        return Hypothesis(self.key(key.group()), words, line, " ".join(words), count=len(words))
+        return Hypothesis(self.key(key.group()), words, line, " ".join(words), size=len(words))
 
     def key(self, own: str) -> str:
         """Return the list's name, from the ID of a line."""
@@ -178,12 +179,12 @@ class Kaldi(Mikolov):
 
     def key(self, own: str) -> str:
         """Take the number of the hypothesis off."""
-        return re.sub(r"(?<=.)-\d+$", "", own, flags=re.ASCII)
+        return _OF_LIST.sub("", own)
 
     def write(self, hypothesis: Hypothesis, score: float, weights: Weights) -> str:
         """Write the key of the line and the cost, -ln p."""
-        own = re.split("[ \t]", hypothesis.line, maxsplit=1)[0]
-        return f"{own}\t{0 - score:.6g}"
+        own = _KEY.match(hypothesis.line)
+        return f"{own and own.group()}\t{0 - score:.6g}"
 
 
 class Tsv(Format):

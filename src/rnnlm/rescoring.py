@@ -16,18 +16,19 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rnnlm import vocabulary
 from rnnlm.adapting import Adapting
 from rnnlm.api import Model
 from rnnlm.errors import SettingsError, TextError, no_numbers
 from rnnlm.mixture import Mixture
-from rnnlm.model import SENTENCE_END, Array, LanguageModel, Workspace, runs, softmax_loss
+from rnnlm.model import IGNORED, SENTENCE_END, Array, LanguageModel, Workspace, runs, softmax_loss
 from rnnlm.nbest import Format, Hypothesis, NBestFile, Weights
 from rnnlm.run import working
-from rnnlm.scoring import POSITIONS, WINDOW_NUMBERS
+from rnnlm.scoring import positions_at_once
 from rnnlm.settings import RescoringSettings
 from rnnlm.text import folded
 
-GROUP = 4096  # hypotheses that are walked together, the most streams of a level: most levels have a third of them
+GROUP = 2**14  # hypotheses that are walked together, the most streams of a level: most levels have a third of them
 GROUP_WORDS = 2**18  # words in them, after which no further list is taken
 GROUP_NUMBERS = 2**22  # numbers in their states, at most
 
@@ -83,9 +84,8 @@ def look(file: NBestFile, lm: AnyModel) -> Found:
         key = group[0].key
         if not any(map(str.isdigit, key)) and not _unknown(lm, [key])[0]:
             odd, example = odd + 1, example or key
-        for hypothesis in group:
-            words += len(hypothesis.words)
-            unknown += sum(_unknown(lm, hypothesis.words))
+        all_words = [word for hypothesis in group for word in hypothesis.words]
+        words, unknown = words + len(all_words), unknown + sum(_unknown(lm, all_words))
     if file.format.has_keys and odd > lists / 2:  # then they are the first words of sentences
         message = f"the lines seem to have no IDs, as they begin with words such as {example!r}"
         raise TextError(f"{file.source.name}: {message}; begin every line with an ID, which has a digit, and a blank")
@@ -128,13 +128,13 @@ def _one_after_the_other(lists: Iterator[List], lm: Model, weights: Weights) -> 
     model = lm.saved.model
     states = model.start(1)
     for file, group in lists:
-        keys = [_ids(lm, hypothesis.words) for hypothesis in group]
+        keys = _keys(lm, [hypothesis.words for hypothesis in group])
         with working(lm.threads) as work:
             scores = _each_once(keys, partial(_tree, model, states, work))
             rescored = _compared(file, group, scores.tolist(), weights)
             words = np.frombuffer(keys[rescored.best], ID)[:-1].astype(np.int32)
             x = np.concatenate(([SENTENCE_END], words))[:, None]  # (T, 1)
-            for part in runs(0, len(x), POSITIONS):
+            for part in runs(0, len(x), positions_at_once(model)):
                 (_, states), _ = model.read(x[part], states, work)
         yield rescored
 
@@ -142,7 +142,7 @@ def _one_after_the_other(lists: Iterator[List], lm: Model, weights: Weights) -> 
 def _adapting(lists: Iterator[List], lm: Model, reader: Adapting, weights: Weights) -> Iterator[Rescored]:
     """Learn from the best hypothesis of each list when all of it are scored."""
     for file, group in lists:
-        keys = [_ids(lm, hypothesis.words) for hypothesis in group]
+        keys = _keys(lm, [hypothesis.words for hypothesis in group])
         with working(lm.threads) as work:
 
             def score(some: list[bytes], work: Workspace = work) -> NDArray[np.float64]:
@@ -181,7 +181,7 @@ def _scores(lm: AnyModel, hypotheses: list[list[str]]) -> NDArray[np.float64]:
         return _each_once(different, lambda some: np.array([log_p.sum() for log_p in lm.log_probs(some)]))
     model = lm.saved.model
     with working(lm.threads) as work:
-        return _each_once([_ids(lm, words) for words in hypotheses], partial(_tree, model, model.start(1), work))
+        return _each_once(_keys(lm, hypotheses), partial(_tree, model, model.start(1), work))
 
 
 def _each_once(keys: list[Key], score: Callable[[list[Key]], NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -194,10 +194,12 @@ def _each_once(keys: list[Key], score: Callable[[list[Key]], NDArray[np.float64]
     return scores[[place[key] for key in keys]]
 
 
-def _ids(lm: Model, words: list[str]) -> bytes:
-    """Return the ids of a hypothesis and of its end, as bytes that are ordered as the ids are."""
-    ids = lm.saved.vocabulary.encode(folded(words, lm.lowercase))
-    return ids.astype(ID).tobytes() + bytes(ID.itemsize)  # SENTENCE_END is 0
+def _keys(lm: Model, hypotheses: list[list[str]]) -> list[bytes]:
+    """Return the ids of hypotheses and of their ends, each as bytes that are ordered as the ids are."""
+    ended = ((*folded(words, lm.lowercase), vocabulary.SENTENCE_END) for words in hypotheses)
+    ids = lm.saved.vocabulary.encode(itertools.chain.from_iterable(ended)).astype(ID).tobytes()
+    ends = itertools.accumulate((ID.itemsize * (len(words) + 1) for words in hypotheses), initial=0)
+    return [ids[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def _unknown(lm: AnyModel, words: list[str]) -> list[bool]:
@@ -218,40 +220,33 @@ def _walk(model: LanguageModel, keys: list[bytes], states: Array, work: Workspac
     """Walk down the tree of some hypotheses.
 
     At depth d those that are longer have read d words, and are asked for the next. Sorted, those with the same
-    beginning are neighbors: a hypothesis shares `shared` words with the one before it, so that it is the first of its
-    beginning of d words where shared < d.
+    beginning are neighbors: `alike` says of each whether it begins, so far, as the one before it.
     """
     ids = np.frombuffer(b"".join(keys), ID).astype(np.int32)  # of all, end to end
     lengths = np.array([len(key) // ID.itemsize for key in keys])
-    starts = np.cumsum(lengths) - lengths
-    shared = np.array([-1, *itertools.starmap(_shared, itertools.pairwise(keys))])
+    starts, alike = np.cumsum(lengths) - lengths, np.arange(len(keys)) > 0
     totals = np.zeros(len(keys))
     stream = np.zeros(len(keys), int)  # of each hypothesis, among the states
     for depth in range(lengths.max()):
         going = np.flatnonzero(lengths > depth)
-        shared_here, at = shared[going], starts[going] + depth
-        begins = shared_here < depth
+        at, begins = starts[going] + depth, ~alike[going]
         x = ids[at[begins] - 1] if depth else np.array([SENTENCE_END], np.int32)
         before = states[:, :, stream[going[begins]]]  # at depth 0 the state of all: the beginning of no words is one
         (s, states), _ = model.read(x[None], before, work)
         stream[going] = np.cumsum(begins) - 1
-        asked = shared_here < depth + 1  # the first of its beginning and the word that follows
+        following = np.full(len(keys), IGNORED)
+        following[going] = ids[at]
+        alike[1:] &= following[1:] == following[:-1]
+        asked = ~alike[going]  # the first of its beginning and the word that follows
         log_p = _log_p(model, s[0], stream[going[asked]], ids[at[asked]], work)
         totals[going] += log_p[np.cumsum(asked) - 1]
     return totals
-
-
-def _shared(one: bytes, other: bytes) -> int:
-    """Count the words with which two different hypotheses begin alike: neither is the beginning of the other."""
-    length = min(len(one), len(other))
-    differing = int.from_bytes(one[:length], "big") ^ int.from_bytes(other[:length], "big")
-    return (8 * length - differing.bit_length()) // (8 * ID.itemsize)
 
 
 def _log_p(model: LanguageModel, s: Array, streams: Array, y: Array, work: Workspace) -> NDArray[np.float64]:
     """Return log p (n,) of words y (n,) after the outputs s (B, H) of some streams (n,)."""
     V, c = model.parameters["V"], model.parameters["c"]
     log_p = np.empty(len(y))
-    for some in runs(0, len(y), max(1, WINDOW_NUMBERS // model.settings.words)):
+    for some in runs(0, len(y), positions_at_once(model)):
         log_p[some] = -softmax_loss(s[streams[some]], y[some], V, c, model.settings.cutoffs, work)[0]
     return log_p

@@ -123,7 +123,7 @@ def tune(
             raise TextError(f"{source.name}: the references lack {what}; add it, or name another file with --tune")
         keys.append(key)
         rows = [
-            (hypothesis.fixed, hypothesis.old, score, hypothesis.count, count_errors(right[key], hypothesis.words))
+            (hypothesis.fixed, hypothesis.old, score, hypothesis.size, count_errors(right[key], hypothesis.words))
             for hypothesis, score in zip(one.hypotheses, one.scores, strict=True)
         ]
         columns.append(np.array(rows, np.float64).T)

@@ -17,12 +17,9 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from rnnlm.errors import SettingsError
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 ERASE = "\x1b[K"  # to the end of the line, where Ctrl-C has left its mark
 LOG = b"$ rnnlm "  # how a log begins
@@ -62,17 +59,37 @@ WIDTH = 80  # columns of a line, at most
 NAMED = 10  # words that a message names, at most
 
 
-def bar(description: str, total: int | None = None, unit: str = "", delay: float = 1, **keywords: Any) -> tqdm[Any]:
-    """Return a bar, shown after `delay` seconds; `update(n)` moves it."""
+class Bar:
+    """What moves as work is done. This one nobody sees; tqdm's, which takes long to load, are for a terminal."""
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def update(self, n: float = 1) -> None:
+        """Move it by so much."""
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        """Say something behind it."""
+
+    def close(self) -> None:
+        """Remove it."""
+
+
+def bar(description: str, total: int | None = None, unit: str = "", delay: float = 1, **keywords: Any) -> Bar:
+    """Return a bar, shown after `delay` seconds on a terminal; `update(n)` moves it."""
+    if screen.quiet or not screen.isatty():
+        return Bar()
     from tqdm import tqdm
 
-    return tqdm(
+    shown = tqdm(
         desc=description,
         total=total,
         unit=unit,
         unit_scale=True,
         file=screen,
-        disable=True if screen.quiet else None,  # None: unless it is a terminal
         delay=delay,
         ascii=not _has_blocks(),
         ncols=shutil.get_terminal_size().columns - len("^C"),  # so that what Ctrl-C writes stays on the bar's line
@@ -80,6 +97,7 @@ def bar(description: str, total: int | None = None, unit: str = "", delay: float
         bar_format=BAR if total else None,
         **keywords,
     )
+    return cast(Bar, shown)
 
 
 def _has_blocks() -> bool:

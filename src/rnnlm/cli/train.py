@@ -25,14 +25,12 @@ from rnnlm.cli.options import (
     setting,
     threads_option,
 )
-from rnnlm.cli.progress import WIDTH, bar, said_to, say, screen, stage_bar, warn
+from rnnlm.cli.progress import WIDTH, Bar, bar, said_to, say, screen, stage_bar, warn
 from rnnlm.cli.stopping import Stop, stop_signals
 from rnnlm.errors import SettingsError, counted
 from rnnlm.settings import NetworkSettings, RunSettings, TextSettings, TrainingSettings, VocabularySettings
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from rnnlm.run import Run
     from rnnlm.training import Evaluation, Progress, Record
 
@@ -434,8 +432,8 @@ class _Bars:
 
     def __init__(self) -> None:
         self.epoch, self.windows = 0, 1
-        self.bar: tqdm[Any] | None = None
-        self.evaluation: tqdm[Any] | None = None
+        self.bar: Bar | None = None
+        self.evaluation: Bar | None = None
         self.warned = False  # of overfitting, which is said once
 
     def close(self) -> None:
