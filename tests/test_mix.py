@@ -303,12 +303,17 @@ def test_unknown_words_as_in_mikolovs_tool(mix, tmp_path):
     assert found["unknown"] == 1
 
 
-def test_a_model_gives_nothing_to_what_it_lacks_in_mikolovs_way(mix, files):
-    """Models lack words as streams do; `<unk>` in the text is a word like others there."""
+def test_a_model_gives_nothing_to_what_it_lacks_in_mikolovs_way(mix, run, files):
+    """Models lack words as streams do; `<unk>` in the text is a word like others there. What is left out is told."""
     found = mix("a.arpa", "b.arpa", "--oov", "mikolov")
     assert found["predictions"] == PREDICTIONS - 1  # neither has "sleeps"
     assert found["unknown"] == 4  # cat, zebra, sings, bird
     assert found["models"][1]["perplexity"] is None
+    assert found["left_out"] == 1
+    table = run("mix", "text.txt", "a.arpa", "b.arpa", "--oov", "mikolov")[1]
+    assert "12 words, 4 unknown to some, 1 left out, as all lack them" in " ".join(table.split())
+    assert max(map(len, table.splitlines())) <= 80
+    assert mix("a.arpa", "b.arpa")["left_out"] == 0
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,9 @@ def test_the_base_is_named(score, base, name, unit):
 
 def test_quotation_marks_are_quoted(score):
     """A token with a quotation mark is quoted as in CSV, so that R's read.delim and pandas read it."""
-    out = printed(score('say "x" " \'tis\n', "--words"))
+    code, out, err = score('say "x" " \'tis\n', "--words")
+    assert code == 0
+    assert " ".join(err.split()).startswith("Warning: 100% of the words are unknown to the model; is the text in its")
     tokens = [row["token"] for row in csv.DictReader(io.StringIO(out), delimiter="\t")]
     assert tokens == ["say", '"x"', '"', "'tis", "</s>"]
     assert '\t"""x"""\t' in out
@@ -159,17 +161,25 @@ def test_ranks_and_entropies_are_those_of_the_definition(score, folder):
 def test_raw_words_have_places(score):
     """Words of raw text have their places in the line; `--sum-to blanks` adds up those that no blank parts."""
     line = '"Don\'t sing,"  said the cat.'
-    out = printed(score(line, "--words", model="raw"))
+    code, out, _ = score(line, "--words", model="raw")  # most of the words are unknown, and a warning says so
+    assert code == 0
     rows = list(csv.DictReader(io.StringIO(out), delimiter="\t"))
     places = [line[int(row["start"]) : int(row["end"])] for row in rows]
     assert places == ['"', "Do", "n't", "sing", ",", '"', "said", "the", "cat", ".", ""]
-    joined = list(
-        csv.DictReader(io.StringIO(printed(score(line, "--words", "--sum-to", "blanks", model="raw"))), delimiter="\t")
-    )
+    _, out, _ = score(line, "--words", "--sum-to", "blanks", model="raw")
+    joined = list(csv.DictReader(io.StringIO(out), delimiter="\t"))
     assert [row["token"] for row in joined] == ["\"Don't", 'sing,"', "said", "the", "cat.", "</s>"]
     assert [line[int(row["start"]) : int(row["end"])] for row in joined][:-1] == [row["token"] for row in joined][:-1]
     assert float(joined[0]["surprisal"]) == pytest.approx(sum(float(row["surprisal"]) for row in rows[:3]), abs=1e-5)
     assert [row["unknown"] for row in joined[:5]] == ["1", "1", "1", "0", "0"]
+
+
+def test_several_sentences_on_a_line(score):
+    """A line of raw text is one sentence whatever stops it has: one within it stays part of its word."""
+    rows = csv.DictReader(
+        io.StringIO(printed(score("the cat sings. it sleeps.", "--words", model="raw"))), delimiter="\t"
+    )
+    assert [row["token"] for row in rows] == ["the", "cat", "sings.", "it", "sleeps", ".", "</s>"]
 
 
 def test_places_survive_every_text():

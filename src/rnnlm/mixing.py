@@ -100,6 +100,11 @@ class Mixed:
     iterations: int  # 0 where the weights were given
     lacking: tuple[int, ...] = ()  # of the others' words, how many each model lacks and shares its <unk> with
 
+    @property
+    def left_out(self) -> int:
+        """How many words count in no score, as all models lack them."""
+        return self.score.words + self.score.sentences - self.score.predictions
+
 
 @dataclass(frozen=True)
 class _Text:

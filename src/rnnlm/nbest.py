@@ -23,7 +23,7 @@ from rnnlm.errors import TextError
 from rnnlm.sources import Source, plain_characters
 from rnnlm.text import split_at_blanks
 
-LIST_LIMIT = 2**24  # bytes of one list, which is held in memory
+LIST_LIMIT = 2**24  # characters of one list, which is held in memory
 PAUSE = "-pau-"  # SRILM's mark of silence, which is no word: neither counted nor scored
 NAME = "RNNLM="  # what we call our score among Moses' features
 

@@ -98,7 +98,8 @@ class Weights(click.ParamType):  # type: ignore[type-arg]  # generic in some ver
     type=click.Choice(["share", "mikolov"]),
     default="share",
     group=WEIGHTS,
-    help="What a model gives to a word that it lacks and another has: its share of <unk>, or nothing.",
+    help="What a model gives to a word that it lacks and another has: its share of <unk>; or, as Mikolov's tool, "
+    "nothing, where the first model is taken for the network.",
 )
 @option(
     "-o",
@@ -178,7 +179,7 @@ def _report(found: Mixed) -> dict[str, Any]:
         {"model": name, "weight": weight, **{key: score.to_json()[key] for key in kept}}
         for name, weight, score in zip(found.names, found.weights, found.scores, strict=True)
     ]
-    return {"models": models, **found.score.to_json(), "iterations": found.iterations}
+    return {"models": models, **found.score.to_json(), "left_out": found.left_out, "iterations": found.iterations}
 
 
 def _table(found: Mixed) -> str:
@@ -196,6 +197,8 @@ def _table(found: Mixed) -> str:
         rows.append(row("mixture", "", found.score))
     score = found.score
     counts = f"{score.sentences:,} sentences, {score.words:,} words, {score.unknown:,} unknown"
+    if found.left_out:
+        counts = f"{counts} to some, {found.left_out:,} left out, as all lack them"
     steps = f"; {counted(found.iterations, 'iteration')}" if found.iterations and len(found.names) > 1 else ""
     notes = [
         f"{printable(name)} lacks {counted(lacking, 'word')} of the others, and shares its <unk> with them: an unknown "
@@ -203,4 +206,4 @@ def _table(found: Mixed) -> str:
         for name, lacking in zip(found.names, found.lacking, strict=False)
         if lacking
     ]
-    return "\n".join([*rows, f"{counts}{steps}", *(textwrap.fill(note, WIDTH) for note in notes)])
+    return "\n".join([*rows, *(textwrap.fill(note, WIDTH) for note in (f"{counts}{steps}", *notes))])

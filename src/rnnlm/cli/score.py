@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import click
 
 from rnnlm.cli.adaptation import adaptation_options, adaptation_settings, tuned
 from rnnlm.cli.options import ANY_MODEL, Command, Value, given, json_option, model_option, option, threads_option
-from rnnlm.cli.progress import say, stage_bar
+from rnnlm.cli.progress import say, stage_bar, warn_of_unknown
 from rnnlm.errors import TextError
 
 if TYPE_CHECKING:
@@ -92,12 +93,14 @@ def score(ctx: click.Context, /, files: tuple[str, ...], model: str, threads: in
     lm = open_scorer(model, threads, stage_bar)
     files = files or ("-",)
     reader = _reader(lm, settings, **options)
-    records = _records(lm, reader, files, **options)
+    seen: Counter[str] = Counter()
+    records = _noted(_records(lm, reader, files, **options), seen)
     if options["sum_to"]:
         records = map(summed, records)
     write = _shown if sys.stdout.isatty() else str
     for text in _format(lm, model, files, **options)(records):
         sys.stdout.write(write(text))
+    warn_of_unknown(seen["unknown"], seen["words"], "is the text")
 
 
 def _reader(
@@ -180,6 +183,14 @@ def _records(
                 records = scored(tokenizer.lines(block._replace(lines=lines)), reader, lm.unknown)
                 yield from (replace(record, key=key) for key, record in zip(keys, records, strict=True))
             sys.stdout.flush()
+
+
+def _noted(records: Iterable[Scored], seen: Counter[str]) -> Iterator[Scored]:
+    """Pass records on, and count their words."""
+    for record in records:
+        seen["words"] += len(record.words)
+        seen["unknown"] += sum(record.unknown)
+        yield record
 
 
 def _format(
