@@ -900,6 +900,21 @@ def test_interrupting_saves_says_how_to_resume_and_exits_with_130(tmp_path, long
     assert re.search(r"^Go on with: python -m rnnlm train --resume\n\Z", err, re.M)
 
 
+def test_a_second_interrupt_says_how_to_resume(run, corpus, monkeypatch):
+    """What ends a training at once leaves what was saved last, and how to go on with it is told."""
+
+    def show(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rnnlm.cli.train._Bars.show", show)
+        code, _, err = run("train", corpus, *SMALL)
+    assert code == 130
+    assert "Interrupted at once; what was saved last is kept.\nGo on with: " in err
+    assert err.endswith("train --resume\n")
+    assert run("train", "--resume", "--epochs", 1)[0] == 0
+
+
 def test_killed_at_random_moments_training_ends_as_if_it_never_was(tmp_path, long_corpus, start):
     """SIGKILL eight times in training, resume each time: weights are the same bytes, the history the same records."""
 

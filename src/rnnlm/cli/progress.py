@@ -127,6 +127,16 @@ def say(message: str) -> None:
     _log(message)
 
 
+def typed(command: str, model: str) -> str:
+    """Return a command as it is to be typed from here, for a model."""
+    name = Path(sys.argv[0])
+    found = shutil.which(name.name)
+    program = name.name if found and Path(found).resolve() == name.resolve() else shlex.quote(str(name))
+    if name.name == "__main__.py":
+        program = "python -m rnnlm"
+    return f"{program} {command}" + ("" if model == "model" else f" --model {shlex.quote(model)}")
+
+
 def warn(message: str) -> None:
     """Write a warning, whether or not others are wanted."""
     _write(f"Warning: {message}")

@@ -7,10 +7,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rnnlm.cli import STOP_SIGNALS, handle_signals, leave
+import click
+
+from rnnlm.cli import INTERRUPTED, STOP_SIGNALS, handle_signals, leave
+from rnnlm.cli.progress import say, typed
 
 if TYPE_CHECKING:
     from types import FrameType
+
+
+def tell_cut_off(model: str) -> None:
+    """Say how to go on after what ended a training at once, and exit, if anything of it is saved."""
+    from rnnlm.checkpoint import ModelFolder
+
+    folder = ModelFolder(model)
+    if folder.new.exists() or folder.last.exists():
+        say("Interrupted at once; what was saved last is kept.")
+        say(f"Go on with: {typed('train --resume', model)}")
+        raise click.exceptions.Exit(INTERRUPTED)
 
 
 class Stop:

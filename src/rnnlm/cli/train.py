@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -25,8 +22,8 @@ from rnnlm.cli.options import (
     setting,
     threads_option,
 )
-from rnnlm.cli.progress import WIDTH, Bar, bar, said_to, say, screen, stage_bar, warn
-from rnnlm.cli.stopping import Stop, stop_signals
+from rnnlm.cli.progress import WIDTH, Bar, bar, said_to, say, screen, stage_bar, typed, warn
+from rnnlm.cli.stopping import Stop, stop_signals, tell_cut_off
 from rnnlm.errors import SettingsError, counted
 from rnnlm.settings import NetworkSettings, RunSettings, TextSettings, TrainingSettings, VocabularySettings
 
@@ -246,7 +243,12 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
             also = f" ({ctx.meta['rnnlm.config']} gives options too)" if "rnnlm.config" in ctx.meta else ""
             raise click.UsageError(f"{error}{also}.") from None
         if speaks():
-            _follow(events, bars, model, stop)
+            try:
+                _follow(events, bars, model, stop)
+            except KeyboardInterrupt:  # the second one
+                bars.close()
+                tell_cut_off(model)
+                raise
         else:
             _follow_silently(events, stop)
 
@@ -363,10 +365,9 @@ def _warnings(run: Run) -> Iterator[str]:
 
 def _tell_end(run: Run, reason: str | None, model: str) -> None:
     """Say why training has ended, what it has reached and what comes next."""
-    name = "" if model == "model" else f" --model {shlex.quote(model)}"
     if reason is None:
         say(f"Interrupted in epoch {run.state.epoch} after window {run.state.window}; all is saved.")
-        say(f"Go on with: {_program()} train --resume{name}")
+        say(f"Go on with: {typed('train --resume', model)}")
         raise click.exceptions.Exit(INTERRUPTED)
     history = run.state.history
     best = min(history, key=lambda record: record.valid_perplexity)
@@ -378,7 +379,7 @@ def _tell_end(run: Run, reason: str | None, model: str) -> None:
     _tell_samples(model)
     say("Next, to write more, to measure another text, and to see where the model errs:")
     for command in ("generate", "evaluate TEXT", "report"):
-        say(f"  {_program()} {command}{name}")
+        say(f"  {typed(command, model)}")
 
 
 def _tell_samples(model: str) -> None:
@@ -414,15 +415,6 @@ def _duration(seconds: float) -> str:
     if seconds < 600:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 36_000 else f"{seconds / 3600:.1f} h"
-
-
-def _program() -> str:
-    """Return what starts this program from here: its name, where that is on the path."""
-    name = Path(sys.argv[0])
-    if name.name == "__main__.py":
-        return "python -m rnnlm"
-    found = shutil.which(name.name)
-    return name.name if found and Path(found).resolve() == name.resolve() else shlex.quote(str(name))
 
 
 class _Bars:
