@@ -59,7 +59,18 @@ NUMBERS += ["1.0", "1.5", "10.0", "1e-9", "1e30", "1e38", "5", "5m", "0.01m"]
 NUMBERS_ODD = ["", " ", "x", "nan", "-inf", "1e400", "1e-400", "1e308", "-1", "-0", "+1", "0x10", "1_0", "٣", "１２"]
 NUMBERS_ODD += ["½", "1.5", ".5", "1e0", " 3 ", "3\n", "9" * 5000, "9" * 30, "true", "2147483648"]
 NUMBERS_ODD += ["18446744073709551616"]
-PATHS = ["corpus.txt", "other.txt", "model", "model/best.npz", "model/last.npz", "corpus.txt.gz", "new", "new/deeper"]
+PATHS = [
+    "corpus.txt",
+    "other.txt",
+    "pairs.tsv",
+    "lists.tsv",
+    "model",
+    "model/best.npz",
+    "model/last.npz",
+    "corpus.txt.gz",
+    "new",
+    "new/deeper",
+]
 PATHS_ODD = ["missing", "pipe", "folder", "", ".", "/dev/null", "/proc/version", "dangling", "loop", "x" * 300]
 PATHS_ODD += ["a\nb", "\udcff", "é", "-", "corpus.txt/x", "empty.txt", "random", "config.toml"]
 PATHS_ODD += ["model/history.jsonl", "model/encoded-train", "~"]
@@ -199,8 +210,15 @@ def odd_text(chance: random.Random, encoding: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
+READING = (  # commands that read a text, odd.txt, or a prompt
+    *("evaluate odd.txt", "score --words odd.txt", "gradflow --lags 3 odd.txt", "report -o made.html odd.txt"),
+    *("pairs odd.txt", "rescore --output made odd.txt", "mix odd.txt model", "import --model made odd.txt"),
+    *("generate --count 2 --seed 1 --prompt=PROMPT", "next -- PROMPT", "trace --at 2 1 --terms -- PROMPT"),
+)
+
+
 def texts_case(case: Case) -> None:
-    """Train on an odd text and use the model, or give the text to a model as a text or as a prompt."""
+    """Train on an odd text and use the model, or give the text to a command as a text or as a prompt."""
     chance, template = case.random, case.open_template()
     encoding = chance.choice(ENCODINGS)
     text = odd_text(chance, encoding)
@@ -212,17 +230,17 @@ def texts_case(case: Case) -> None:
         else {}
     )
     case.about = f"model {template}, {text[:60]!r}"
+    reads, prompt = chance.choice(READING), text.decode("utf-8", "surrogateescape").replace("\0", "")
+    command, *arguments = (part.replace("PROMPT", prompt) for part in reads.split(" "))
+    chosen = {"--threads": "1", **flags, **asked}
     if case.number % 3 == 0:
-        chosen = {"--hidden": "4", "--epochs": "1", "--threads": "1", "--model": "new", **flags, **asked}
-        if case.call("train", "odd.txt", *flat("train", chosen), guilty=r"odd\.txt|--").code == 0:
-            case.call("generate", "--model", "new", "--seed", "1", "--count", "3", "--allow-unk")
-            case.call("evaluate", "odd.txt", "--model", "new", "--threads", "1")
-            case.call("info", "--model", "new")
-    elif case.number % 3 == 1:
-        case.call("evaluate", "odd.txt", *flat("evaluate", {"--threads": "1", **flags, **asked}), guilty=r"odd\.txt|--")
-    else:
-        prompt = text.decode("utf-8", "surrogateescape").replace("\0", "")
-        case.call("generate", "--count", "2", "--seed", "1", "--threads", "1", f"--prompt={prompt}")
+        small = {"--hidden": "4", "--epochs": "1", "--model": "new"}
+        if case.call("train", "odd.txt", *flat("train", {**chosen, **small}), guilty=r"odd\.txt|--").code != 0:
+            return
+        case.call("generate", "--model", "new", "--seed", "1", "--count", "3", "--allow-unk")
+        case.call("info", "--model", "new")
+        chosen |= {} if command == "import" else {"--model": "new"}
+    case.call(command, *flat(command, chosen), *arguments, guilty="" if "PROMPT" in reads else r"odd\.txt|--")
 
 
 # ---- family: chains of kill and resume -----------------------------------------------------------------------------

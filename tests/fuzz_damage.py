@@ -106,14 +106,17 @@ WRONG += ["x", "", "\x1b[31m", [], {}, [1], DEEP]
 
 # Changes after which a model is another one and still a model, so that a command may give another result: other values
 # of the same JSON type below these paths, and other finite numbers of the same dtype and shape in these arrays. What is
-# not listed decides no result of that command, or contradicts something else in the file, and is to be refused. `info`
-# is not listed because it computes nothing: it shows what is there.
-NUMBERS = ("parameters/", "optimizer/", "states", "owed")  # weights; what an optimizer remembers; decay that is due
+# not listed decides no result of that command, or contradicts something else in the file, and is to be refused. SHOWING
+# are not listed, as they show what is there.
+SHOWING = ("info", "curve", "report")
+NUMBERS = ("parameters/", "average/", "optimizer/", "states", "owed")  # weights; what training remembers
 CUTTING = ("model/carry_state", "tokenizer/")  # how texts are cut into words and sequences
 RUN = ("origin/settings", "origin/history", "state/", "model/truncate", "vocabulary/counts")  # how training goes on
+READING = (*NUMBERS, *CUTTING, "vocabulary/words")
 LEGITIMATE = {
-    "generate": (*NUMBERS, *CUTTING, "vocabulary/words"),
-    "evaluate": (*NUMBERS, *CUTTING, "vocabulary/words"),
+    **dict.fromkeys(("generate", "evaluate", "score", "rescore", "next", "pairs", "mix", "gradflow"), READING),
+    "export": (*NUMBERS, "vocabulary"),
+    "trace": (*READING, "model/truncate"),
     "gradcheck": (*NUMBERS, "model/carry_state", "model/truncate"),
     "train": (*NUMBERS, *CUTTING, *RUN),
 }
@@ -198,7 +201,7 @@ def values_case(case: Case) -> None:
     path.write_bytes(data)
     case.about = f"model {template}, {path.name}: {what}"
     plausible = plausible or where.startswith("tokenizer/words")  # text, of which any length and any letter is one
-    changed = command == "info" or (plausible and where.startswith(LEGITIMATE[command]))
+    changed = command in SHOWING or (plausible and where.startswith(LEGITIMATE[command]))
     outcome = compare(case, template, command, f"model/{path.name}", path.name, changed, room)
     if change is _no_change and outcome.code != 0:  # then all changes would be refused, and nothing would be fuzzed
         case.fault("is refused although nothing was changed", (command,), outcome)

@@ -246,8 +246,10 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
 
 
 def read_history(path: str | os.PathLike[str], origin: Origin) -> list[Record]:
-    """Read a run's evaluations: those of the model's folder or, where it has none of this run, the model's own."""
-    return (ModelFolder(path).read_history(origin.run) if Path(path).is_dir() else []) or list(origin.history)
+    """Read the evaluations of a run: from the model, or from the folder that it is or lies in."""
+    if Path(path).is_dir():
+        return ModelFolder(path).read_history(origin.run) or list(origin.history)
+    return list(origin.history) or ModelFolder(Path(path).parent).read_history(origin.run)
 
 
 def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
