@@ -11,6 +11,7 @@ WIDTH, HEIGHT = 360, 230  # so that letters can be read where the page is that n
 LEFT, RIGHT, TOP, BOTTOM = 46, 350, 26, 190
 TICKS = 7  # at most, at an axis
 DASHES = ("", "6 3", "2 3")  # tell lines apart without color
+LINES = len(DASHES)  # at most
 
 
 class Line(NamedTuple):
@@ -21,7 +22,7 @@ class Line(NamedTuple):
 
 
 def line_chart(title: str, lines: Sequence[Line], below: str, beside: str, mark: tuple[float, float] | None) -> str:
-    """Draw lines over a logarithmic scale; `mark` is a point that gets a circle.
+    """Draw up to LINES lines over a logarithmic scale; `mark` is a point that gets a circle.
 
     Numbers are finite, and those of the scale above zero.
     """
@@ -53,9 +54,9 @@ def line_chart(title: str, lines: Sequence[Line], below: str, beside: str, mark:
 
 def _drawn(number: int, line: Line, at: Sequence[tuple[float, float]]) -> list[str]:
     """Draw one line, its points and its name."""
-    dash, key = DASHES[number % len(DASHES)], RIGHT - 100 * (number + 1)
+    dash, key = DASHES[number], RIGHT - 84 * (number + 1)
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
-    parts = [f'<g class="line{number % len(DASHES)}"><polyline stroke-dasharray="{dash}" points="{points}"/>']
+    parts = [f'<g class="line{number}"><polyline stroke-dasharray="{dash}" points="{points}"/>']
     for (x, y), point in zip(at, line.points, strict=True):
         said = f"{line.name}: {written(point[1])} at {written(point[0])}"
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.2"><title>{escape(said)}</title></circle>')

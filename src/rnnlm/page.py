@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnnlm.charts import Line, line_chart
+from rnnlm.charts import LINES, Line, line_chart
 from rnnlm.curve import epochs_done
 from rnnlm.errors import ModelError, SettingsError
 from rnnlm.files import replacing
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 LEAST = 1e-4  # of an error's norm at lag 0: what is smaller is not drawn
 LONGEST = 10_000  # characters of a sentence, a command or a list of files
+EVALUATIONS = 40  # in the table
 LAGS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # in the table
 
 
@@ -46,12 +48,14 @@ def write_page(
     Whatever a text, a path or a word holds is shown as text. Raises SettingsError as `check_jinja`, ModelError where
     the file cannot be written.
     """
+    best = min(history, key=lambda record: record.valid_perplexity, default=None)
     page = _template().render(
         report=report,
         name=name,
         blocks=blocks,
         history=history,
-        best=min(history, key=lambda record: record.valid_perplexity, default=None),
+        best=best,
+        evaluations=_some(history, best),
         curve=_curve(history),
         reach=_reach(report.flow),
         lags=[lag for lag in LAGS if lag < len(report.flow.pairs) and report.flow.pairs[lag]],
@@ -79,6 +83,13 @@ def _template() -> Any:
     return house.get_template("report.html")
 
 
+def _some(history: Sequence[Record], best: Record | None) -> list[tuple[float, Record]]:
+    """Return evaluations for the table, about EVALUATIONS of them, and how many epochs were done: the best is there."""
+    every = math.ceil(len(history) / EVALUATIONS)
+    all_of_them = zip(epochs_done(history) if history else [], history, strict=True)
+    return [pair for n, pair in enumerate(all_of_them, 1) if n % every == 0 or pair[1] is best]
+
+
 def _curve(history: Sequence[Record]) -> Any:
     """Draw the perplexities of a run by epoch; None where there are none."""
     from markupsafe import Markup
@@ -90,7 +101,7 @@ def _curve(history: Sequence[Record]) -> Any:
     training = [(x, record.train_perplexity) for x, record in zip(at, history, strict=True) if record.train_perplexity]
     lines = [Line("validation", validation), *([Line("training", training)] if training else [])]
     best = min(validation, key=lambda point: point[1])
-    title = f"Perplexity by epoch; the best in validation is {best[1]:.2f} after epoch {best[0]:g}"
+    title = f"Perplexity by epoch; the best in validation is {best[1]:.2f} after epoch {best[0]:.4g}"
     return Markup(line_chart(title, lines, "epoch", "perplexity", best))  # it escapes what it is given
 
 
@@ -104,7 +115,7 @@ def _reach(flow: Flow) -> Any:
         points = [(lag, float(norm) / first) for lag, norm in enumerate(layer.delta) if norm > LEAST * first]
         lines.append(Line(f"layer {layer.number}", points or [(0, 1.0)]))
     title = "Mean norm of delta_t(t - lag) by lag, as a share of that at lag 0"
-    return Markup(line_chart(title, lines[-2:], "lag, steps back from the error", "norm of delta", None))
+    return Markup(line_chart(title, lines[-LINES:], "lag, steps back from the error", "norm of delta", None))
 
 
 def _number(value: float | None, digits: int = 2) -> str:
