@@ -74,7 +74,7 @@ def test_train_tells_what_it_did_and_what_comes_next(run, corpus):
     assert (code, out) == (0, "")
     assert "190 sentences" in err
     assert "10 sentences" in err
-    assert re.search(r"^epoch  2  train +[\d.]+  valid +[\d.]+ \*  lr 5\.0e-04  \d+ s  [\d,]+ words/s$", err, re.M)
+    assert re.search(r"^epoch  2  train +[\d.]+  valid +[\d.]+ \*  lr 1\.0e-03  \d+ s  [\d,]+ words/s$", err, re.M)
     assert re.search(r"^Best validation perplexity [\d.]+ in epoch 2\.$", err, re.M)
     assert re.search(r"^Model: model/best\.npz\nSentences that it makes up:\n(  .+\n){3,}Next, [^\n]+:\n", err, re.M)
     assert re.search(r"(\n  \S*rnnlm (generate|evaluate TEXT|report)){3}\n\Z", err)
@@ -327,7 +327,7 @@ def test_defaults_are_the_same_in_library_and_command_line():
 
 @pytest.mark.parametrize(
     ("options", "predictions", "streams"),
-    [({}, 1_000, 8), ({}, 929_589, 32), ({"layers": 2}, 929_589, 20), ({"cell": "lstm"}, 929_589, 20)],
+    [({}, 1_000, 8), ({}, 929_589, 64), ({"layers": 2}, 929_589, 20), ({"cell": "lstm"}, 929_589, 20)],
 )
 def test_default_batch_sizes_leave_steps_enough(options, predictions, streams):
     """A short text is read by a few streams, a long one by 32, or by 20 with several layers or tied tables."""
@@ -466,7 +466,7 @@ def test_help_tells_the_rates_that_optimizers_begin_with():
     (parameter,) = (option for option in options if option.name == "lr")
     sgd, adagrad, adam = (RULES[name].learning_rate for name in ("sgd", "adagrad", "adam"))
     assert RULES["momentum"].learning_rate == sgd
-    gated = f"{ELMAN_RATE:g} sgd, or {sgd:g} with gru and lstm"
+    gated = f"{ELMAN_RATE:g} sgd, or {sgd:g} with gru and lstm, less on long texts"
     assert parameter.show_default == f"{gated}; {adagrad:g} adagrad, {adam:g} adam"
 
 
@@ -759,7 +759,7 @@ def test_quiet_says_warnings_and_errors_only(run, corpus):
     first = Path("log.txt").read_text()
     assert first.startswith(f"$ rnnlm train {corpus} --pretokenized")
     rows = ["Training", "Vocabulary", "Validation", "Chosen", "epoch"]
-    assert [line.split()[0] for line in first.splitlines()][1:6] == rows
+    assert [line.split()[0] for line in first.splitlines() if line[0] != " "][1:6] == rows
     _, _, err = run("train", "--resume", "--epochs", 2, "--quiet", "--log", "log.txt")
     assert err == ""
     assert Path("log.txt").read_text().startswith(first)

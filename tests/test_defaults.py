@@ -29,6 +29,7 @@ def test_what_is_given_is_left():
         "weight_decay": 0.0,
         "average": False,
         "epochs": 2,
+        "decay_from": 1,
         "lr_decay": 3.0,
         "min_improvement": 0.01,
         "patience": 4,
@@ -44,7 +45,8 @@ def test_cells_with_gates_are_tied_and_carry_their_state(cell):
     """The others have tables of their own and a state of zero at each sentence."""
     gated = cell in ("gru", "lstm")
     settings = chosen(cell=cell)
-    assert (settings.network.tied, settings.network.carry_state, settings.training.average) == (gated,) * 3
+    assert (settings.network.tied, settings.network.carry_state) == (gated, gated)
+    assert (settings.training.lr_decay == 1) == (settings.training.decay_from == 0) == gated
     assert settings.training.dropout_state == 0.5 * gated
     assert chosen(cell=cell, carry_state=True).training.dropout_state == 0.5 * gated
 
@@ -64,12 +66,22 @@ def test_small_texts_have_more_dropout_and_more_epochs():
 def test_short_epochs_are_many():
     """A text of few windows is read more often, and each epoch decides less."""
     usual, short = chosen().training, chosen(2_600, 300).training
-    assert (usual.patience, usual.min_improvement) == (3, 0.003)
-    assert short.epochs > 200
+    assert (usual.patience, usual.min_improvement, usual.decay_from) == (3, 0.003, 2)
+    assert short.epochs > 100
     assert short.patience > 20
     assert short.min_improvement < 0.0005
-    assert short.lr_decay ** (short.epochs / 40) == pytest.approx(1.35, rel=0.01)
     assert chosen(2_600, 300, batch_size=1).training.epochs < short.epochs  # it has more windows
+
+
+@pytest.mark.parametrize("predictions", [2_600, TREEBANK, 10**8])
+def test_an_elman_networks_rate_falls_to_a_thirtieth(predictions):
+    """It is constant in the first sixth of the epochs; fewer epochs than usual can be resumed, more change the fall."""
+    usual, few, many = (chosen(predictions, **options).training for options in ({}, {"epochs": 1}, {"epochs": 400}))
+    for training in (usual, many):
+        assert training.lr_decay ** (training.epochs - training.decay_from) == pytest.approx(30, rel=0.02)
+        assert training.decay_from == max(1, round(training.epochs / 6))
+        assert training.lr == pytest.approx(0.001 / max(1, predictions / TREEBANK) ** 0.5, rel=0.05)
+    assert replace(few, epochs=usual.epochs) == usual
 
 
 def test_a_small_vocabulary_needs_little_dropout():
@@ -96,7 +108,7 @@ def test_nothing_stays_open():
 @pytest.mark.parametrize(
     ("cell", "expected"),
     [
-        ("elman", {"dropout": 0.3, "weight_decay": 0.001, "lr_decay": 1.35, "epochs": 24, "batch_size": 32}),
+        ("elman", {"dropout": 0.3, "weight_decay": 0.001, "lr_decay": 1.4051, "epochs": 12, "batch_size": 64}),
         ("lstm", {"dropout": 0.21, "weight_decay": 0.0003, "lr_decay": 1.0, "epochs": 8, "batch_size": 20}),
     ],
 )

@@ -233,6 +233,18 @@ def test_the_learning_rate_falls_and_patience_ends():
     assert finished(state, TrainingSettings(epochs=50, min_improvement=0.9, patience=5)) is None
 
 
+def test_the_learning_rate_falls_from_an_epoch_on():
+    """From the end of that epoch on it is divided, however much an epoch has improved."""
+    settings = TrainingSettings(
+        bptt=6, batch_size=4, epochs=4, min_improvement=0.0, decay_from=2, lr_decay=2.0, lr=0.001
+    )
+    state, corpus, valid, _ = begin(settings)
+    list(train(state, settings, corpus, valid, Workspace()))
+    values = [record.valid_perplexity for record in state.history]
+    assert values == sorted(values, reverse=True)  # so that nothing else lets it fall
+    assert [record.learning_rate for record in state.history] == [0.001, 0.001, 0.0005, 0.00025]
+
+
 def test_epochs_end():
     """The last epoch is the one asked for, and one more goes on from there."""
     settings = TrainingSettings(bptt=6, batch_size=4, epochs=2)

@@ -13,9 +13,10 @@ from rnnlm.model import CELLS, RULES, ModelSettings, parameter_table
 from rnnlm.settings import CHOSEN, NetworkSettings, RunSettings, TrainingSettings
 
 RATE_POWER = 0.5  # of rules whose rates follow word frequencies
-ELMAN_RATE = 0.0005  # of SGD without gates, whose rate falls; the rule's is for those that keep it
+ELMAN_RATE = 0.001  # of SGD without gates, whose rate falls; the rule's is for those that keep it
+FALL = 30  # by which the rate has fallen in the last epoch, where it falls
 TREEBANK = 929_589  # predictions in the training part of the Penn Treebank
-EPOCHS, WINDOWS = 40, 4000  # at most so many epochs, unless these have fewer windows
+WINDOWS = 100  # in an epoch, at least, of a text that is not short
 TREEBANK_SHARE = 4.35  # parameters of an Elman network of 200 units for each of them
 
 
@@ -78,29 +79,35 @@ def _training(settings: RunSettings, predictions: int, share: float) -> dict[str
     """Choose how a network is trained; `share` is how many parameters it has for each prediction of the text.
 
     The more, the sooner it learns the text by heart: dropout and weight decay grow with it. Streams make a step cheaper
-    for each word, and steps fewer and longer: there are as many as leave 200 steps in an epoch. With more than 32 steps
-    are too long: with 64, and the rule's own rate, an Elman network diverged in its sixth epoch of the treebank.
+    for each word, and steps fewer and longer: there are as many as leave 200 steps in an epoch. An Elman network of a
+    constant rate diverges, if late: so its rate falls after the first sixth of all epochs, and is lower on long texts,
+    where that is many steps. Then it takes more streams than others.
     """
     network, training = settings.network, settings.training
-    own_rule, most_streams = RULES[rule(training)], 32 if network.layers == 1 and not network.tied else 20
-    window = training.bptt or 20
+    own_rule, window, gated = RULES[rule(training)], training.bptt or 20, _gated(network)
+    most_streams = 20 if network.layers > 1 or network.tied else 32 if gated else 64
     streams = training.batch_size or max(8, min(most_streams, predictions // (200 * window)))
-    size, share, gated = predictions / TREEBANK, share / TREEBANK_SHARE, _gated(network)
+    size, share, short = predictions / TREEBANK, share / TREEBANK_SHARE, WINDOWS * streams * window / predictions
+    usual, of_treebank = (40, 8) if gated else (12, 12)  # epochs, at most, of a text that is not short
+    epochs = round(max(5, min(of_treebank / math.sqrt(size), usual * max(1, short))))
+    planned = epochs if "epochs" in settings.chosen else max(epochs, training.epochs)  # fewer ones may be resumed
+    constant = 0 if gated else max(1, round(planned / 6))
+    stretch = max(1, epochs / usual)  # how many epochs take the place of one
+    lr = own_rule.learning_rate if gated or not own_rule.row_rates else ELMAN_RATE / math.sqrt(max(1, size))
     values = {
-        "dropout": round(min(0.5, max(0.0, (0.2 if gated else 0.3) + 0.3 * math.log10(share))), 2),
-        "weight_decay": float(f"{(0.0003 if gated else 0.001) * min(4, share):.1g}"),
+        "dropout": min(0.5, max(0.0, (0.2 if gated else 0.3) + 0.3 * math.log10(share))),
         "dropout_state": 0.5 if network.carry_state and gated else 0.0,
-        "batch_size": streams,
-        "lr": own_rule.learning_rate if gated or not own_rule.row_rates else ELMAN_RATE,
+        "lr": lr,
         "rate_power": RATE_POWER if own_rule.row_rates else 0.0,
+        "min_improvement": 0.003 / stretch,
     }
-    epochs = min((8 if gated else 24) / math.sqrt(size), max(EPOCHS, WINDOWS * streams * window / predictions))
-    short = min(1, EPOCHS / epochs)  # how long an epoch is beside those in which these figures were found
     return {
-        **values,
-        "average": gated,
-        "epochs": round(max(5, epochs)),
-        "lr_decay": 1.0 if gated else round(1.35**short, 3),
-        "min_improvement": float(f"{0.003 * short:.1g}"),
-        "patience": round(3 / short),
+        **{name: float(f"{value:.2g}") for name, value in values.items()},
+        "weight_decay": float(f"{(0.0003 if gated else 0.001) * min(4, share):.1g}"),
+        "batch_size": streams,
+        "average": True,
+        "epochs": epochs,
+        "decay_from": constant,
+        "lr_decay": 1.0 if gated else round(FALL ** (1 / (planned - constant)), 4),
+        "patience": round(3 * stretch),
     }

@@ -38,7 +38,7 @@ DYNAMIC_DECAY = 0.002  # Krause et al. (2018)
 CHOSEN = (
     *("hidden", "tied", "carry_state"),
     *("batch_size", "lr", "rate_power", "dropout", "dropout_state", "weight_decay", "average"),
-    *("epochs", "lr_decay", "min_improvement", "patience"),
+    *("epochs", "decay_from", "lr_decay", "min_improvement", "patience"),
 )
 
 
@@ -139,6 +139,7 @@ class TrainingSettings(Settings):
     epochs: Annotated[int, Range(1, 10**9)] = 20
     eval_every: Natural = 0  # windows between evaluations, beside the one after each epoch; 0: none
     min_improvement: Share = 0.003  # share by which an epoch must lower the perplexity, or the rate begins to fall
+    decay_from: Natural = 0  # an epoch after which the rate falls in any case; 0: none
     lr_decay: Annotated[float, Range(1, 1e30)] = 2.0  # what the rate is divided by after each epoch from then on
     patience: Annotated[int, Range(1, 10**9)] = 3  # epochs in a row without that improvement, after which it stops
     seed: Annotated[int, Range(0, 2**64 - 1)] = 1

@@ -380,7 +380,8 @@ def _evaluated(
     )
     if at_end:
         state.poor_epochs = 0 if value < state.best_epoch_perplexity * sufficient else state.poor_epochs + 1
-        state.decaying = state.decaying or not value < state.last_epoch_perplexity * sufficient
+        due = 0 < settings.decay_from <= state.epoch
+        state.decaying = state.decaying or due or not value < state.last_epoch_perplexity * sufficient
         if state.decaying:
             state.learning_rate /= settings.lr_decay
         state.last_epoch_perplexity = value

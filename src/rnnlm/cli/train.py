@@ -110,7 +110,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "batch_size",
     "Sequences trained side by side.",
     TRAINING,
-    "8 to 32 by the text's size, at most 20 with several layers or --tied",
+    "8 to 64, by the text's size and the network",
 )
 @setting(TrainingSettings, "optimizer", "Optimizer.", TRAINING)
 @setting(
@@ -118,7 +118,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "lr",
     "Learning rate; with sgd, for the gradient summed over a window.",
     TRAINING,
-    "0.0005 sgd, or 0.00075 with gru and lstm; 0.05 adagrad, 0.002 adam",
+    "0.001 sgd, or 0.00075 with gru and lstm, less on long texts; 0.05 adagrad, 0.002 adam",
 )
 @setting(
     TrainingSettings,
@@ -158,7 +158,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "average",
     "Evaluate and keep a running average of the weights.",
     TRAINING,
-    "yes with gru and lstm",
+    "yes",
 )
 @setting(
     TrainingSettings,
@@ -187,7 +187,14 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "lr_decay",
     "Divide the learning rate by this after each epoch, once one has not improved.",
     TRAINING,
-    "1 with gru and lstm, else 1.35; nearer 1 on very short texts",
+    "1 with gru and lstm, else so that it falls to a thirtieth",
+)
+@setting(
+    TrainingSettings,
+    "decay_from",
+    "Divide it after this epoch and later ones, improved or not; 0: only once one has not.",
+    TRAINING,
+    "0 with gru and lstm, else a sixth of --epochs",
 )
 @setting(
     TrainingSettings,
