@@ -241,10 +241,12 @@ def test_a_single_word_is_enough(run, model):
 
 
 def test_pictures_lay_models_side_by_side(tmp_path):
-    """One line for each layer of each model, and their advice; an SVG and a PDF."""
+    """A line for each layer of each model, one for an LSTM's cell states, and their advice; an SVG and a PDF."""
     pytest.importorskip("matplotlib")
     flows = {name: gradient_flow(network(name), text(), Workspace(), lags=4) for name in ("elman", "lstm")}
     draw_flow(flows, tmp_path / "a.svg")
-    assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
+    picture = (tmp_path / "a.svg").read_text("utf-8")
+    assert picture.startswith("<?xml")
+    assert picture.count("stroke-dasharray: 1.5,2.475") == 2  # dotted: the line, and its key
     draw_flow({"": flows["elman"]}, tmp_path / "a.pdf")
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")

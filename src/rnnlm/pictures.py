@@ -94,7 +94,9 @@ def _write(axes: Any, trace: Trace, norms: Any, image: Any) -> None:
 def draw_flow(flows: Mapping[str, Flow], path: Path) -> None:
     """Draw the mean norm of delta_t(t - lag) by lag: a line for each layer of the models, by what they are called.
 
-    A dashed line says how far the advised truncation reaches. Raises what `draw_triangle` does.
+    For an LSTM a dotted line has that of dE_t/dc: its cell states carry errors past W, where its delta, one step of
+    which is made through gates, does not show them. A dashed line says how far the advised truncation reaches. Raises
+    what `draw_triangle` does.
     """
     check_matplotlib()
     from matplotlib.figure import Figure
@@ -105,16 +107,25 @@ def draw_flow(flows: Mapping[str, Flow], path: Path) -> None:
         lags = np.flatnonzero(flow.pairs)
         for layer in flow.layers:
             called = " ".join(filter(None, (plain(name), f"layer {layer.number}" if len(flow.layers) > 1 else "")))
-            label = f"{called}: {layer.factor:.2f} a step" if called else f"{layer.factor:.2f} a step"
-            (line,) = axes.plot(lags, layer.delta[lags] / (float(layer.delta[0]) or 1.0), marker=".", label=label)
+            start = f"{called}: " if called else ""
+            label = rf"{start}$\delta_t$, {layer.factor:.2f} a step"
+            (line,) = axes.plot(lags, _of_first(layer.delta)[lags], marker=".", label=label)
+            for dstate in layer.dstates[1:]:
+                label = rf"{start}$\partial E_t / \partial c$"
+                axes.plot(lags, _of_first(dstate)[lags], ls=":", color=line.get_color(), label=label)
         if flow.advice is not None:
             label = f"K = {flow.advice} loses {flow.lost[flow.advice]:.1%}"
             axes.axvline(flow.advice, color=line.get_color(), ls="--", lw=1, label=label)
     axes.set(xlabel="lag, steps back from the error", yscale="log")
-    axes.set_ylabel(r"mean norm of $\delta_t(t - \mathrm{lag})$, of that at lag 0")
+    axes.set_ylabel(r"mean norm at step $t - \mathrm{lag}$, of that at lag 0")
     axes.grid(alpha=0.3)
     axes.legend()
     save(figure, path)
+
+
+def _of_first(norms: Any) -> Any:
+    """Return norms (lags + 1,) as shares of the first; all are zero where that is."""
+    return norms / (float(norms[0]) or 1.0)
 
 
 def save(figure: Any, path: Path, remedy: str = REMEDY) -> None:

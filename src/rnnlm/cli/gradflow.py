@@ -53,8 +53,8 @@ def gradflow(
 ) -> None:
     """Show the mean norm of delta_t(t - lag) over FILE...: texts, plain or gzip, or - for standard input.
 
-    Ends with the least --bptt-truncate that would lose at most 1% of the gradient: gradients of the recurrent layers
-    and of the words' rows are computed with it and without it.
+    Ends with a small --bptt-truncate that loses at most 1% of the gradient: gradients of the recurrent layers and of
+    the words' rows are computed with it and without it.
     """
     from rnnlm.pictures import check_matplotlib, draw_flow
     from rnnlm.sources import spooled
@@ -85,7 +85,7 @@ def _flow(path: str, sources: list[Source], lags: int, words: int, threads: int)
 
 
 def _as_text(flow: Flow) -> str:
-    lines = [f"{flow.errors:,} errors, each followed {len(flow.pairs) - 1} steps back or to where its sentence begins"]
+    lines = [f"{flow.errors:,} errors, each followed {len(flow.pairs) - 1} steps back or to where the state begins"]
     for layer in flow.layers:
         lines += ["", *_layer(flow, layer)]
     tried = ", ".join(f"K = {K} loses {share:.2%}" for K, share in flow.lost.items())
