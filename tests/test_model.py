@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from conftest import all_in_full
+from conftest import all_in_full, in_full
 from rnnlm import model as mathematics
 from rnnlm.model import (
     CELLS,
+    FEW,
     IGNORED,
     INPUT_RATE,
     NO_MASKS,
@@ -39,6 +40,7 @@ from rnnlm.model import (
     joint_norm,
     mean_weights,
     parameter_table,
+    softmax_loss,
     sum_rows,
     word_rates,
 )
@@ -1027,6 +1029,23 @@ def test_add_rows_without_any_left() -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Beginnings
+
+
+@pytest.mark.parametrize("positions", [1, 2, FEW, FEW + 1])
+def test_few_positions_have_the_losses_and_gradients_of_many(positions: int) -> None:
+    """However few positions ask for a table, their losses and gradients are those that they have among others."""
+    generator = np.random.default_rng(1)
+    S, V, c = (generator.normal(size=shape) for shape in ((FEW + 20, 6), (90, 6), 90))
+    y, weights = generator.integers(0, 90, len(S)), generator.random(len(S))
+    weights[positions:] = 0
+    losses, backward = softmax_loss(S, y, V, c, (), Workspace())
+    own_losses, own_backward = softmax_loss(S[:positions], y[:positions], V, c, (), Workspace())
+    np.testing.assert_allclose(own_losses, losses[:positions], rtol=1e-12)
+    dS, dV, dc = backward(weights)
+    own_dS, own_dV, own_dc = own_backward(weights[:positions])
+    np.testing.assert_allclose(own_dS, dS[:positions], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(in_full(own_dV, V), in_full(dV, V), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(in_full(own_dc, c), in_full(dc, c), rtol=1e-10, atol=1e-12)
 
 
 def test_initial_model_predicts_word_frequencies() -> None:

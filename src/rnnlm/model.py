@@ -654,7 +654,10 @@ def softmax_slice(
     which writes dV and dc, to dS.
     """
     e = work.array("e", (len(S), len(V)), S.dtype)  # (n, rows)
-    np.matmul(S, V.T, out=e)
+    if len(S) > FEW:
+        np.matmul(S, V.T, out=e)
+    else:  # BLAS copies its second matrix before it multiplies; where states are few, that would take longest
+        np.copyto(e.T, np.matmul(V, S.T))
     e += c  # the logits of (3)
     here = np.flatnonzero((y >= 0) & (y < len(V)))
     target = here, y[here]
@@ -704,15 +707,21 @@ def softmax_loss(
         losses[own[0].at] += log_Z[j] - sum(logit for _, logit in sums)  # (4)
 
     def backward(weights: Array) -> tuple[Array, Gradient, Gradient]:
-        dV, dc = (work.array(name, value.shape, value.dtype) for name, value in (("dV", V), ("dc", c)))
+        sizes = [part.rows.stop - part.rows.start for part in parts]
+        ends = np.cumsum(sizes)[:-1]  # the gradients of a large table's few rows are written where the last ones were
+        dV, dc = (
+            np.split(work.array(name, (sum(sizes), *value.shape[1:]), value.dtype), ends)
+            for name, value in (("dV", V), ("dc", c))
+        )
 
-        def back(one: Any) -> Array:
-            part, _, part_backward = one
-            dS: Array = part_backward(log_Z[part.softmax], weights[part.at], dV[part.rows], dc[part.rows])
+        def back(number: int) -> Array:
+            part, _, part_backward = done[number]
+            dS: Array = part_backward(log_Z[part.softmax], weights[part.at], dV[number], dc[number])
             return dS
 
-        dS = add_parts(work.each(back, done), parts, work)
-        return dS, [(part.rows, dV[part.rows]) for part in parts], [(part.rows, dc[part.rows]) for part in parts]
+        dS = add_parts(work.each(back, range(len(parts))), parts, work)
+        rows = [part.rows for part in parts]
+        return dS, list(zip(rows, dV, strict=True)), list(zip(rows, dc, strict=True))
 
     return losses, backward
 
@@ -775,7 +784,8 @@ def softmax_parts(S: Array, y: Array, rows: int, cutoffs: tuple[int, ...]) -> li
     order = np.argsort(tail, kind="stable")
     begins = np.searchsorted(tail[order], np.arange(J + 2))  # tail j's positions are order[begins[j] : begins[j + 1]]
     everywhere = np.where(tail > 0, tail - 1, y + J)  # (N,)
-    spans = [pieces(start, stop, -(-(stop - start) // SLICE_WORDS)) for start, stop in itertools.pairwise(edges)]
+    size = max(SLICE_WORDS, rows // MOST_SLICES)
+    spans = [pieces(start, stop, -(-(stop - start) // size)) for start, stop in itertools.pairwise(edges)]
     parts = [SoftmaxPart(0, slice(None), span, S, everywhere - span.start) for span in spans[0]]
     for j in range(1, J + 1):
         at = order[begins[j] : begins[j + 1]]
@@ -1084,7 +1094,11 @@ def average(mean: Parameters, parameters: Parameters, share: float, work: Worksp
 BLOCK = 1 << 16  # numbers that stay in a core's cache from one elementwise pass to the next
 PRODUCT_ROWS = 128  # rows of a product that one thread computes at a time
 STREAMS = 16  # streams whose next words' probabilities one thread computes at a time
+FEW = 32  # states, at most, for which the output table is the first matrix of a product
 SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
+MOST_SLICES = (
+    200  # slices of a large table, about: few positions ask for each, and calls would take longer than products
+)
 GROUP = 32  # streams, at least, that one thread takes through a window: products of fewer rows are slow
 GROUP_NUMBERS = 6400  # numbers in their states, at least: below that, threads wait for the interpreter's lock
 MOST_GROUPS = 16  # more streams make groups larger
