@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from conftest import all_in_full, in_full
 from rnnlm import model as mathematics
 from rnnlm.model import (
+    BLOCK,
     CELLS,
     FEW,
     IGNORED,
@@ -1046,6 +1047,16 @@ def test_few_positions_have_the_losses_and_gradients_of_many(positions: int) -> 
     np.testing.assert_allclose(own_dS, dS[:positions], rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(in_full(own_dV, V), in_full(dV, V), rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(in_full(own_dc, c), in_full(dc, c), rtol=1e-10, atol=1e-12)
+
+
+def test_first_values_are_those_of_tables_drawn_whole() -> None:
+    """Tables are drawn a block of rows at a time, which changes none of their numbers."""
+    settings = ModelSettings(2 * BLOCK // 40, 40)
+    drawn = initialize(settings, np.ones(settings.words), np.random.default_rng(1)).parameters
+    generator = np.random.default_rng(1)
+    for name, fan_in in (("U", settings.words), ("W1", 40), ("V", 40)):
+        limit = 1 / np.sqrt(fan_in)
+        assert np.array_equal(drawn[name], generator.uniform(-limit, limit, drawn[name].shape).astype(np.float32))
 
 
 def test_initial_model_predicts_word_frequencies() -> None:

@@ -914,7 +914,9 @@ def initialize(
     parameters: Parameters = {}
     for name, (shape, fan_in, role, ones) in parameter_table(settings).items():
         if fan_in:
-            parameters[name] = generator.uniform(-1 / np.sqrt(fan_in), 1 / np.sqrt(fan_in), shape).astype(dtype)
+            parameters[name] = np.empty(shape, dtype)
+            for _, part in blocks(whole(parameters[name])):  # float64 of a whole table would take twice its memory
+                part[...] = generator.uniform(-1 / np.sqrt(fan_in), 1 / np.sqrt(fan_in), part.shape)
         elif role == "outputs":
             parameters[name] = np.log(output_frequencies(counts, settings.cutoffs)).astype(dtype)
         else:
@@ -1096,7 +1098,7 @@ PRODUCT_ROWS = 128  # rows of a product that one thread computes at a time
 STREAMS = 16  # streams whose next words' probabilities one thread computes at a time
 FEW = 32  # states, at most, for which the output table is the first matrix of a product
 SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
-MOST_SLICES = (
+MOST_SLICES = 200  # slices of a large table, about: few positions ask for each, and calls would take longest
     200  # slices of a large table, about: few positions ask for each, and calls would take longer than products
 )
 GROUP = 32  # streams, at least, that one thread takes through a window: products of fewer rows are slow
