@@ -1099,8 +1099,6 @@ STREAMS = 16  # streams whose next words' probabilities one thread computes at a
 FEW = 32  # states, at most, for which the output table is the first matrix of a product
 SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
 MOST_SLICES = 200  # slices of a large table, about: few positions ask for each, and calls would take longest
-    200  # slices of a large table, about: few positions ask for each, and calls would take longer than products
-)
 GROUP = 32  # streams, at least, that one thread takes through a window: products of fewer rows are slow
 GROUP_NUMBERS = 6400  # numbers in their states, at least: below that, threads wait for the interpreter's lock
 MOST_GROUPS = 16  # more streams make groups larger
