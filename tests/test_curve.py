@@ -119,6 +119,20 @@ def test_the_command_compares_models(run, model):
     assert [{"run": line["run"], **record} for line, record in zip(lines, found, strict=True)] == lines
 
 
+def test_a_history_is_believed_in_order_only(run, model):
+    """One whose lines come twice is refused; the file that training goes on from has the evaluations itself."""
+    expected = run("curve", "model/last.npz", "--json")
+    lines = Path("model/history.jsonl").read_bytes()
+    Path("model/history.jsonl").write_bytes(lines * 2)
+    code, out, err = run("curve", "model")
+    assert (code, out) == (1, "")
+    assert "history.jsonl: is damaged" in err
+    assert test_cli.SENTENCE.search(err)
+    for damaged in (lines * 2, b""):
+        Path("model/history.jsonl").write_bytes(damaged)
+        assert run("curve", "model/last.npz", "--json") == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -188,7 +189,10 @@ class ModelFolder:
             return []
         with sound(self.history):
             parts = ({name: value for name, value in line.items() if name != "run"} for line in lines)
-            return [restore(Record, part, f"line {number}") for number, part in enumerate(parts, 1)]
+            records = [restore(Record, part, f"line {number}") for number, part in enumerate(parts, 1)]
+            if any((after.epoch, after.window) <= (record.epoch, record.window) for record, after in pairwise(records)):
+                raise ValueError("its evaluations are not in the order of training")
+            return records
 
     def _history_lines(self) -> list[dict[str, Any]]:
         if not os.path.lexists(self.history):
@@ -242,7 +246,7 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
     if state is None:
         return saved
     state.optimizer.decay(saved.model.parameters, Workspace())  # owed, as training only evaluates without
-    return replace(saved, model=state.result)
+    return replace(saved, model=state.result, origin=replace(saved.origin, history=tuple(state.history)))
 
 
 def read_history(path: str | os.PathLike[str], origin: Origin) -> list[Record]:
