@@ -115,7 +115,7 @@ RUN = ("origin/settings", "origin/history", "state/", "model/truncate", "vocabul
 READING = (*NUMBERS, *CUTTING, "vocabulary/words")
 LEGITIMATE = {
     **dict.fromkeys(("generate", "evaluate", "score", "rescore", "next", "pairs", "mix", "gradflow"), READING),
-    "export": (*NUMBERS, "vocabulary"),
+    "export": (*NUMBERS, "vocabulary", "model/carry_state", "model/truncate"),  # it writes settings too
     "trace": (*READING, "model/truncate"),
     "gradcheck": (*NUMBERS, "model/carry_state", "model/truncate"),
     "train": (*NUMBERS, *CUTTING, *RUN),
