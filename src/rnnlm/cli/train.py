@@ -116,7 +116,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 @setting(
     TrainingSettings,
     "lr",
-    "Learning rate; with sgd, for the gradient summed over a window.",
+    "Learning rate, for the gradient of the loss summed over a window.",
     TRAINING,
     "0.001 sgd, or 0.00075 with gru and lstm, less on long texts; 0.05 adagrad, 0.002 adam",
 )
