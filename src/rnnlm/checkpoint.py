@@ -324,7 +324,8 @@ def _about(path: Path, archive: Archive) -> dict[str, Any]:
     if about.keys() != keys:
         raise ValueError(f"it has the keys {', '.join(sorted(about))} and not {', '.join(sorted(keys))}")
     with suppress(KeyError, TypeError, AttributeError):  # what is no object is found to be none later on
-        about["origin"]["settings"]["training"].setdefault("average_every", 0)  # older files are of one process
+        for name in ("average_every", "decay_from"):  # older files are of one process, and of a rate that waits
+            about["origin"]["settings"]["training"].setdefault(name, 0)
         about["state"].setdefault("ranks", 1)
     return about
 

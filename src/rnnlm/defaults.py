@@ -92,10 +92,11 @@ def _training(settings: RunSettings, predictions: int, share: float) -> dict[str
     epochs = round(max(5, min(of_treebank / math.sqrt(size), usual * max(1, short))))
     planned = epochs if "epochs" in settings.chosen else max(epochs, training.epochs)  # fewer ones may be resumed
     constant = 0 if gated else max(1, round(planned / 6))
+    usual_dropout, steepness = (0.2, 0.3) if gated else (0.3, 0.2)
     stretch = max(1, epochs / usual)  # how many epochs take the place of one
     lr = own_rule.learning_rate if gated or not own_rule.row_rates else ELMAN_RATE / math.sqrt(max(1, size))
     values = {
-        "dropout": min(0.5, max(0.0, (0.2 if gated else 0.3) + 0.3 * math.log10(share))),
+        "dropout": min(0.5, max(0.0, usual_dropout + steepness * math.log10(share))),
         "dropout_state": 0.5 if network.carry_state and gated else 0.0,
         "lr": lr,
         "rate_power": RATE_POWER if own_rule.row_rates else 0.0,
