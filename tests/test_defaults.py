@@ -86,7 +86,7 @@ def test_an_elman_networks_rate_falls_to_a_thirtieth(predictions):
 
 def test_a_small_vocabulary_needs_little_dropout():
     """It is the parameters for each word of the text that are learned by heart."""
-    assert chosen(200_000, 313).training.dropout < 0.15 < chosen(200_000, 7_000).training.dropout
+    assert chosen(200_000, 313).training.dropout < 0.2 < chosen(200_000, 7_000).training.dropout
 
 
 def test_tied_tables_decide_the_size():
