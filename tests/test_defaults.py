@@ -58,8 +58,8 @@ def test_small_texts_have_more_dropout_and_more_epochs():
         values = [getattr(settings, name) for settings in found]
         assert values == sorted(values, reverse=True)
         assert values[0] > values[-1]
-    assert found[0].dropout == 0.5
-    assert found[2].dropout == 0.3
+    assert found[0].dropout > 0.4
+    assert found[2].dropout == 0.25
     assert found[-1].epochs == 5
 
 
@@ -108,7 +108,7 @@ def test_nothing_stays_open():
 @pytest.mark.parametrize(
     ("cell", "expected"),
     [
-        ("elman", {"dropout": 0.3, "weight_decay": 0.001, "lr_decay": 1.4051, "epochs": 12, "batch_size": 64}),
+        ("elman", {"dropout": 0.25, "weight_decay": 0.001, "lr_decay": 1.3277, "epochs": 14, "batch_size": 64}),
         ("lstm", {"dropout": 0.21, "weight_decay": 0.0003, "lr_decay": 1.0, "epochs": 8, "batch_size": 20}),
     ],
 )

@@ -88,11 +88,11 @@ def _training(settings: RunSettings, predictions: int, share: float) -> dict[str
     most_streams = 20 if network.layers > 1 or network.tied else 32 if gated else 64
     streams = training.batch_size or max(8, min(most_streams, predictions // (200 * window)))
     size, share, short = predictions / TREEBANK, share / TREEBANK_SHARE, WINDOWS * streams * window / predictions
-    usual, of_treebank = (40, 8) if gated else (12, 12)  # epochs, at most, of a text that is not short
+    usual, of_treebank = (40, 8) if gated else (14, 14)  # epochs, at most, of a text that is not short
     epochs = round(max(5, min(of_treebank / math.sqrt(size), usual * max(1, short))))
     planned = epochs if "epochs" in settings.chosen else max(epochs, training.epochs)  # fewer ones may be resumed
     constant = 0 if gated else max(1, round(planned / 6))
-    usual_dropout, steepness = (0.2, 0.3) if gated else (0.3, 0.2)
+    usual_dropout, steepness = (0.2, 0.3) if gated else (0.25, 0.2)
     stretch = max(1, epochs / usual)  # how many epochs take the place of one
     lr = own_rule.learning_rate if gated or not own_rule.row_rates else ELMAN_RATE / math.sqrt(max(1, size))
     values = {
