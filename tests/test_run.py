@@ -49,7 +49,7 @@ def test_a_training_is_a_stream_of_events(tmp_path, settings, capfd):
     assert {type(event) for event in events} >= {Progress, Evaluation, Stopped}
     saved = load_model(folder.path)
     assert saved.origin.epoch <= 3
-    assert saved.origin.settings.training.lr == 0.0005
+    assert saved.origin.settings.training.lr == 0.001
     assert capfd.readouterr() == ("", "")
 
 
@@ -154,7 +154,7 @@ def test_what_may_change_on_resuming(tmp_path, settings):
         events = list(follow(resume(folder, given={"epochs": 4}), folder, work))
         assert events[-1] == Stopped("4 epochs done")
         assert resume(folder, given={"patience": 7, "epochs": 5}).settings == replace(trained, patience=7, epochs=5)
-        with pytest.raises(SettingsError, match=r"--lr is 0\.1 here and was not given \(0\.0005\)"):
+        with pytest.raises(SettingsError, match=r"--lr is 0\.1 here and was not given \(0\.001\)"):
             resume(folder, given={"lr": 0.1})
         with pytest.raises(SettingsError, match="--batch-size is 3 here and was 2"):
             resume(folder, given={"batch_size": 3})
