@@ -466,7 +466,7 @@ def test_help_tells_the_rates_that_optimizers_begin_with():
     (parameter,) = (option for option in options if option.name == "lr")
     sgd, adagrad, adam = (RULES[name].learning_rate for name in ("sgd", "adagrad", "adam"))
     assert RULES["momentum"].learning_rate == sgd
-    gated = f"{ELMAN_RATE:g} sgd, or {sgd:g} with gru and lstm, less on long texts"
+    gated = f"{ELMAN_RATE:g} sgd, less on long texts, or {sgd:g} with gru and lstm"
     assert parameter.show_default == f"{gated}; {adagrad:g} adagrad, {adam:g} adam"
 
 

@@ -84,6 +84,13 @@ def test_an_elman_networks_rate_falls_to_a_thirtieth(predictions):
     assert replace(few, epochs=usual.epochs) == usual
 
 
+@pytest.mark.parametrize("cell", ["elman", "lstm"])
+def test_the_rate_falls_to_a_thirtieth_from_the_epoch_that_is_given_on(cell):
+    """Whatever the cell: an option without effect would be a trap."""
+    training = chosen(cell=cell, decay_from=4).training
+    assert training.lr_decay ** (training.epochs - 4) == pytest.approx(30, rel=0.02)
+
+
 def test_a_small_vocabulary_needs_little_dropout():
     """It is the parameters for each word of the text that are learned by heart."""
     assert chosen(200_000, 313).training.dropout < 0.2 < chosen(200_000, 7_000).training.dropout

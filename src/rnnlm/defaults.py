@@ -79,24 +79,26 @@ def _training(settings: RunSettings, predictions: int, share: float) -> dict[str
     """Choose how a network is trained; `share` is how many parameters it has for each prediction of the text.
 
     The more, the sooner it learns the text by heart: dropout and weight decay grow with it. Streams make a step cheaper
-    for each word, and steps fewer and longer: there are as many as leave 200 steps in an epoch. An Elman network of a
-    constant rate diverges, if late: so its rate falls after the first sixth of all epochs, and is lower on long texts,
-    where that is many steps. Then it takes more streams than others.
+    for each word, and steps fewer and longer: there are as many as leave 200 steps in an epoch. With a rate that stays
+    the same an Elman network diverges sooner or later. So its rate falls after the first sixth of the epochs, and is
+    lower on long texts, whose sixth has many steps; then it bears more streams than other networks.
     """
     network, training = settings.network, settings.training
     own_rule, window, gated = RULES[rule(training)], training.bptt or 20, _gated(network)
     most_streams = 20 if network.layers > 1 or network.tied else 32 if gated else 64
     streams = training.batch_size or max(8, min(most_streams, predictions // (200 * window)))
-    size, share, short = predictions / TREEBANK, share / TREEBANK_SHARE, WINDOWS * streams * window / predictions
+    size, relative = predictions / TREEBANK, share / TREEBANK_SHARE
+    short = WINDOWS * streams * window / predictions  # above 1: so many times too few windows has an epoch
     usual, of_treebank = (40, 8) if gated else (14, 14)  # epochs, at most, of a text that is not short
     epochs = round(max(5, min(of_treebank / math.sqrt(size), usual * max(1, short))))
     planned = epochs if "epochs" in settings.chosen else max(epochs, training.epochs)  # fewer ones may be resumed
     constant = 0 if gated else max(1, round(planned / 6))
+    constant = constant if "decay_from" in settings.chosen else training.decay_from
     usual_dropout, steepness = (0.2, 0.3) if gated else (0.25, 0.2)
     stretch = max(1, epochs / usual)  # how many epochs take the place of one
     lr = own_rule.learning_rate if gated or not own_rule.row_rates else ELMAN_RATE / math.sqrt(max(1, size))
     values = {
-        "dropout": min(0.5, max(0.0, usual_dropout + steepness * math.log10(share))),
+        "dropout": min(0.5, max(0.0, usual_dropout + steepness * math.log10(relative))),
         "dropout_state": 0.5 if network.carry_state and gated else 0.0,
         "lr": lr,
         "rate_power": RATE_POWER if own_rule.row_rates else 0.0,
@@ -104,11 +106,11 @@ def _training(settings: RunSettings, predictions: int, share: float) -> dict[str
     }
     return {
         **{name: float(f"{value:.2g}") for name, value in values.items()},
-        "weight_decay": float(f"{(0.0003 if gated else 0.001) * min(4, share):.1g}"),
+        "weight_decay": float(f"{(0.0003 if gated else 0.001) * min(4, relative):.1g}"),
         "batch_size": streams,
         "average": True,
         "epochs": epochs,
         "decay_from": constant,
-        "lr_decay": 1.0 if gated else round(FALL ** (1 / (planned - constant)), 4),
+        "lr_decay": 1.0 if gated and not constant else round(FALL ** (1 / max(1, planned - constant)), 4),
         "patience": round(3 * stretch),
     }

@@ -84,10 +84,10 @@ def _template() -> Any:
 
 
 def _some(history: Sequence[Record], best: Record | None) -> list[tuple[float, Record]]:
-    """Return evaluations for the table, about EVALUATIONS of them, and how many epochs were done: the best is there."""
+    """Return about EVALUATIONS evaluations, the best and the last among them, and how many epochs were done at each."""
     every = math.ceil(len(history) / EVALUATIONS)
     all_of_them = zip(epochs_done(history) if history else [], history, strict=True)
-    return [pair for n, pair in enumerate(all_of_them, 1) if n % every == 0 or pair[1] is best]
+    return [pair for n, pair in enumerate(all_of_them, 1) if (len(history) - n) % every == 0 or pair[1] is best]
 
 
 def _curve(history: Sequence[Record]) -> Any:

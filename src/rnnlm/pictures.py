@@ -94,9 +94,9 @@ def _write(axes: Any, trace: Trace, norms: Any, image: Any) -> None:
 def draw_flow(flows: Mapping[str, Flow], path: Path) -> None:
     """Draw the mean norm of delta_t(t - lag) by lag: a line for each layer of the models, by what they are called.
 
-    For an LSTM a dotted line has that of dE_t/dc: its cell states carry errors past W, where its delta, one step of
-    which is made through gates, does not show them. A dashed line says how far the advised truncation reaches. Raises
-    what `draw_triangle` does.
+    For an LSTM a dotted line shows the same of dE_t/dc: errors that go from cell state to cell state do not pass W, and
+    delta, which is taken behind the gates, does not show them. A dashed line says how far the advised truncation
+    reaches. Raises what `draw_triangle` does.
     """
     check_matplotlib()
     from matplotlib.figure import Figure

@@ -254,8 +254,11 @@ def resume(
     state, saved = load_training(folder)
     settings, origin = saved.origin.settings, saved.origin
     moved: tuple[str, ...] = fit_option(tuple[str, ...], given.get("valid", ()), "valid")
-    training = replace(settings.training, **_changes(origin, given))
-    saved = replace(saved, origin=replace(origin, settings=replace(settings, training=training)))
+    changes = _changes(origin, given)
+    training = replace(settings.training, **changes)
+    said = {*changes, "decay_from", "lr_decay"} if "epochs" in changes else set(changes)  # chosen by other epochs
+    chosen = tuple(name for name in settings.chosen if name not in said)
+    saved = replace(saved, origin=replace(origin, settings=replace(settings, training=training, chosen=chosen)))
     corpora = None if corpus or moved else reopen(folder.path, *origin.keys, saved.vocabulary)
     corpora = corpora or _read_again(folder, saved, corpus, moved, processes, stage)
     ranks.check(min(training.batch_size or 1, corpora[0].sentences))

@@ -109,9 +109,7 @@ class NetworkSettings(Settings):
     layers: Annotated[int, Range(1, 100)] = 1  # L
     embedding: Annotated[int, Range(1, 100_000)] | None = None  # D, of the last of several tied layers too; None: H
     tied: bool = False  # one table of words for input and output
-    clusters: Annotated[int, Range(1, 1000)] | None = (
-        None  # of words in the softmax; None: few that are nearly the quickest
-    )
+    clusters: Annotated[int, Range(1, 1000)] | None = None  # of words in the softmax; None: few, nearly the quickest
     bptt_truncate: Natural | None = None  # K; None: to the window's first step
     carry_state: bool = False  # from sentence to sentence, in text order
 
@@ -138,8 +136,8 @@ class TrainingSettings(Settings):
     clip: NotNegative = 5.0  # greatest joint norm of the gradients of the mean loss; 0: none
     epochs: Annotated[int, Range(1, 10**9)] = 20
     eval_every: Natural = 0  # windows between evaluations, beside the one after each epoch; 0: none
-    min_improvement: Share = 0.003  # share by which an epoch must lower the perplexity, or the rate begins to fall
-    decay_from: Natural = 0  # an epoch after which the rate falls in any case; 0: none
+    min_improvement: Share = 0.003  # share by which an epoch must lower the perplexity
+    decay_from: Natural = 0  # the first epoch after which the rate falls; 0: the first that has not improved so
     lr_decay: Annotated[float, Range(1, 1e30)] = 2.0  # what the rate is divided by after each epoch from then on
     patience: Annotated[int, Range(1, 10**9)] = 3  # epochs in a row without that improvement, after which it stops
     seed: Annotated[int, Range(0, 2**64 - 1)] = 1

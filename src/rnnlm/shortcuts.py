@@ -38,7 +38,7 @@ _MARK_OF_END = re.compile(rf"[?!](?=\s+\S|{_END_OF_WORD})")
 
 
 class Remembered(dict[str, Made]):
-    """What a function makes of strings; it is asked of each once, until there are too many of them."""
+    """What a function makes of strings: of each short one it is asked once, until there are too many of them."""
 
     def __init__(self, function: Callable[[str], Made]) -> None:
         super().__init__()

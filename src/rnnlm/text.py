@@ -375,10 +375,13 @@ def _rules_are_known() -> bool:
     from nltk.tokenize.destructive import NLTKWordTokenizer as Rules
     from nltk.tokenize.punkt import PunktLanguageVars
 
-    replaced = (*Rules.STARTING_QUOTES, *Rules.PUNCTUATION, Rules.PARENS_BRACKETS, Rules.DOUBLE_DASHES)
-    texts = [text for pattern, by in (*replaced, *Rules.ENDING_QUOTES) for text in (pattern.pattern, by)]
-    texts += [pattern.pattern for pattern in (*Rules.CONTRACTIONS2, *Rules.CONTRACTIONS3)]
-    texts += sorted(PunktLanguageVars().period_context_re().pattern)  # it has a set in it, which has no order
+    try:
+        replaced = (*Rules.STARTING_QUOTES, *Rules.PUNCTUATION, Rules.PARENS_BRACKETS, Rules.DOUBLE_DASHES)
+        texts = [text for pattern, by in (*replaced, *Rules.ENDING_QUOTES) for text in (pattern.pattern, by)]
+        texts += [pattern.pattern for pattern in (*Rules.CONTRACTIONS2, *Rules.CONTRACTIONS3)]
+        texts += sorted(PunktLanguageVars().period_context_re().pattern)  # it has a set in it, which has no order
+    except (AttributeError, TypeError, ValueError):  # a version that has them in another form
+        return False
     return zlib.crc32("\n".join(texts).encode()) == KNOWN_RULES
 
 

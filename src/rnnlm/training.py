@@ -379,9 +379,13 @@ def _evaluated(
         )
     )
     if at_end:
-        state.poor_epochs = 0 if value < state.best_epoch_perplexity * sufficient else state.poor_epochs + 1
-        due = 0 < settings.decay_from <= state.epoch
-        state.decaying = state.decaying or due or not value < state.last_epoch_perplexity * sufficient
+        if value < state.best_epoch_perplexity * sufficient:
+            state.poor_epochs = 0
+        elif value != state.last_epoch_perplexity:  # if it is, the average of a very short text has not moved
+            state.poor_epochs += 1
+        poor = not value < state.last_epoch_perplexity * sufficient
+        due = state.epoch >= settings.decay_from if settings.decay_from else poor
+        state.decaying = state.decaying or due
         if state.decaying:
             state.learning_rate /= settings.lr_decay
         state.last_epoch_perplexity = value

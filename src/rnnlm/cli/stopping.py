@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def tell_cut_off(model: str) -> None:
-    """Say how to go on after what ended a training at once, and exit, if anything of it is saved."""
+    """Say how to go on with a training that was ended at once, and exit; return where nothing is saved."""
     from rnnlm.checkpoint import ModelFolder
 
     folder = ModelFolder(model)

@@ -118,7 +118,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "lr",
     "Learning rate, for the gradient of the loss summed over a window.",
     TRAINING,
-    "0.001 sgd, or 0.00075 with gru and lstm, less on long texts; 0.05 adagrad, 0.002 adam",
+    "0.001 sgd, less on long texts, or 0.00075 with gru and lstm; 0.05 adagrad, 0.002 adam",
 )
 @setting(
     TrainingSettings,
@@ -185,16 +185,16 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 @setting(
     TrainingSettings,
     "lr_decay",
-    "Divide the learning rate by this after each epoch, once one has not improved.",
+    "Divide the learning rate by this after each epoch, from --decay-from on.",
     TRAINING,
-    "1 with gru and lstm, else so that it falls to a thirtieth",
+    "1 with gru and lstm without --decay-from, else so that the rate falls to a thirtieth",
 )
 @setting(
     TrainingSettings,
     "decay_from",
-    "Divide it after this epoch and later ones, improved or not; 0: only once one has not.",
+    "Divide it after this epoch and each later one; 0: from the first that has not improved on.",
     TRAINING,
-    "0 with gru and lstm, else a sixth of --epochs",
+    "0 with gru and lstm, else a sixth of the usual epochs, or of --epochs if that is more",
 )
 @setting(
     TrainingSettings,
@@ -252,9 +252,10 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
         if speaks():
             try:
                 _follow(events, bars, model, stop)
-            except KeyboardInterrupt:  # the second one
+            except KeyboardInterrupt:  # the second one, or the first where nothing of this run is saved yet
                 bars.close()
-                tell_cut_off(model)
+                if stop.armed or others["resume"]:
+                    tell_cut_off(model)
                 raise
         else:
             _follow_silently(events, stop)
