@@ -15,9 +15,9 @@ figure = pytest.importorskip("matplotlib.figure")
 run, corpus, model = test_cli.run, test_cli.corpus, test_cli.model  # fixtures
 
 
-def record(epoch, window, train, valid):
+def record(epoch, window, train, valid, ended=True):
     """Return an evaluation."""
-    return Record(epoch, window, train, train, valid, None, 0.1, 1.0, 100)
+    return Record(epoch, window, train, train if ended else None, valid, None, 0.1, 1.0, 100)
 
 
 @pytest.fixture
@@ -50,11 +50,17 @@ def shown(ticks, limits):
 
 def test_perplexities_stand_over_epochs(drawn):
     """An evaluation in the middle of an epoch stands there; the best one has a mark, and says what it is."""
-    history = [record(1, 50, 400, 300), record(1, 100, 300, 250), record(2, 50, 200, 210), record(2, 100, 190, 220)]
+    history = [
+        record(1, 50, 400, 300, ended=False),
+        record(1, 100, 300, 250),
+        record(2, 50, 200, 210, ended=False),
+        record(2, 99, 190, 220),  # epochs have not all as many windows
+    ]
     axes = drawn(history)
     training, validation, best = axes.get_lines()
-    assert list(training.get_xdata()) == list(validation.get_xdata()) == [0.5, 1, 1.5, 2]
-    assert list(training.get_ydata()) == [400, 300, 200, 190]
+    assert list(validation.get_xdata()) == [0.5, 1, 1.5, 2]
+    assert list(training.get_xdata()) == [1, 2]
+    assert list(training.get_ydata()) == [300, 190]
     assert list(validation.get_ydata()) == [300, 250, 210, 220]
     assert (best.get_xdata()[0], best.get_ydata()[0], best.get_label()) == (1.5, 210, "best: 210.00")
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("epoch", "perplexity", "log")
@@ -86,10 +92,12 @@ def test_runs_stand_side_by_side(drawn, by, at):
 
     A name that means something to matplotlib, an underscore first or a formula, is shown as it is.
     """
-    axes = drawn({"_a$b$": [record(1, 50, 400, 300), record(1, 100, 300, 250)], "c": [record(1, 9, 90, 100)]}, by)
+    axes = drawn(
+        {"_a$b$": [record(1, 50, 400, 300, ended=False), record(1, 100, 300, 250)], "c": [record(1, 9, 90, 100)]}, by
+    )
     valid, train, best, *others = axes.get_lines()
-    assert list(valid.get_xdata()) == list(train.get_xdata()) == at
-    assert (list(valid.get_ydata()), list(train.get_ydata())) == ([300, 250], [400, 300])
+    assert (list(valid.get_xdata()), list(train.get_xdata())) == (at, at[1:])
+    assert (list(valid.get_ydata()), list(train.get_ydata())) == ([300, 250], [300])
     assert list(best.get_ydata()) == [250]
     assert (train.get_linestyle(), {line.get_color() for line in (valid, train, best)}) == ("--", {valid.get_color()})
     assert others[0].get_color() != valid.get_color()
