@@ -577,6 +577,8 @@ def test_a_mixture_of_models_that_cut_texts_differently_is_used(run, files, tmp_
     code, out, err = run("next", "the", "--model", "m.toml", "--pretokenized", "--count", 10**6)
     assert code == 0, err
     assert sum(float(line.split("\t")[1]) for line in out.splitlines()) == pytest.approx(1, abs=1e-4)
+    code, _, err = run("generate", "--model", "m.toml")
+    assert (code, err) == (1, "Error: m.toml: is no network; mixtures are for score, rescore, evaluate and next.\n")
 
 
 def test_a_mixture_is_found_through_a_link(run, files, tmp_path):

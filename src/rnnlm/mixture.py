@@ -223,7 +223,9 @@ def tokenizer_of(
         )
     others = any(not isinstance(part, api.Model) for part in parts)  # whose texts have a sentence a line
     if any(kind != kinds[0] for kind in kinds) or (others and kinds and not kinds[0].settings.line_is_sentence):
-        raise SettingsError("the models cut texts into words differently; say how to: --pretokenized or --lines")
+        raise SettingsError(
+            "the models cut texts into sentences or words differently; say how to: --pretokenized or --lines"
+        )
     if kinds:
         return kinds[0]
     return Tokenizer(TextSettings(not settings.lines, settings.lines, encoding=encoding or settings.encoding))
