@@ -79,10 +79,9 @@ def draw_runs(runs: Mapping[str, Sequence[Record]], path: Path, by: Literal["epo
 def epochs_done(history: Sequence[Record]) -> list[float]:
     """Return how many epochs were done at each evaluation."""
     whole = max(record.window for record in history)  # windows of the longest epoch
-    ended = [record.train_perplexity is not None for record in history]
     return [
-        record.epoch if end else record.epoch - 1 + record.window / whole
-        for record, end in zip(history, ended, strict=True)
+        record.epoch if record.train_perplexity is not None else record.epoch - 1 + record.window / whole
+        for record in history
     ]
 
 

@@ -50,6 +50,12 @@ class LayerFlow(NamedTuple):
     past: float  # mean factor from state to state that does not pass W: u of a GRU, f of an LSTM, else 0
 
     @property
+    def of_first(self) -> Array:
+        """The norms of delta and then of dstates, (1 + M, lags + 1), as shares of those at lag 0, unless they are 0."""
+        norms = np.vstack((self.delta, self.dstates))
+        return np.asarray(norms / np.where(norms[:, :1], norms[:, :1], 1))
+
+    @property
     def verdict(self) -> str:
         """Whether gradients "vanish", "explode", or are "steady"."""
         return "vanish" if self.factor < 1 - STEADY else "explode" if self.factor > 1 + STEADY else "steady"

@@ -30,7 +30,7 @@ NAME = "RNNLM="  # what we call our score among Moses' features
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _GREATEST = 1e30  # the sum of some such numbers, weighted, still is a number
 _MARK = re.compile("<(?<![^ ]<)/?[sS]>(?![^ ])")  # "<" stands first, as the search for a plain character is fast
-_KEY = re.compile(r"[^ \t]+")
+_KEY, _BLANK = re.compile(r"[^ \t]+"), re.compile(r"[ \t]")
 _OF_LIST = re.compile(r"(?<=.)-\d+$", re.ASCII)  # the number of a hypothesis, behind the list's own name
 _FORMATS = "--format moses, srilm, kaldi, mikolov or tsv"
 
@@ -183,8 +183,8 @@ class Kaldi(Mikolov):
 
     def write(self, hypothesis: Hypothesis, score: float, weights: Weights) -> str:
         """Write the key of the line and the cost, -ln p."""
-        own = _KEY.match(hypothesis.line)
-        return f"{own and own.group()}\t{0 - score:.6g}"
+        own, *_ = _BLANK.split(hypothesis.line, maxsplit=1)
+        return f"{own}\t{0 - score:.6g}"
 
 
 class Tsv(Format):

@@ -111,8 +111,7 @@ def _reach(flow: Flow) -> Any:
 
     lines = []
     for layer in flow.layers:
-        first = float(layer.delta[0]) or 1.0
-        points = [(lag, float(norm) / first) for lag, norm in enumerate(layer.delta) if norm > LEAST * first]
+        points = [(lag, float(share)) for lag, share in enumerate(layer.of_first[0]) if share > LEAST]
         lines.append(Line(f"layer {layer.number}", points or [(0, 1.0)]))
     title = "Mean norm of delta_t(t - lag) by lag, as a share of that at lag 0"
     return Markup(line_chart(title, lines[-LINES:], "lag, steps back from the error", "norm of delta", None))

@@ -109,10 +109,11 @@ def draw_flow(flows: Mapping[str, Flow], path: Path) -> None:
             called = " ".join(filter(None, (plain(name), f"layer {layer.number}" if len(flow.layers) > 1 else "")))
             start = f"{called}: " if called else ""
             label = rf"{start}$\delta_t$, {layer.factor:.2f} a step"
-            (line,) = axes.plot(lags, _of_first(layer.delta)[lags], marker=".", label=label)
-            for dstate in layer.dstates[1:]:
+            delta, _, *others = layer.of_first
+            (line,) = axes.plot(lags, delta[lags], marker=".", label=label)
+            for of_cell in others:
                 label = rf"{start}$\partial E_t / \partial c$"
-                axes.plot(lags, _of_first(dstate)[lags], ls=":", color=line.get_color(), label=label)
+                axes.plot(lags, of_cell[lags], ls=":", color=line.get_color(), label=label)
         if flow.advice is not None:
             label = f"K = {flow.advice} loses {flow.lost[flow.advice]:.1%}"
             axes.axvline(flow.advice, color=line.get_color(), ls="--", lw=1, label=label)
@@ -121,11 +122,6 @@ def draw_flow(flows: Mapping[str, Flow], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     save(figure, path)
-
-
-def _of_first(norms: Any) -> Any:
-    """Return norms (lags + 1,) as shares of the first; all are zero where that is."""
-    return norms / (float(norms[0]) or 1.0)
 
 
 def save(figure: Any, path: Path, remedy: str = REMEDY) -> None:

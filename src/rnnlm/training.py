@@ -354,7 +354,7 @@ def _train_perplexity(
 def _evaluated(
     state: TrainingState, settings: TrainingSettings, score: Score, train_perplexity: float | None, seconds: float
 ) -> bool:
-    """Record perplexities, and let the learning rate follow at an epoch's end. Says whether it is the best model.
+    """Record perplexities, and let what follows from them follow at an epoch's end. Says whether the model is the best.
 
     `train_perplexity` is None within an epoch.
     """
@@ -363,7 +363,6 @@ def _evaluated(
     if not math.isfinite(value) or not all(np.isfinite(array).all() for array in state.result.parameters.values()):
         raise _divergence(state, settings, "the model, or its validation perplexity, is no longer a number")
     improved = value < state.best_perplexity
-    sufficient = 1 - settings.min_improvement
     state.seconds += seconds
     state.history.append(
         Record(
@@ -379,20 +378,26 @@ def _evaluated(
         )
     )
     if at_end:
-        if value < state.best_epoch_perplexity * sufficient:
-            state.poor_epochs = 0
-        elif value != state.last_epoch_perplexity:  # if it is, the average of a very short text has not moved
-            state.poor_epochs += 1
-        poor = not value < state.last_epoch_perplexity * sufficient
-        due = state.epoch >= settings.decay_from if settings.decay_from else poor
-        state.decaying = state.decaying or due
-        if state.decaying:
-            state.learning_rate /= settings.lr_decay
-        state.last_epoch_perplexity = value
-        state.best_epoch_perplexity = min(value, state.best_epoch_perplexity)
+        _end_epoch(state, settings, value)
     state.best_perplexity = min(value, state.best_perplexity)
     state.evaluated, state.epoch_done = True, at_end
     return improved
+
+
+def _end_epoch(state: TrainingState, settings: TrainingSettings, value: float) -> None:
+    """Let patience and the learning rate follow an epoch's validation perplexity."""
+    sufficient = 1 - settings.min_improvement
+    if value < state.best_epoch_perplexity * sufficient:
+        state.poor_epochs = 0
+    elif value != state.last_epoch_perplexity:  # if it is, the average of a very short text has not moved
+        state.poor_epochs += 1
+    poor = not value < state.last_epoch_perplexity * sufficient
+    due = state.epoch >= settings.decay_from if settings.decay_from else poor
+    state.decaying = state.decaying or due
+    if state.decaying:
+        state.learning_rate /= settings.lr_decay
+    state.last_epoch_perplexity = value
+    state.best_epoch_perplexity = min(value, state.best_epoch_perplexity)
 
 
 def _begin_epoch(state: TrainingState) -> None:

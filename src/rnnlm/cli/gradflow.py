@@ -99,9 +99,9 @@ def _layer(flow: Flow, layer: LayerFlow) -> list[str]:
     two = len(layer.dstates) > 1
     heads = ["lag", "pairs", "|delta|", "of lag 0", "|dE/ds|", *(["|dE/dc|"] if two else []), "beyond"]
     lines.append("".join(f"{head:>{width}}" for head, width in zip(heads, WIDTHS, strict=False)))
-    last, first = int(flow.pairs.nonzero()[0][-1]), float(layer.delta[0]) or 1.0
+    last, of_first = int(flow.pairs.nonzero()[0][-1]), layer.of_first[0]
     for lag in [lag for lag in SHOWN if lag < last] + [last]:
-        numbers = [layer.delta[lag], layer.delta[lag] / first, *layer.dstates[:, lag]]
+        numbers = [layer.delta[lag], of_first[lag], *layer.dstates[:, lag]]
         cells = [
             f"{lag}",
             f"{flow.pairs[lag]:,}",

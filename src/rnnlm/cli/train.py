@@ -192,7 +192,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 @setting(
     TrainingSettings,
     "decay_from",
-    "Divide it after this epoch and each later one; 0: from the first that has not improved on.",
+    "Divide it after this epoch and each later one; 0: begin with the first epoch that has not improved.",
     TRAINING,
     "0 with gru and lstm, else a sixth of the usual epochs, or of --epochs if that is more",
 )
