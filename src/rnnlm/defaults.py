@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from rnnlm.model import CELLS, RULES, ModelSettings, parameter_table
 from rnnlm.settings import CHOSEN, NetworkSettings, RunSettings, TrainingSettings
@@ -18,6 +18,21 @@ FALL = 30  # by which the rate has fallen in the last epoch, where it falls
 TREEBANK = 929_589  # predictions in the training part of the Penn Treebank
 WINDOWS = 100  # in an epoch, at least, of a text that is not short
 TREEBANK_SHARE = 4.35  # parameters of an Elman network of 200 units for each of them
+
+
+class _Kind(NamedTuple):
+    """What suits a kind of network."""
+
+    streams: int  # at most, of one layer with two tables of words
+    dropout: float  # on the treebank, with TREEBANK_SHARE
+    steepness: float  # by how much it grows where there are ten times as many parameters for a prediction
+    weight_decay: float  # there
+    epochs: int  # at most, of a text that is not short
+    of_treebank: int  # at most, there
+
+
+GATED = _Kind(streams=32, dropout=0.2, steepness=0.3, weight_decay=0.0003, epochs=40, of_treebank=8)
+PLAIN = _Kind(streams=64, dropout=0.25, steepness=0.2, weight_decay=0.001, epochs=14, of_treebank=14)
 
 
 def choose(settings: RunSettings, predictions: int, words: int) -> RunSettings:
@@ -85,32 +100,31 @@ def _training(settings: RunSettings, predictions: int, share: float) -> dict[str
     """
     network, training = settings.network, settings.training
     own_rule, window, gated = RULES[rule(training)], training.bptt or 20, _gated(network)
-    most_streams = 20 if network.layers > 1 or network.tied else 32 if gated else 64
+    kind = GATED if gated else PLAIN
+    most_streams = 20 if network.layers > 1 or network.tied else kind.streams
     streams = training.batch_size or max(8, min(most_streams, predictions // (200 * window)))
     size, relative = predictions / TREEBANK, share / TREEBANK_SHARE
     short = WINDOWS * streams * window / predictions  # above 1: so many times too few windows has an epoch
-    usual, of_treebank = (40, 8) if gated else (14, 14)  # epochs, at most, of a text that is not short
-    epochs = round(max(5, min(of_treebank / math.sqrt(size), usual * max(1, short))))
+    epochs = round(max(5, min(kind.of_treebank / math.sqrt(size), kind.epochs * max(1, short))))
+    stretch = max(1, epochs / kind.epochs)  # how many epochs take the place of one
     planned = epochs if "epochs" in settings.chosen else max(epochs, training.epochs)  # fewer ones may be resumed
-    constant = 0 if gated else max(1, round(planned / 6))
-    constant = constant if "decay_from" in settings.chosen else training.decay_from
-    usual_dropout, steepness = (0.2, 0.3) if gated else (0.25, 0.2)
-    stretch = max(1, epochs / usual)  # how many epochs take the place of one
-    lr = own_rule.learning_rate if gated or not own_rule.row_rates else ELMAN_RATE / math.sqrt(max(1, size))
+    usual_start = 0 if gated else max(1, round(planned / 6))
+    decay_from = usual_start if "decay_from" in settings.chosen else training.decay_from
+    falls = not gated or decay_from > 0
     values = {
-        "dropout": min(0.5, max(0.0, usual_dropout + steepness * math.log10(relative))),
+        "dropout": min(0.5, max(0.0, kind.dropout + kind.steepness * math.log10(relative))),
         "dropout_state": 0.5 if network.carry_state and gated else 0.0,
-        "lr": lr,
+        "lr": own_rule.learning_rate if gated or not own_rule.row_rates else ELMAN_RATE / math.sqrt(max(1, size)),
         "rate_power": RATE_POWER if own_rule.row_rates else 0.0,
         "min_improvement": 0.003 / stretch,
     }
     return {
         **{name: float(f"{value:.2g}") for name, value in values.items()},
-        "weight_decay": float(f"{(0.0003 if gated else 0.001) * min(4, relative):.1g}"),
+        "weight_decay": float(f"{kind.weight_decay * min(4, relative):.1g}"),
         "batch_size": streams,
         "average": True,
         "epochs": epochs,
-        "decay_from": constant,
-        "lr_decay": 1.0 if gated and not constant else round(FALL ** (1 / max(1, planned - constant)), 4),
+        "decay_from": decay_from,
+        "lr_decay": round(FALL ** (1 / max(1, planned - decay_from)), 4) if falls else 1.0,
         "patience": round(3 * stretch),
     }
