@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -449,7 +450,8 @@ def model_file(path: str | os.PathLike[str]) -> Path:
         if os.path.lexists(given / name):
             return given / name
     if os.path.lexists(given / "new.npz"):
-        remedy = f"go on with `rnnlm train --resume --model {given}`, or name its new.npz to use it as it is"
+        resume = f"rnnlm train --resume --model {shlex.quote(str(given))}"
+        remedy = f"go on with `{resume}`, or name its new.npz to use it as it is"
         raise ModelError(f"{given}: the model in this folder has not been evaluated yet; {remedy}")
     remedy = "train one with `rnnlm train` or name another with --model"
     raise ModelError(f"{given}: this folder holds no model; {remedy}")
