@@ -23,6 +23,7 @@ from rnnlm.model import (
     INPUT_RATE,
     NO_MASKS,
     OUTPUT_RATE,
+    RATED_STATES,
     RULES,
     SENTENCE_END,
     TIED_RATE,
@@ -1199,6 +1200,20 @@ def test_rates_are_those_of_the_cell_and_the_tables(tied: bool, cell: str) -> No
         rate = {"U": INPUT_RATE * word_rates(counts, 0.5)}.get(name, np.full(len(value), CELLS[cell].rate))
         rate = output_rate * word_rates(counts, 0.5, (3, 6)) if name in "Vc" else rate
         np.testing.assert_allclose(moved, np.broadcast_to(0.01 * rate[:, None], moved.shape), rtol=1e-9)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_reads_many_states_learns_more_slowly(tied: bool) -> None:
+    """The rate of X, W and V falls with the number of states that they read; a tied table keeps the rate of its own."""
+    H = 3 * RATED_STATES
+    settings = ModelSettings(2, H, layers=2, embedding=H, tied=tied)
+    counts = np.ones(2)
+    theta, words = initialize(settings, counts, np.random.default_rng(1)).parameters, word_rates(counts, 0.5)[:, None]
+    rates = Optimizer("sgd", theta, settings, counts).rates
+    assert [rates[name][0, 0] for name in ("X2", "W1", "W2")] == pytest.approx([1 / 3] * 3)
+    np.testing.assert_allclose(rates["V"], (TIED_RATE if tied else OUTPUT_RATE / 3) * words, rtol=1e-6)
+    if not tied:
+        np.testing.assert_allclose(rates["U"], INPUT_RATE * words, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["adagrad", "adam"])

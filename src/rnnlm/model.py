@@ -932,6 +932,7 @@ def initialize(
 INPUT_RATE = 4.0  # the rate of U's rows beside the rule's: measured, as is that of each cell
 OUTPUT_RATE = 0.4  # the same of V's and c's rows
 TIED_RATE = 1.2  # the same where V's rows are U's as well
+RATED_STATES = 300  # that X and W, and V where it is no U, may read at these rates; the more, the more a step changes z
 DECAY_STEPS = 16  # steps whose weight decay is applied at once, as it passes over all rows of U and V
 EPSILON, ADAM_MEAN, ADAM_SQUARE = 1e-8, 0.9, 0.999
 
@@ -1029,7 +1030,10 @@ class Optimizer:
                 "outputs": (TIED_RATE if settings.tied else OUTPUT_RATE) * word_rates(counts, power, settings.cutoffs),
             }
             for name, value in parameters.items():
-                rows = np.broadcast_to(rates[table[name].role], len(value))
+                _, reads, role, _ = table[name]
+                wide = role == "dense" or (role == "outputs" and not settings.tied)
+                share = min(1, RATED_STATES / reads) if wide and reads else 1
+                rows = np.broadcast_to(rates[role] * share, len(value))
                 self.rates[name] = rows.reshape(-1, *(1 for _ in value.shape[1:])).astype(value.dtype)
         self.decaying = [name for name, (_, fan_in, role, _) in table.items() if fan_in and role != "dense"]
         self.memory = {
