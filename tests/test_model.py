@@ -35,6 +35,7 @@ from rnnlm.model import (
     ModelSettings,
     Optimizer,
     Parameters,
+    Product,
     Workspace,
     add_rows,
     draw_masks,
@@ -766,7 +767,7 @@ def test_float32_stays_float32(settings: dict[str, Any], truncate: int | None, c
         (losses, state), backward = model.losses(inputs, targets, model.start(2), work, masks)
         gradients = backward(mean_weights(targets))
         arrays = [losses, state, model.start(2), *model.step(inputs[0], state, work), *masks.values()]
-        arrays += [values for gradient in gradients.values() for _, values in gradient]
+        arrays += [np.asarray(values) for gradient in gradients.values() for _, values in gradient]
         optimizer.step(model.parameters, gradients, 0.1, work)
         arrays += [
             *model.parameters.values(),
@@ -1048,6 +1049,15 @@ def test_few_positions_have_the_losses_and_gradients_of_many(positions: int) -> 
     np.testing.assert_allclose(own_dS, dS[:positions], rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(in_full(own_dV, V), in_full(dV, V), rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(in_full(own_dc, c), in_full(dc, c), rtol=1e-10, atol=1e-12)
+    norms = (joint_norm({"V": found}, Workspace()) for found in (own_dV, dV))
+    assert next(norms) == pytest.approx(next(norms), rel=1e-12)
+    assert isinstance(own_dV[0][1], Product) == (positions <= FEW)
+    tables = [V.copy(), V.copy()]
+    for table, found in zip(tables, (own_dV, dV), strict=True):
+        settings, theta = ModelSettings(90), {"V": table, "U": V, "c": c}
+        Optimizer("sgd", theta, settings, np.arange(90)).step(theta, {"V": found}, 0.1, Workspace(), shrink=0.5)
+    np.testing.assert_allclose(*tables, rtol=1e-10, atol=1e-12)
+    assert np.abs(tables[0] - V).max() > 1e-3
 
 
 def test_first_values_are_those_of_tables_drawn_whole() -> None:

@@ -32,6 +32,7 @@ from rnnlm.model import (
     Parameters,
     Workspace,
     blocks,
+    in_arrays,
     mean_weights,
     pieces,
 )
@@ -139,9 +140,9 @@ class Rms(Learner):
     def move(self, gradients: Gradients, work: Workspace) -> None:
         """Change the parameters."""
 
-        def move(task: tuple[str, Any, Array]) -> None:
-            name, rows, g = task
-            theta = self.model.parameters[name][rows]
+        def move(task: tuple[str, Any, Any]) -> None:
+            name, rows, values = task
+            g, theta = np.asarray(values), self.model.parameters[name][rows]
             g *= self.rate[name][rows]
             change = self.original[name][rows] - theta
             change *= self.pull[name][rows]
@@ -169,7 +170,7 @@ def root_mean_square(
         x, y = read[number]
         (_, states), backward = model.losses(x, y, states, work)
         for name, gradient in backward(mean_weights(y)).items():
-            for rows, values in gradient:
+            for rows, values in in_arrays(gradient):
                 squares[name][rows] += values * values
         if progress:
             progress(int(np.count_nonzero(y != IGNORED)))

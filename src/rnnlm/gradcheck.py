@@ -50,6 +50,7 @@ from rnnlm.model import (
     Parameters,
     Workspace,
     draw_masks,
+    in_arrays,
     initialize,
 )
 
@@ -462,7 +463,7 @@ def _each_parameter(
 def _dense(gradient: Gradient, shape: tuple[int, ...]) -> Array:
     """Write a gradient out in full, if it is one for a parameter of that shape."""
     dense, times = np.zeros(shape), np.zeros(shape[0], int)
-    for rows, values in gradient:
+    for rows, values in in_arrays(gradient):
         ids = np.arange(shape[0])[rows] if isinstance(rows, slice) else rows
         if values.dtype != np.float64:
             raise _NotAGradientError(f"{values.dtype} from float64")

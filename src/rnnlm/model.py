@@ -57,7 +57,8 @@ from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 Parameters = dict[str, Array]
-Gradient = list[tuple[Any, Array]]  # (rows, values): rows a slice or an array of ids, disjoint; all others are zero
+# (rows, values): rows a slice or an array of ids, disjoint; all others are zero. Values are an array, or a Product.
+Gradient = list[tuple[Any, Any]]
 Gradients = dict[str, Gradient]
 Masks = Mapping[str, Array]  # of dropout, see `draw_masks`
 NO_MASKS: Masks = MappingProxyType({})
@@ -203,7 +204,7 @@ def sum_rows(ids: Array, values: Array) -> tuple[Array, Array]:
 
 def add_rows(gradient: Gradient, ids: Array, values: Array) -> Gradient:
     """Add the values (n, H) of rows, by their ids (n,), ascending, to a gradient whose own rows are slices."""
-    apart = np.ones(len(ids), bool)
+    apart, gradient = np.ones(len(ids), bool), in_arrays(gradient)
     for rows, own in gradient:
         here = slice(*np.searchsorted(ids, (rows.start, rows.stop)))
         own[ids[here] - rows.start] += values[here]  # (25)
@@ -646,18 +647,21 @@ def by_diagonals(ds: Array, ways: list[Walk], truncate: int) -> None:
 
 def softmax_slice(
     S: Array, y: Array, V: Array, c: Array, work: Workspace
-) -> tuple[tuple[Array, Array], Callable[[Array, Array, Array, Array], Array]]:
+) -> tuple[tuple[Array, Array], Callable[[Array, Array], tuple[Array, Any, Array]]]:
     """Compute some rows' part of a softmax: states S (n, H), V (rows, H), c (rows,), and y (n,) counted from its first.
 
     Returns the logarithm of the sum of its exponentials (n,), and the targets' logits (n,), zero where the target is
-    not among these rows; and a function from the logarithm of the whole sum, log Z (n,), and the losses' weights (n,),
-    which writes dV and dc, to dS.
+    not among these rows; and a function from the logarithm of the whole sum, log Z (n,), and the losses' weights (n,)
+    to dS, dV and dc.
     """
-    e = work.array("e", (len(S), len(V)), S.dtype)  # (n, rows)
-    if len(S) > FEW:
+    e, few = work.array("e", (len(S), len(V)), S.dtype), len(S) <= FEW  # (n, rows)
+    cuts = runs(0, len(V), max(1, SMALL // max(1, S.size)) if few else len(V))
+    if few:  # BLAS copies V before it multiplies, which would take longest, unless the product is small
+        columns = np.ascontiguousarray(S.T)
+        for rows in cuts:
+            e.T[rows] = V[rows] @ columns
+    else:
         np.matmul(S, V.T, out=e)
-    else:  # BLAS copies its second matrix before it multiplies; where states are few, that would take longest
-        np.copyto(e.T, np.matmul(V, S.T))
     e += c  # the logits of (3)
     here = np.flatnonzero((y >= 0) & (y < len(V)))
     target = here, y[here]
@@ -668,7 +672,7 @@ def softmax_slice(
     np.exp(e, out=e)
     log_sum = peak + np.log(e @ np.ones(len(V), e.dtype))  # the product is four times as fast as e.sum(axis=1)
 
-    def backward(log_Z: Array, weights: Array, dV: Array, dc: Array) -> Array:
+    def backward(log_Z: Array, weights: Array) -> tuple[Array, Any, Array]:
         # p = factor * e with factor = e^(peak - log Z), a number for each position. So p is never made: only S and dS,
         # which are thin, are multiplied by the factor, and what 1_y takes from p is divided by it and taken from e.
         least = np.finfo(S.dtype).eps ** 2  # too small to matter beside 1, and its inverse is still finite
@@ -676,11 +680,13 @@ def softmax_slice(
         e[target] -= 1 / factor[here]  # (5): p - 1_y = factor * e
         factor *= weights
         scaled = np.multiply(S, factor[:, None], out=work.array("scaled", S.shape, S.dtype))
-        np.matmul(e.T, scaled, out=dV)  # (6)
-        np.matmul(factor, e, out=dc)
-        dS = np.matmul(e, V, out=work.array("dS", S.shape, S.dtype))  # (7)
+        # (6), a product of thin matrices where positions are few
+        dV: Any = Product(e.T, scaled) if few else np.matmul(e.T, scaled, out=work.array("dV", V.shape, V.dtype))
+        dS = work.array("dS", S.shape, S.dtype)
+        for rows in cuts:
+            add_product(dS, e[:, rows], V[rows], rows.start == 0)  # (7)
         dS *= factor[:, None]
-        return dS
+        return dS, dV, factor @ e
 
     return (log_sum, logit), backward
 
@@ -707,26 +713,18 @@ def softmax_loss(
         losses[own[0].at] += log_Z[j] - sum(logit for _, logit in sums)  # (4)
 
     def backward(weights: Array) -> tuple[Array, Gradient, Gradient]:
-        sizes = [part.rows.stop - part.rows.start for part in parts]
-        ends = np.cumsum(sizes)[:-1]  # the gradients of a large table's few rows are written where the last ones were
-        dV, dc = (
-            np.split(work.array(name, (sum(sizes), *value.shape[1:]), value.dtype), ends)
-            for name, value in (("dV", V), ("dc", c))
-        )
+        def back(one: Any) -> Any:
+            part, _, part_backward = one
+            return part_backward(log_Z[part.softmax], weights[part.at])
 
-        def back(number: int) -> Array:
-            part, _, part_backward = done[number]
-            dS: Array = part_backward(log_Z[part.softmax], weights[part.at], dV[number], dc[number])
-            return dS
-
-        dS = add_parts(work.each(back, range(len(parts))), parts, work)
+        dS, dV, dc = zip(*work.each(back, done), strict=True)
         rows = [part.rows for part in parts]
-        return dS, list(zip(rows, dV, strict=True)), list(zip(rows, dc, strict=True))
+        return add_parts(dS, parts, work), list(zip(rows, dV, strict=True)), list(zip(rows, dc, strict=True))
 
     return losses, backward
 
 
-def add_parts(dS: list[Array], parts: list[SoftmaxPart], work: Workspace) -> Array:
+def add_parts(dS: Sequence[Array], parts: list[SoftmaxPart], work: Workspace) -> Array:
     """Add up what the parts found of dS, in the place of the first, which is over all positions (N, H)."""
     total, everywhere = dS[0], sum(part.softmax == 0 for part in parts)
 
@@ -939,8 +937,15 @@ EPSILON, ADAM_MEAN, ADAM_SQUARE = 1e-8, 0.9, 0.999
 
 def joint_norm(gradients: Mapping[str, Gradient], work: Workspace) -> float:
     """Euclidean norm of all gradients taken together: float32 products of short blocks, summed in float64."""
-    parts = [values.reshape(-1) for gradient in gradients.values() for _, values in blocks(gradient)]
-    return math.sqrt(math.fsum(work.each(lambda part: float(np.dot(part, part)), parts)))
+    parts = [values for gradient in gradients.values() for _, values in blocks(gradient)]
+    return math.sqrt(max(0.0, math.fsum(work.each(sum_of_squares, parts))))
+
+
+def sum_of_squares(values: Array | Product) -> float:
+    """Add up the squares of numbers; those of left @ right are the products of (left' left) and (right right')."""
+    if isinstance(values, Product):
+        return float(np.vdot(values.left.T @ values.left, values.right @ values.right.T))
+    return float(np.vdot(values, values))
 
 
 def word_rates(counts: Array, power: float, cutoffs: tuple[int, ...] = ()) -> Array:
@@ -1056,13 +1061,18 @@ class Optimizer:
         """Change the parameters in place, against the gradients times `shrink`. The gradients are overwritten."""
         tasks = [(name, *block) for name, gradient in gradients.items() for block in blocks(gradient)]
 
-        def move(task: tuple[str, Any, Array]) -> None:
-            name, rows, gradient = task
+        def move(task: tuple[str, Any, Any]) -> None:
+            name, rows, values = task
+            relative = self.rates[name][rows] if self.rates else 1
+            if isinstance(values, Product) and not self.rule.slots:  # then directions are gradients, and may stay thin
+                left = values.left * (relative * values.left.dtype.type(rate * shrink))
+                parameters[name][rows] -= np.asarray(values._replace(left=left))
+                return
+            gradient = np.asarray(values)
             if shrink != 1:
                 gradient *= shrink
             memory = [slot[rows] for slot in self.memory[name].values()]
             direction = self.rule.direction(gradient, memory, time, self.momentum)
-            relative = self.rates[name][rows] if self.rates else 1
             parameters[name][rows] -= np.multiply(direction, relative * gradient.dtype.type(rate), out=gradient)
             if not isinstance(rows, slice):  # then memory is a copy
                 for slot, changed in zip(self.memory[name].values(), memory, strict=True):
@@ -1097,12 +1107,13 @@ def average(mean: Parameters, parameters: Parameters, share: float, work: Worksp
 # Memory and threads
 
 
-BLOCK = 1 << 16  # numbers that stay in a core's cache from one elementwise pass to the next
+BLOCK = 1 << 18  # numbers that stay in a core's cache from one elementwise pass to the next
 PRODUCT_ROWS = 128  # rows of a product that one thread computes at a time
 STREAMS = 16  # streams whose next words' probabilities one thread computes at a time
 FEW = 32  # states, at most, for which the output table is the first matrix of a product
+SMALL = 1_000_000  # multiplications in a product of few states: OpenBLAS makes as many without copies of the matrices
 SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
-MOST_SLICES = 200  # slices of a large table, about: few positions ask for each, and calls would take longest
+MOST_SLICES = 100  # slices of a large table, about: few positions ask for each, and calls would take longest
 GROUP = 32  # streams, at least, that one thread takes through a window: products of fewer rows are slow
 GROUP_NUMBERS = 6400  # numbers in their states, at least: below that, threads wait for the interpreter's lock
 MOST_GROUPS = 16  # more streams make groups larger
@@ -1235,16 +1246,32 @@ def stream_groups(streams: int, hidden: int) -> list[slice]:
     return pieces(0, streams, max(1, min(streams // GROUP, streams * hidden // GROUP_NUMBERS, MOST_GROUPS)))
 
 
+class Product(NamedTuple):
+    """An array (rows, H), left (rows, n) times right (n, H), that is made where it is used: memory is what is slow."""
+
+    left: Array
+    right: Array
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
+        return np.asarray(np.dot(self.left, self.right), dtype)  # np.matmul is slow where n is 1
+
+
 def whole(values: Array) -> Gradient:
     """Return a gradient that is given in all its rows, (rows, ...)."""
     return [(slice(0, len(values)), values)]
 
 
-def blocks(gradient: Gradient) -> Iterator[tuple[Any, Array]]:
-    """Cut a gradient into blocks of about BLOCK numbers; yields the rows of the table, and their values."""
+def in_arrays(gradient: Gradient) -> Gradient:
+    """Return a gradient without products."""
+    return [(rows, np.asarray(values)) for rows, values in gradient]
+
+
+def blocks(gradient: Gradient) -> Iterator[tuple[Any, Any]]:
+    """Cut a gradient's arrays into blocks of about BLOCK numbers; yields the rows of the table, and their values."""
     for rows, values in gradient:
-        step = max(1, BLOCK * len(values) // max(1, values.size))
-        if len(values) <= step:
+        small = isinstance(values, Product)
+        step = 0 if small else max(1, BLOCK * len(values) // max(1, values.size))
+        if small or len(values) <= step:
             yield rows, values
             continue
         for run in runs(0, len(values), step):

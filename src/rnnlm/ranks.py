@@ -33,6 +33,7 @@ from rnnlm.model import (
     Parameters,
     Workspace,
     blocks,
+    in_arrays,
     joint_norm,
     pieces,
     runs,
@@ -155,6 +156,7 @@ class _Several(Ranks):
     def sum(
         self, parameters: Parameters, gradients: Gradients, loss: float, work: Workspace
     ) -> tuple[Gradients, float, float]:
+        gradients = {name: in_arrays(gradient) for name, gradient in gradients.items()}
         spans, total = _laid_out(parameters, self._touched(parameters, gradients))
         mine = self._segment(total)
         for name, own in spans.items():
