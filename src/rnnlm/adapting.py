@@ -169,7 +169,7 @@ class Adapting:
         """Return -log p (N,) of words y (N,) after the outputs s (N, H), of the model alone."""
         V, c, cutoffs = self.model.parameters["V"], self.model.parameters["c"], self.model.settings.cutoffs
         parts = runs(0, len(y), positions_at_once(self.model))
-        return np.concatenate([softmax_loss(s[part], y[part], V, c, cutoffs, work)[0] for part in parts])
+        return np.concatenate([softmax_loss(s[part], y[part], V, c, cutoffs, work, back=False)[0] for part in parts])
 
     def _apart(self, ids: Array, states_before: Array, work: Workspace) -> tuple[Array, Array]:
         """Read each sentence from the same states (L, M, 1, H), many side by side."""

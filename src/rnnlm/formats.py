@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,8 +93,7 @@ def summed(record: Scored) -> Scored:
     spans = record.spans
     starts = [at for at, (start, _) in enumerate(spans) if at == 0 or spans[at - 1][1] < start]
     joined = [(spans[at][0], spans[after - 1][1]) for at, after in zip(starts, [*starts[1:], len(spans)], strict=True)]
-    return replace(
-        record,
+    return record._replace(
         words=[record.text[start:end] for start, end in joined],
         unknown=np.logical_or.reduceat(record.unknown, starts).tolist(),
         log_p=np.add.reduceat(record.log_p, [*starts, len(spans)]),

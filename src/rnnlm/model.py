@@ -141,7 +141,7 @@ class LanguageModel:
         return (s, states), backward
 
     def losses(
-        self, x: Array, y: Array, states: Array, work: Workspace, masks: Masks = NO_MASKS
+        self, x: Array, y: Array, states: Array, work: Workspace, masks: Masks = NO_MASKS, back: bool = True
     ) -> tuple[tuple[Array, Array], Callable[[Array], Gradients]]:
         """Return the loss -log p of each target of a window.
 
@@ -149,14 +149,15 @@ class LanguageModel:
         dropout's masks, where there are any.
         Returns the losses (T, B) in nats, zero where ignored, with the states after the window; and a function from the
         weights (T, B) of the losses in L to the gradients. It reads, and writes over, what this call left in `work`:
-        call it once, before the next window.
+        call it once, before the next window, and not at all where `back` is false, which spares memory.
         """
         (s, states), read_backward = self.read(x, states, work, masks)
         counted = np.flatnonzero(y.reshape(-1) != IGNORED)
         at: Any = counted if counted.size < y.size else slice(None)  # mostly a slice, which copies nothing
         S, V, c = s.reshape(y.size, -1), self.parameters["V"], self.parameters["c"]  # S (N, H)
         losses = np.zeros(y.size, S.dtype)
-        losses[at], softmax_backward = softmax_loss(S[at], y.reshape(-1)[at], V, c, self.settings.cutoffs, work)
+        own_y, cutoffs = y.reshape(-1)[at], self.settings.cutoffs
+        losses[at], softmax_backward = softmax_loss(S[at], own_y, V, c, cutoffs, work, back)
 
         def backward(weights: Array) -> Gradients:
             dS, dV, dc = softmax_backward(weights.reshape(-1)[at].astype(S.dtype))
@@ -692,17 +693,18 @@ def softmax_slice(
 
 
 def softmax_loss(
-    S: Array, y: Array, V: Array, c: Array, cutoffs: tuple[int, ...], work: Workspace
+    S: Array, y: Array, V: Array, c: Array, cutoffs: tuple[int, ...], work: Workspace, back: bool = True
 ) -> tuple[Array, Callable[[Array], tuple[Array, Gradient, Gradient]]]:
     """Return the loss -log p of each target: states S (N, H), targets y (N,), V (V + J, H), c (V + J,).
 
     Returns the losses (N,), in nats, and a function from the weights (N,) with which they enter L to (dS, dV, dc).
-    The rows of V are cut into parts, which threads take one at a time; `softmax_parts` says what tails are.
+    The rows of V are cut into parts, which threads take one at a time; `softmax_parts` says what tails are. For the way
+    `back` each part keeps its arrays; without it, each thread uses its own again.
     """
     parts = softmax_parts(S, y, len(V), cutoffs)
 
     def forward(part: SoftmaxPart) -> Any:
-        own_work = work.part(("softmax", part.rows.start))
+        own_work = work.part(("softmax", part.rows.start if back else threading.get_ident()))
         return part, *softmax_slice(part.S, part.y, V[part.rows], c[part.rows], own_work)
 
     done: list[Any] = work.each(forward, parts)

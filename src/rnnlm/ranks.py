@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-import socket
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -428,7 +428,7 @@ def _copy(comm: Any, blocks: int, source: Path | None, target: Path | None) -> s
         try:
             return step() if failure is None else None
         except OSError as error:
-            failure = f"{target or source}: cannot be copied on {socket.gethostname()} ({reason(error)})"
+            failure = f"{target or source}: cannot be copied on {os.uname().nodename} ({reason(error)})"
             return None
 
     with ExitStack() as files:

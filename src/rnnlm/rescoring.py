@@ -248,5 +248,5 @@ def _log_p(model: LanguageModel, s: Array, streams: Array, y: Array, work: Works
     V, c = model.parameters["V"], model.parameters["c"]
     log_p = np.empty(len(y))
     for some in runs(0, len(y), positions_at_once(model)):
-        log_p[some] = -softmax_loss(s[streams[some]], y[some], V, c, model.settings.cutoffs, work)[0]
+        log_p[some] = -softmax_loss(s[streams[some]], y[some], V, c, model.settings.cutoffs, work, back=False)[0]
     return log_p

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +104,7 @@ def perplexity(
     states, total, known = model.start(read.columns.stop - read.columns.start), 0.0, 0.0
     for number, (inputs, targets) in enumerate(read):
         if read.streams >= ranks.size or number % ranks.size == ranks.rank:
-            (losses, states), _ = model.losses(inputs, targets, states, work)
+            (losses, states), _ = model.losses(inputs, targets, states, work, back=False)
             total += float(losses.sum(dtype=np.float64))  # 0 where ignored
             known += float(losses.sum(dtype=np.float64, where=targets != unknown_id)) if unknown_id is not None else 0.0
         else:
@@ -169,8 +169,7 @@ class Scorer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):
     """A sentence of n words, and what a model says of them."""
 
     text: str  # the line, as it was read
@@ -226,19 +225,29 @@ def sentence_figures(model: LanguageModel, ids: NDArray[np.int32], work: Workspa
     """Do as `sentence_losses`, and return what `window_figures` gives (F, N)."""
     positions = positions_at_once(model, ranks)
     figures = np.empty((3, len(ids)) if ranks else (1, len(ids)), np.float64 if ranks else model.parameters["V"].dtype)
-    for places, x, y in side_by_side(ids, offsets_of(ids), positions):
+    # the largest first, as arrays of the workspace need not grow then
+    read = sorted(side_by_side(ids, offsets_of(ids), positions), key=lambda window: -window[1].size)
+    spare = [work] if len(read) == 1 else [Workspace() for _ in range(work.threads)]
+
+    def fill(window: tuple[Array, Array, Array]) -> None:
+        (places, x, y), own = window, spare.pop()
         states, going = model.start(x.shape[1]), y != IGNORED
         if len(x) > positions:  # one sentence, in parts
-            figures[:, places[:, 0]], _ = text_figures(model, y[:, 0], states, work, ranks)
+            figures[:, places[:, 0]], _ = text_figures(model, y[:, 0], states, own, ranks)
         else:
-            found, _ = window_figures(model, x, y, states, work, ranks)
+            found, _ = window_figures(model, x, y, states, own, ranks)
             figures[:, places[going]] = found[:, going]
+        spare.append(own)
+
+    work.each(fill, read)
     return figures
 
 
 def offsets_of(ids: Array) -> Array:
     """Say where each sentence of ids (N,) begins, and where the last ends, which may be a part of one."""
-    return np.unique(np.concatenate(([0], np.flatnonzero(ids == SENTENCE_END) + 1, [len(ids)])))
+    begins = np.ones(len(ids) + 1, bool)
+    begins[1:-1] = ids[:-1] == SENTENCE_END
+    return np.flatnonzero(begins)
 
 
 def side_by_side(ids: Array, offsets: Array, positions: int) -> Iterator[tuple[Array, Array, Array]]:
@@ -291,7 +300,7 @@ def window_figures(
     distribution in nats; F is 1 or 3. Of words equally likely the one with the lower id is before the other.
     """
     if not ranks:
-        (losses, states), _ = model.losses(x, y, states, work)
+        (losses, states), _ = model.losses(x, y, states, work, back=False)
         return losses[None], states
     (s, states), _ = model.read(x, states, work)
     V, c, cutoffs = model.parameters["V"], model.parameters["c"], model.settings.cutoffs

@@ -7,7 +7,6 @@ and to who has the page read aloud.
 from __future__ import annotations
 
 import bisect
-import html
 
 from rnnlm.sources import printable
 from rnnlm.vocabulary import SENTENCE_END
@@ -41,6 +40,8 @@ class Surprisals(list[tuple[str, float]]):
 
     def _repr_html_(self) -> str:
         """Return the words in HTML, a line for each sentence; none of them can be more than text there."""
+        import html  # which brings along its table of entities
+
         parts = []
         for word, bits in self[:SHOWN]:
             back, front = LIGHT[shade(bits)]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import socket
-import tempfile
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -81,14 +80,14 @@ def _fetched(
 
     The whole texts go there, of 4 bytes a word: which sentences a rank reads changes from epoch to epoch.
     """
-    wanting = ranks.all(None if corpora else socket.gethostname())
+    wanting = ranks.all(None if corpora else os.uname().nodename)
     if not any(wanting):
         return _all_of(corpora, ranks, folder.name)
     host = next(filter(None, wanting))
     if any(ranks.all(corpora is None and scratch is None)):
         message = f"{host} does not see the encoded text in {folder.path}; go on with --resume and --scratch, a folder"
         raise SettingsError(f"{message} of each machine's own, or train in a folder that all of them share")
-    takes = corpora is None and wanting.index(socket.gethostname()) == ranks.rank
+    takes = corpora is None and wanting.index(os.uname().nodename) == ranks.rank
     place, failure = _made(scratch) if takes and scratch else (None, None)
     try:
         failures = [found for found in ranks.all(failure) if found]
@@ -98,7 +97,7 @@ def _fetched(
         files = [(path, f"{name}/{path.name}") for name in NAMES for path in sorted((folder.path / name).glob("*"))]
         ranks.copy(files if ranks.rank == 0 else (), place)
         if corpora is None:
-            copied = places[wanting.index(socket.gethostname())]
+            copied = places[wanting.index(os.uname().nodename)]
             corpora = _opened(copied, saved) if copied else None
         return _all_of(corpora, ranks, folder.name)
     finally:
@@ -108,17 +107,19 @@ def _fetched(
 
 def _made(scratch: str) -> tuple[Path | None, str | None]:
     """Make a folder for a copy, in another; return it, or what failed."""
+    import tempfile
+
     try:
         return Path(tempfile.mkdtemp(prefix="rnnlm-", dir=scratch)), None
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else "there is no such path"
-        message = f"{scratch}: cannot be written on {socket.gethostname()} ({why})"
+        message = f"{scratch}: cannot be written on {os.uname().nodename} ({why})"
         return None, f"{message}; name another folder with --scratch"
 
 
 def _all_of(corpora: Corpora | None, ranks: Ranks, name: Path) -> Corpora:
     """Return the texts where all ranks have them."""
-    lacking = [host for host in ranks.all(None if corpora else socket.gethostname()) if host]
+    lacking = [host for host in ranks.all(None if corpora else os.uname().nodename) if host]
     if lacking or corpora is None:
         raise SettingsError(f"the encoded text of {name} cannot be read on {lacking[0]}; see to its disk, and resume")
     return corpora

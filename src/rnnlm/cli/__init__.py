@@ -4,7 +4,6 @@ Modules here import click and the standard library alone at their top, so that `
 NLTK are loaded by the command that needs them.
 """
 
-import difflib
 import importlib
 import io
 import keyword
@@ -61,6 +60,8 @@ class LazyGroup(click.Group):
         """Find the command that a line names, or name one that is like it."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
+            import difflib
+
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}."
             raise click.UsageError(f"There is no command {name[:40]!r}; {hint}", ctx)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -284,6 +283,8 @@ def _nearest(name: str, names: list[str], command: str) -> str:
     here = dashes + OTHER_NAMES.get(name.removeprefix("--"), "")
     if here != dashes and here in names:
         return f"; it is called {here} here"
+    import difflib
+
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     return f"; did you mean {near[0]}?" if near else f"; {command} --help lists them"
 

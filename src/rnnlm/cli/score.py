@@ -164,8 +164,6 @@ def _records(
     **_: Any,
 ) -> Iterator[Scored]:
     """Score the lines as they come; what is printed of some is sent before more are waited for."""
-    from dataclasses import replace
-
     from rnnlm.formats import keyed
     from rnnlm.scoring import scored
     from rnnlm.sources import arriving
@@ -181,7 +179,7 @@ def _records(
                     message = "a blank line has no key; begin each line with the key of its utterance"
                     raise TextError(f"{block.name}, line {block.first + keys.index('')}: {message}")
                 records = scored(tokenizer.lines(block._replace(lines=lines)), reader, lm.unknown)
-                yield from (replace(record, key=key) for key, record in zip(keys, records, strict=True))
+                yield from (record._replace(key=key) for key, record in zip(keys, records, strict=True))
             sys.stdout.flush()
 
 
