@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--words", type=int, default=800_000)
     parser.add_argument("--hidden", type=int, default=100)
-    parser.add_argument("--streams", type=int, nargs="+", default=[32])
+    parser.add_argument("--streams", type=int, nargs="+", default=[64])
     parser.add_argument("--clusters", type=int, nargs="+", help="numbers of clusters (default: what rnnlm chooses)")
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--windows", type=int, default=64)

@@ -15,7 +15,7 @@ from rnnlm.model import IGNORED
 
 PART = 2**16  # sentences that are brought into a random order at once
 RUN = 2**9  # neighboring sentences of the text that are of the same part: their offsets are on one page of memory
-RELEASE = 16  # windows after which the pages of memory that were read are given back
+RELEASE = 256  # windows of one stream after which the pages of memory that were read are given back
 
 
 class Window(NamedTuple):
@@ -87,7 +87,7 @@ class Windows:
         if not 0 <= number < len(self):
             raise IndexError(f"there is no window {number} among {len(self)}")
         self._read_windows += 1
-        if self._read_windows % RELEASE == 0:
+        if self._read_windows % max(1, RELEASE // self.streams) == 0:
             for pages in self._maps:
                 pages.madvise(mmap.MADV_DONTNEED)
         if self.window == 0:

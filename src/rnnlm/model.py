@@ -1109,7 +1109,7 @@ def average(mean: Parameters, parameters: Parameters, share: float, work: Worksp
 # Memory and threads
 
 
-BLOCK = 1 << 18  # numbers that stay in a core's cache from one elementwise pass to the next
+BLOCK = 1 << 16  # numbers that stay in a core's cache from one elementwise pass to the next
 PRODUCT_ROWS = 128  # rows of a product that one thread computes at a time
 STREAMS = 16  # streams whose next words' probabilities one thread computes at a time
 FEW = 32  # states, at most, for which the output table is the first matrix of a product
