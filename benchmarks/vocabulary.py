@@ -79,7 +79,7 @@ def prepare(shape: sides.Shape, clusters: int | None) -> tuple[sides.Run, int]:
     """Make a training ready that has so many predictions; returns what trains windows, and the number of clusters."""
     asked = TrainingSettings(batch_size=shape.streams, bptt=shape.window, epochs=10**9)
     network = NetworkSettings(hidden=shape.hidden)
-    chosen = RunSettings(("text",), network=network, training=asked, chosen=("weight_decay", "dropout"))
+    chosen = RunSettings(("text",), network=network, training=asked, chosen=("weight_decay", "dropout", "average"))
     settings = replace(choose(chosen, PREDICTIONS, shape.words).training, lr=sides.RATE)
     counts = np.round(PREDICTIONS * sides.zipf(shape.words)).astype(np.int64)
     dense = model.dense_size(replace(shape, cutoffs=()).settings)
