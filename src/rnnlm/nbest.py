@@ -16,7 +16,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 from rnnlm.errors import TextError
@@ -24,6 +24,7 @@ from rnnlm.sources import Source, plain_characters
 from rnnlm.text import split_at_blanks
 
 LIST_LIMIT = 2**24  # characters of one list, which is held in memory
+KEPT = 2**22  # characters of a file that is read twice and parsed once
 PAUSE = "-pau-"  # SRILM's mark of silence, which is no word: neither counted nor scored
 NAME = "RNNLM="  # what we call our score among Moses' features
 
@@ -234,6 +235,7 @@ class NBestFile:
 
     source: Source
     format: Format
+    _kept: list[list[Hypothesis]] = field(default_factory=list, repr=False, compare=False)  # all lists of a small file
 
     @classmethod
     def of(cls, source: Source, format: str | None = None) -> NBestFile:
@@ -259,6 +261,18 @@ class NBestFile:
 
     def lists(self) -> Iterator[list[Hypothesis]]:
         """Yield the lists, in order: neighboring lines of the same list."""
+        if self._kept:
+            yield from self._kept
+            return
+        some, size = list[list[Hypothesis]](), 0
+        for group in self._read():
+            size += sum(len(hypothesis.line) for hypothesis in group)
+            if size <= KEPT:
+                some.append(group)
+            yield group
+        self._kept.extend(some if size <= KEPT else ())
+
+    def _read(self) -> Iterator[list[Hypothesis]]:
         group: list[Hypothesis] = []
         size = found = 0
         for number, hypothesis in self._hypotheses():
