@@ -1304,6 +1304,14 @@ def test_joint_norm_is_that_of_all_numbers_together(convert: Callable[[Array], A
     )
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("make", [lambda values: values, lambda values: Product(values, np.ones((1, 2)))])
+def test_joint_norm_of_what_is_no_number_is_none(make: Callable[[Array], Any], value: float) -> None:
+    """A gradient that is infinite or not a number is never taken for a small one: training stops where it sees that."""
+    gradients = {"V": [(slice(0, 2), make(np.array([[value], [1]])))]}
+    assert not math.isfinite(joint_norm(gradients, Workspace()))
+
+
 def test_words_may_all_be_in_tails() -> None:
     """With a first cutoff of 0 the head has slots alone: probabilities sum to one, and scoring agrees with them."""
     model = small_model(cutoffs=(0, 3, 6))
