@@ -57,7 +57,8 @@ from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 Parameters = dict[str, Array]
-# (rows, values): rows a slice or an array of ids, disjoint; all others are zero. Values are an array, or a Product.
+# (rows, values): rows a slice or an array of ids, disjoint; all others are zero. Values are an array, or a `Product` of
+# two matrices that is yet to be made.
 Gradient = list[tuple[Any, Any]]
 Gradients = dict[str, Gradient]
 Masks = Mapping[str, Array]  # of dropout, see `draw_masks`
@@ -648,17 +649,18 @@ def by_diagonals(ds: Array, ways: list[Walk], truncate: int) -> None:
 
 def softmax_slice(
     S: Array, y: Array, V: Array, c: Array, work: Workspace
-) -> tuple[tuple[Array, Array], Callable[[Array, Array], tuple[Array, Any, Array]]]:
+) -> tuple[tuple[Array, Array], Callable[[Array, Array], tuple[Array, Array | Product, Array]]]:
     """Compute some rows' part of a softmax: states S (n, H), V (rows, H), c (rows,), and y (n,) counted from its first.
 
     Returns the logarithm of the sum of its exponentials (n,), and the targets' logits (n,), zero where the target is
     not among these rows; and a function from the logarithm of the whole sum, log Z (n,), and the losses' weights (n,)
     to dS, dV and dc.
     """
-    e, few = work.array("e", (len(S), len(V)), S.dtype), len(S) <= FEW  # (n, rows)
+    e = work.array("e", (len(S), len(V)), S.dtype)  # (n, rows)
+    few = len(S) <= FEW
     cuts = runs(0, len(V), max(1, SMALL // max(1, S.size)) if few else len(V))
-    if few:  # BLAS copies V before it multiplies, which would take longest, unless the product is small
-        columns = np.ascontiguousarray(S.T)
+    if few:  # a copy of V, which BLAS makes unless a product is small, would take longest
+        columns = np.ascontiguousarray(S.T)  # (H, n)
         for rows in cuts:
             e.T[rows] = V[rows] @ columns
     else:
@@ -673,7 +675,7 @@ def softmax_slice(
     np.exp(e, out=e)
     log_sum = peak + np.log(e @ np.ones(len(V), e.dtype))  # the product is four times as fast as e.sum(axis=1)
 
-    def backward(log_Z: Array, weights: Array) -> tuple[Array, Any, Array]:
+    def backward(log_Z: Array, weights: Array) -> tuple[Array, Array | Product, Array]:
         # p = factor * e with factor = e^(peak - log Z), a number for each position. So p is never made: only S and dS,
         # which are thin, are multiplied by the factor, and what 1_y takes from p is divided by it and taken from e.
         least = np.finfo(S.dtype).eps ** 2  # too small to matter beside 1, and its inverse is still finite
@@ -681,8 +683,10 @@ def softmax_slice(
         e[target] -= 1 / factor[here]  # (5): p - 1_y = factor * e
         factor *= weights
         scaled = np.multiply(S, factor[:, None], out=work.array("scaled", S.shape, S.dtype))
-        # (6), a product of thin matrices where positions are few
-        dV: Any = Product(e.T, scaled) if few else np.matmul(e.T, scaled, out=work.array("dV", V.shape, V.dtype))
+        if few:  # to write dV, and to read it for the norm and the step, would take longer than to make it in the step
+            dV: Array | Product = Product(e.T, scaled)  # (6)
+        else:
+            dV = np.matmul(e.T, scaled, out=work.array("dV", V.shape, V.dtype))  # (6)
         dS = work.array("dS", S.shape, S.dtype)
         for rows in cuts:
             add_product(dS, e[:, rows], V[rows], rows.start == 0)  # (7)
@@ -715,11 +719,11 @@ def softmax_loss(
         losses[own[0].at] += log_Z[j] - sum(logit for _, logit in sums)  # (4)
 
     def backward(weights: Array) -> tuple[Array, Gradient, Gradient]:
-        def back(one: Any) -> Any:
+        def of_part(one: Any) -> Any:
             part, _, part_backward = one
             return part_backward(log_Z[part.softmax], weights[part.at])
 
-        dS, dV, dc = zip(*work.each(back, done), strict=True)
+        dS, dV, dc = zip(*work.each(of_part, done), strict=True)
         rows = [part.rows for part in parts]
         return add_parts(dS, parts, work), list(zip(rows, dV, strict=True)), list(zip(rows, dc, strict=True))
 
@@ -932,7 +936,7 @@ def initialize(
 INPUT_RATE = 4.0  # the rate of U's rows beside the rule's: measured, as is that of each cell
 OUTPUT_RATE = 0.4  # the same of V's and c's rows
 TIED_RATE = 1.2  # the same where V's rows are U's as well
-RATED_STATES = 300  # that X and W, and V where it is no U, may read at these rates; the more, the more a step changes z
+RATED_STATES = 300  # that X, W and a V that is no U may read at these rates: a step changes a sum over more by more
 DECAY_STEPS = 16  # steps whose weight decay is applied at once, as it passes over all rows of U and V
 EPSILON, ADAM_MEAN, ADAM_SQUARE = 1e-8, 0.9, 0.999
 
@@ -944,7 +948,7 @@ def joint_norm(gradients: Mapping[str, Gradient], work: Workspace) -> float:
 
 
 def sum_of_squares(values: Array | Product) -> float:
-    """Add up the squares of numbers; those of left @ right are the products of (left' left) and (right right')."""
+    """Add up the squares of numbers; of left @ right these are the entries of (left' left) times (right right')'s."""
     if isinstance(values, Product):
         return float(np.vdot(values.left.T @ values.left, values.right @ values.right.T))
     return float(np.vdot(values, values))
@@ -1038,8 +1042,8 @@ class Optimizer:
             }
             for name, value in parameters.items():
                 _, reads, role, _ = table[name]
-                wide = role == "dense" or (role == "outputs" and not settings.tied)
-                share = min(1, RATED_STATES / reads) if wide and reads else 1
+                looked_up = role == "inputs" or (role == "outputs" and settings.tied)
+                share = 1 if looked_up else RATED_STATES / max(RATED_STATES, reads)  # biases read none
                 rows = np.broadcast_to(rates[role] * share, len(value))
                 self.rates[name] = rows.reshape(-1, *(1 for _ in value.shape[1:])).astype(value.dtype)
         self.decaying = [name for name, (_, fan_in, role, _) in table.items() if fan_in and role != "dense"]
@@ -1063,7 +1067,7 @@ class Optimizer:
         """Change the parameters in place, against the gradients times `shrink`. The gradients are overwritten."""
         tasks = [(name, *block) for name, gradient in gradients.items() for block in blocks(gradient)]
 
-        def move(task: tuple[str, Any, Any]) -> None:
+        def move(task: tuple[str, Any, Array | Product]) -> None:
             name, rows, values = task
             relative = self.rates[name][rows] if self.rates else 1
             if isinstance(values, Product) and not self.rule.slots:  # then directions are gradients, and may stay thin
@@ -1112,7 +1116,7 @@ def average(mean: Parameters, parameters: Parameters, share: float, work: Worksp
 BLOCK = 1 << 16  # numbers that stay in a core's cache from one elementwise pass to the next
 PRODUCT_ROWS = 128  # rows of a product that one thread computes at a time
 STREAMS = 16  # streams whose next words' probabilities one thread computes at a time
-FEW = 32  # states, at most, for which the output table is the first matrix of a product
+FEW = 32  # states, at most, for which the output table is the first matrix of a product, and its gradient a Product
 SMALL = 1_000_000  # multiplications in a product of few states: OpenBLAS makes as many without copies of the matrices
 SLICE_WORDS = 1000  # words in one slice of the output layer: its product fills a core, its logits stay near it
 MOST_SLICES = 100  # slices of a large table, about: few positions ask for each, and calls would take longest
@@ -1249,7 +1253,7 @@ def stream_groups(streams: int, hidden: int) -> list[slice]:
 
 
 class Product(NamedTuple):
-    """An array (rows, H), left (rows, n) times right (n, H), that is made where it is used: memory is what is slow."""
+    """Left (rows, n) times right (n, H), an array (rows, H) that np.asarray makes where it is used: memory is slow."""
 
     left: Array
     right: Array
@@ -1271,11 +1275,9 @@ def in_arrays(gradient: Gradient) -> Gradient:
 def blocks(gradient: Gradient) -> Iterator[tuple[Any, Any]]:
     """Cut a gradient's arrays into blocks of about BLOCK numbers; yields the rows of the table, and their values."""
     for rows, values in gradient:
-        small = isinstance(values, Product)
-        step = 0 if small else max(1, BLOCK * len(values) // max(1, values.size))
-        if small or len(values) <= step:
+        if isinstance(values, Product):
             yield rows, values
             continue
-        for run in runs(0, len(values), step):
+        for run in runs(0, len(values), max(1, BLOCK * len(values) // max(1, values.size))):
             own = slice(rows.start + run.start, rows.start + run.stop) if isinstance(rows, slice) else rows[run]
             yield own, values[run]
