@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=100)
     parser.add_argument("--streams", type=int, nargs="+", default=[64])
     parser.add_argument("--clusters", type=int, nargs="+", help="numbers of clusters (default: what rnnlm chooses)")
+    parser.add_argument("--no-average", action="store_true", help="keep no average of the weights")
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--windows", type=int, default=64)
     options = parser.parse_args()
@@ -61,7 +62,7 @@ def rows(options: argparse.Namespace, seconds: defaultdict[str, list[float]]) ->
     for streams in options.streams:
         for asked in options.clusters or [None]:
             shape = sides.Shape(options.words, options.hidden, streams, options.threads, None)
-            run, clusters = prepare(shape, asked)
+            run, clusters = prepare(shape, asked, not options.no_average)
             run(training.AVERAGE_STEPS)
             seconds.clear()
             begin = time.perf_counter()
@@ -75,12 +76,12 @@ def rows(options: argparse.Namespace, seconds: defaultdict[str, list[float]]) ->
             yield [f"{streams}", f"{clusters}", *cells, f"{words / total:,.0f}", f"{peak_megabytes():,.0f}"]
 
 
-def prepare(shape: sides.Shape, clusters: int | None) -> tuple[sides.Run, int]:
+def prepare(shape: sides.Shape, clusters: int | None, average: bool) -> tuple[sides.Run, int]:
     """Make a training ready that has so many predictions; returns what trains windows, and the number of clusters."""
     asked = TrainingSettings(batch_size=shape.streams, bptt=shape.window, epochs=10**9)
     network = NetworkSettings(hidden=shape.hidden)
-    chosen = RunSettings(("text",), network=network, training=asked, chosen=("weight_decay", "dropout", "average"))
-    settings = replace(choose(chosen, PREDICTIONS, shape.words).training, lr=sides.RATE)
+    chosen = RunSettings(("text",), network=network, training=asked, chosen=("weight_decay", "dropout"))
+    settings = replace(choose(chosen, PREDICTIONS, shape.words).training, lr=sides.RATE, average=average)
     counts = np.round(PREDICTIONS * sides.zipf(shape.words)).astype(np.int64)
     dense = model.dense_size(replace(shape, cutoffs=()).settings)
     cutoffs = choose_cutoffs(counts, shape.hidden, shape.streams * shape.window, clusters, dense)
