@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -1035,8 +1036,9 @@ def test_add_rows_without_any_left() -> None:
 
 
 @pytest.mark.parametrize("positions", [1, 2, FEW, FEW + 1])
-def test_few_positions_have_the_losses_and_gradients_of_many(positions: int) -> None:
-    """However few positions ask for a table, their losses and gradients are those that they have among others."""
+def test_few_positions_have_the_losses_and_gradients_of_many(positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few positions ask for a table, their losses, gradients and steps are those of them among others."""
+    monkeypatch.setattr(mathematics, "SMALL", 100)  # several products of a few rows each
     generator = np.random.default_rng(1)
     S, V, c = (generator.normal(size=shape) for shape in ((FEW + 20, 6), (90, 6), 90))
     y, weights = generator.integers(0, 90, len(S)), generator.random(len(S))
@@ -1052,12 +1054,16 @@ def test_few_positions_have_the_losses_and_gradients_of_many(positions: int) -> 
     norms = (joint_norm({"V": found}, Workspace()) for found in (own_dV, dV))
     assert next(norms) == pytest.approx(next(norms), rel=1e-12)
     assert isinstance(own_dV[0][1], Product) == (positions <= FEW)
-    tables = [V.copy(), V.copy()]
-    for table, found in zip(tables, (own_dV, dV), strict=True):
-        settings, theta = ModelSettings(90), {"V": table, "U": V, "c": c}
-        Optimizer("sgd", theta, settings, np.arange(90)).step(theta, {"V": found}, 0.1, Workspace(), shrink=0.5)
-    np.testing.assert_allclose(*tables, rtol=1e-10, atol=1e-12)
-    assert np.abs(tables[0] - V).max() > 1e-3
+    for kind in RULES:
+        tables = [V.copy(), V.copy()]
+        for table, found in zip(tables, (own_dV, dV), strict=True):
+            theta = {"V": table, "U": V, "c": c}
+            optimizer = Optimizer(kind, theta, ModelSettings(90), np.arange(90), momentum=0.5)
+            for step in (1, 2):
+                own: Gradients = {"V": [(rows, copy(values)) for rows, values in found]}
+                optimizer.step(theta, own, 0.1, Workspace(), shrink=0.5, time=step)
+        np.testing.assert_allclose(*tables, rtol=1e-10, atol=1e-12)
+        assert np.abs(tables[0] - V).max() > 1e-3
 
 
 def test_first_values_are_those_of_tables_drawn_whole() -> None:

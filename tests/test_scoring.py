@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from conftest import corpus_of
+from rnnlm import scoring
 from rnnlm.errors import TextError
 from rnnlm.model import CELLS, SENTENCE_END, ModelSettings, Workspace, initialize
-from rnnlm.scoring import Score, perplexity, sentence_figures
+from rnnlm.scoring import Score, offsets_of, perplexity, sentence_figures, text_figures
 from rnnlm.vocabulary import Vocabulary
 
 WORDS = ("</s>", "a", "<unk>", "b1", "c", "d")
@@ -152,6 +153,21 @@ def test_of_equally_likely_words_the_lower_id_comes_first():
     model.parameters["c"][[1, 3]] = 1  # as likely as each other, and likelier than all others
     _, ranks, _ = sentence_figures(model, np.array([3, 1, 4, 0]), Workspace(), ranks=True)
     assert ranks.tolist() == [2, 1, 5, 3]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("ranks", [False, True])
+def test_sentences_side_by_side_have_the_figures_that_they_have_alone(ranks, threads, monkeypatch):
+    """Neither neighbors, nor threads, nor where windows end, nor a last sentence that is cut off change a figure."""
+    monkeypatch.setattr(scoring, "POSITIONS", 20)
+    model, sentences = small_model(), [[*VOCABULARY.encode(words), SENTENCE_END] for words in some_text(20)]
+    sentences.append([1, 3, 4])
+    ids = np.concatenate(sentences)
+    assert offsets_of(ids).tolist() == [0, *np.cumsum([len(sentence) for sentence in sentences])]
+    with closing(Workspace(threads)) as work:
+        figures = sentence_figures(model, ids, work, ranks)
+        alone = [text_figures(model, np.array(one), model.start(1), work, ranks)[0] for one in sentences]
+    np.testing.assert_allclose(figures, np.concatenate(alone, axis=1), rtol=1e-9)
 
 
 def test_unknown_words_may_be_left_together():
