@@ -4,6 +4,7 @@ import re
 import sys
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -226,6 +227,17 @@ def test_pages_are_given_back(tmp_path, monkeypatch):
     resident = [int(re.search(r"Rss: +(\d+)", part)[1]) for part in parts if str(tmp_path / "ids") in part]
     assert len(resident) == 1
     assert resident[0] < corpus.ids.nbytes / 1024 / 2
+
+
+@pytest.mark.parametrize(("streams", "windows_between"), [(1, 256), (64, 4), (300, 1)])
+def test_pages_are_given_back_sooner_where_more_are_read(streams, windows_between):
+    """A window of many streams touches as many pages: they are given back after fewer of those."""
+    epoch = windows(corpus_of([3] * 400), streams, 4, np.random.default_rng(1))
+    given_back = []
+    epoch._maps = [SimpleNamespace(madvise=given_back.append)]
+    for _ in range(512):
+        epoch[0]
+    assert len(given_back) == 512 / windows_between
 
 
 def calls_and_bytes(epoch, number):

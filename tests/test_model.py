@@ -1220,13 +1220,15 @@ def test_rates_are_those_of_the_cell_and_the_tables(tied: bool, cell: str) -> No
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_what_reads_many_states_learns_more_slowly(tied: bool) -> None:
-    """The rate of X, W and V falls with the number of states that they read; a tied table keeps the rate of its own."""
-    H = 3 * RATED_STATES
-    settings = ModelSettings(2, H, layers=2, embedding=H, tied=tied)
-    counts = np.ones(2)
+    """The rate of X, W and V falls with the number of states that they read; a tied table, U and biases keep theirs."""
+    H, V = 3 * RATED_STATES, 2 * RATED_STATES
+    settings = ModelSettings(V, H, layers=2, embedding=H, tied=tied)
+    counts = np.ones(V)
     theta, words = initialize(settings, counts, np.random.default_rng(1)).parameters, word_rates(counts, 0.5)[:, None]
     rates = Optimizer("sgd", theta, settings, counts).rates
     assert [rates[name][0, 0] for name in ("X2", "W1", "W2")] == pytest.approx([1 / 3] * 3)
+    assert rates["b1"][0] == 1
+    np.testing.assert_allclose(rates["c"], (TIED_RATE if tied else OUTPUT_RATE) * words[:, 0], rtol=1e-6)
     np.testing.assert_allclose(rates["V"], (TIED_RATE if tied else OUTPUT_RATE / 3) * words, rtol=1e-6)
     if not tied:
         np.testing.assert_allclose(rates["U"], INPUT_RATE * words, rtol=1e-6)

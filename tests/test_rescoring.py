@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+import rnnlm.nbest
 import rnnlm.rescoring
 from rnnlm.api import Model
 from rnnlm.checkpoint import Origin, SavedModel
@@ -189,6 +190,16 @@ def test_what_is_seen_before_scoring_is_counted(write: Write) -> None:
     """Lists, hypotheses, words and unknown words are those of the file."""
     found = look(file_of([[["a", "b"], ["x", "<unk>", "c"]], [[]]], write), small_model())
     assert (found.lists, found.hypotheses, found.words, found.unknown) == (2, 3, 5, 2)
+
+
+def test_small_files_are_parsed_once(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists read again are the same; those of a small file are the very ones, and of a large one none is kept."""
+    for kept, the_same in ((10_000, True), (100, False)):
+        monkeypatch.setattr(rnnlm.nbest, "KEPT", kept)
+        file = file_of(some_lists(), write)
+        first, again = list(file.lists()), list(file.lists())
+        assert first == again
+        assert [one is other for one, other in zip(first, again, strict=True)] == [the_same] * len(first)
 
 
 def test_a_model_that_has_left_the_numbers_is_told(write: Write) -> None:

@@ -267,10 +267,11 @@ class NBestFile:
         some, size = list[list[Hypothesis]](), 0
         for group in self._read():
             size += sum(len(hypothesis.line) for hypothesis in group)
-            if size <= KEPT:
-                some.append(group)
+            some.append(group)
+            if size > KEPT:
+                some.clear()
             yield group
-        self._kept.extend(some if size <= KEPT else ())
+        self._kept[:] = some
 
     def _read(self) -> Iterator[list[Hypothesis]]:
         group: list[Hypothesis] = []
