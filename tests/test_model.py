@@ -1312,6 +1312,15 @@ def test_joint_norm_is_that_of_all_numbers_together(convert: Callable[[Array], A
     )
 
 
+def test_joint_norm_of_what_cancels_is_next_to_nothing() -> None:
+    """Rounding makes the sum of squares of many such products a little less than zero, which has no root."""
+    generator = np.random.default_rng(3)
+    for _ in range(50):
+        left, row = generator.normal(size=(1, 2)).astype(np.float32), generator.normal(size=(1, 3)).astype(np.float32)
+        cancels = Product(left, np.concatenate([row * left[0, 1], -row * left[0, 0]]))
+        assert joint_norm({"V": [(slice(0, 1), cancels)]}, Workspace()) < 0.01
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("make", [lambda values: values, lambda values: Product(values, np.ones((1, 2)))])
 def test_joint_norm_of_what_is_no_number_is_none(make: Callable[[Array], Any], value: float) -> None:

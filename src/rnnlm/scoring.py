@@ -227,6 +227,7 @@ def sentence_figures(model: LanguageModel, ids: NDArray[np.int32], work: Workspa
     figures = np.empty((3, len(ids)) if ranks else (1, len(ids)), np.float64 if ranks else model.parameters["V"].dtype)
     # the largest first, as arrays of the workspace need not grow then
     read = sorted(side_by_side(ids, offsets_of(ids), positions), key=lambda window: -window[1].size)
+    # each thread takes windows of its own, with arrays of its own; a window alone is shared by all threads
     spare = [work] if len(read) == 1 else [Workspace() for _ in range(work.threads)]
 
     def fill(window: tuple[Array, Array, Array]) -> None:
