@@ -134,6 +134,17 @@ def test_srilm_lists_have_the_score_replaced_or_added(run: Run, model: Path) -> 
     assert float(added[1].split()[1]) == pytest.approx(-30 + 0.5 * float(rows[1][1]), abs=1e-9)
 
 
+def test_srilm_lists_may_have_the_marks_of_its_lattice_tool(run: Run) -> None:
+    """`<s>` and `</s>` around the words are neither counted nor scored, and stand where they stood."""
+    marked = "-1792.12 -16.0727 4 <s> the cat sleeps . </s>\n-2000 -3 0 <s> </s>\n"
+    plain = marked.replace(" <s>", "").replace(" </s>", "")
+    scored = [run(put(name, text))[1].splitlines() for name, text in (("u1", marked), ("u2", plain))]
+    assert [re.sub(" </?s>", "", line) for line in scored[0]] == scored[1]
+    assert [line.partition(" <s>")[1:] for line in scored[0]] == [(" <s>", " the cat sleeps . </s>"), (" <s>", " </s>")]
+    assert run("u1", "--best", "--word-penalty", 1)[1] == "u1 the cat sleeps .\n"
+    assert "'<s>' is the model's own mark" in run(put("u1", "-1 -2 1 <s> the\n"), "--format", "srilm")[2]
+
+
 def test_srilm_files_go_into_a_folder_as_they_came(run: Run) -> None:
     """Several files, plain and gzip, are written under their names; the best of all are `ID words`, in order."""
     Path("in").mkdir()

@@ -32,6 +32,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _GREATEST = 1e30  # the sum of some such numbers, weighted, still is a number
 _MARK = re.compile("<(?<![^ ]<)/?[sS]>(?![^ ])")  # "<" stands first, as the search for a plain character is fast
 _KEY, _BLANK = re.compile(r"[^ \t]+"), re.compile(r"[ \t]")
+_ENDS = re.compile(r"((?:[^ \t]+[ \t]+){3})<s>[ \t]+(.*?)[ \t]*</s>[ \t]*")  # as SRILM's lattice-tool writes them
 _OF_LIST = re.compile(r"(?<=.)-\d+$", re.ASCII)  # the number of a hypothesis, behind the list's own name
 _FORMATS = "--format moses, srilm, kaldi, mikolov or tsv"
 
@@ -135,8 +136,9 @@ class Srilm(Format):
             raise _Refused(f"this is a list in the format {first.split(' ')[0]}, and {message}")
 
     def parse(self, line: str) -> Hypothesis:
-        """Read `acoustic lm nwords words`."""
-        fields = _words(line)
+        """Read `acoustic lm nwords words`, where `<s>` and `</s>` may stand around the words."""
+        ends = _ENDS.fullmatch(line)
+        fields = _words(ends[1] + ends[2] if ends else line)
         if len(fields) < 3:
             raise _Refused("there is no acoustic score, lm score and number of words; put all three before the words")
         acoustic, old = _number(fields[0], "acoustic score"), _number(fields[1], "lm score")
@@ -148,7 +150,10 @@ class Srilm(Format):
     def write(self, hypothesis: Hypothesis, score: float, weights: Weights) -> str:
         """Put a score in the place of that of the old model, to which `weights.old` adds that."""
         lm = weights.model * score + weights.old * hypothesis.old
-        return f"{hypothesis.fixed:.16g} {lm:.16g} {hypothesis.size} {hypothesis.text}".rstrip(" ")
+        text = hypothesis.text
+        if _ENDS.fullmatch(hypothesis.line):
+            text = " ".join(filter(None, ("<s>", text, "</s>")))
+        return f"{hypothesis.fixed:.16g} {lm:.16g} {hypothesis.size} {text}".rstrip(" ")
 
 
 class Mikolov(Format):
@@ -345,7 +350,8 @@ def _detected(first: str) -> type[Format] | None:
         return Tsv
     if re.match(r"NBestList[12]\.0", first):
         return Srilm
-    fields = plain_characters(first).split()
+    ends = _ENDS.fullmatch(first)
+    fields = plain_characters(ends[1] + ends[2] if ends else first).split()
     # an ID is not followed by a negative number, and then by the number of the words that are left
     scores = len(fields) >= 3 and all(map(_NUMBER.fullmatch, fields[:2])) and fields[1].startswith("-")
     if scores and fields[2] == str(len(fields) - 3 - fields[3:].count(PAUSE)):
