@@ -73,6 +73,8 @@ def evaluate(files: tuple[str, ...], model: str, threads: int, as_json: bool, **
     most = warn_of_unknown(score.unknown, score.words, "is the text")
     if score.unknown and not most and isinstance(lm, rnnlm.Model) and not lm.knows_unknown:
         warn("the model has seen no unknown word in training, so each costs much perplexity.")
+    if settings.dynamic and isinstance(lm, rnnlm.Model) and score.perplexity > (words := len(lm.saved.vocabulary)):
+        warn(f"what was learned is worse than an even guess among {words:,} words; give --dynamic a lower rate.")
     click.echo(json.dumps(score.to_json(), indent=2) if as_json else _table(score))
 
 

@@ -287,7 +287,8 @@ def _follow(events: Iterator[Any], bars: _Bars, model: str, stop: Stop) -> None:
                 _tell_start(event.run, event.resumed)
                 if event.ranks != event.run.state.ranks:
                     before, now = (counted(number, "rank") for number in (event.ranks, event.run.state.ranks))
-                    say(f"So far it was trained by {before}; {now} add up in another order, and round otherwise.")
+                    what = "sums are made in another order, and rounded otherwise"
+                    say(f"So far it was trained by {before}; with {now} {what}.")
             case NoPicture():
                 say(f"No learning curve is drawn: {event.reason}.")
             case Stopped():
@@ -375,7 +376,8 @@ def _tell_end(run: Run, reason: str | None, model: str) -> None:
     """Say why training has ended, what it has reached and what comes next."""
     if reason is None:
         say(f"Interrupted in epoch {run.state.epoch} after window {run.state.window}; all is saved.")
-        say(f"Go on with: {typed('train --resume', model)}")
+        together = f"mpiexec -n {run.state.ranks} " if run.state.ranks > 1 else ""
+        say(f"Go on with: {together}{typed('train --resume', model)}")
         raise click.exceptions.Exit(INTERRUPTED)
     history = run.state.history
     best = min(history, key=lambda record: record.valid_perplexity)
@@ -476,6 +478,8 @@ class _Bars:
         speed = record.words_per_second
         speeds = (f"{speed:,} words/s", f"{speed:,}/s", f"{speed / 1000:.0f}k/s")
         say(f"{line}  {next((text for text in speeds if len(line) + 2 + len(text) <= WIDTH), speeds[-1])}")
+        if (record.train_perplexity or 0) > (words := len(self.run.saved.vocabulary)):
+            warn(f"the model is worse than an even guess among its {words:,} words; train again with a lower --lr.")
         if event.overfitting and not self.warned:
             self.warned = True
             now = f"a higher --dropout than {rate:g}" if (rate := self.run.settings.dropout) else "--dropout 0.3"
