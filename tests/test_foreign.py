@@ -335,6 +335,21 @@ def test_a_size_that_an_array_claims_is_not_believed(tmp_path):
         read_foreign(tmp_path / "big.npz", tmp_path / "words.txt")
 
 
+def test_each_sentence_by_itself_begins_as_a_text_does(run, tmp_path):  # noqa: F811
+    """Whatever reads a sentence by itself begins in the state that his file has: score, evaluate, and a cache."""
+    (tmp_path / "his.model").write_bytes(mikolov())
+    (tmp_path / "text.txt").write_text("".join(f"{sentence}\n" for sentence in SENTENCES))
+    assert run("import", "his.model")[0] == 0
+    lm = rnnlm.load("model")
+    alone = np.array([sentence.total for sentence in lm.score(SENTENCES, pretokenized=True)])
+    score = lm.perplexity("text.txt", pretokenized=True, carry_state=False)
+    np.testing.assert_allclose(score.log_likelihood, alone.sum(), rtol=1e-6)
+    assert abs(lm.perplexity("text.txt", pretokenized=True).log_likelihood / alone.sum() - 1) > 1e-4  # carried: another
+    known = [0, 2, 3]  # of an unknown word the cache expects more than the model does
+    cached = lm.score([SENTENCES[place] for place in known], pretokenized=True, cache=5, cache_weight=1e-12)
+    np.testing.assert_allclose([sentence.total for sentence in cached], alone[known], rtol=1e-6)
+
+
 def test_exported_files_say_what_they_are(run, tmp_path):  # noqa: F811
     """Plain arrays with a note of each, words with counts that a training reads; nothing there is replaced."""
     (tmp_path / "his.model").write_bytes(mikolov())

@@ -381,9 +381,7 @@ class Model:
     def _carrying(self, carry_state: bool | None, name: str = "carry_state") -> LanguageModel:
         """Return the model as it carries its state: None is as in training."""
         model = self.saved.model
-        if carry_state is None:
-            return model
-        return replace(model, settings=replace(model.settings, carry_state=fit_option(bool, carry_state, name)))
+        return model if carry_state is None else model.carrying(fit_option(bool, carry_state, name))
 
     def _sentences(self, text: str) -> list[list[str]]:
         sentences = self.saved.tokenizer.prompt(fit_option(str, text, "prompt"))

@@ -339,6 +339,9 @@ def _saved_model(path: Path, about: dict[str, Any], archive: Archive) -> SavedMo
     model = LanguageModel(settings, _numbers(archive, "parameters/", _shapes(settings)))
     if "first" in archive.names:
         model.first = _read_states(archive, "first", settings)
+        parameters = model.parameters
+        if model.first.shape[:2] != (1, 1) or "X1" in parameters or parameters["b1"].size != settings.hidden:
+            raise ValueError("its entry first goes with one layer of one gate and no X")
     most = WORD_BYTES * settings.words + SPARE_BYTES
     words = archive.array("vocabulary/words", np.uint8, None, most)
     counts = archive.array("vocabulary/counts", np.int64, (settings.words,))

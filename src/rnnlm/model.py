@@ -47,7 +47,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -107,6 +107,19 @@ class LanguageModel:
         if self.first is not None:
             states += self.first[:, :, None]
         return states
+
+    def carrying(self, carry_state: bool) -> LanguageModel:
+        """Return the model as it carries its states from sentence to sentence, or begins each anew.
+
+        Each then begins as a text does: where that is in `first`, which a network of one layer, one gate and no X may
+        have, its product with W is a part of the row of `</s>`.
+        """
+        settings, parameters = replace(self.settings, carry_state=carry_state), self.parameters
+        if self.first is None or carry_state or not self.settings.carry_state:
+            return replace(self, settings=settings)
+        U = parameters["U"].copy()
+        U[SENTENCE_END] += parameters["W1"] @ self.first[0, 0]
+        return LanguageModel(settings, {**parameters, "U": U})
 
     @property
     def word_rows(self) -> Array:
