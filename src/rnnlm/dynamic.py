@@ -30,6 +30,7 @@ from rnnlm.model import (
     LanguageModel,
     Optimizer,
     Parameters,
+    Product,
     Workspace,
     blocks,
     in_arrays,
@@ -140,7 +141,7 @@ class Rms(Learner):
     def move(self, gradients: Gradients, work: Workspace) -> None:
         """Change the parameters."""
 
-        def move(task: tuple[str, Any, Any]) -> None:
+        def move(task: tuple[str, Any, Array | Product]) -> None:
             name, rows, values = task
             g, theta = np.asarray(values), self.model.parameters[name][rows]
             g *= self.rate[name][rows]

@@ -57,9 +57,8 @@ from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 Parameters = dict[str, Array]
-# (rows, values): rows a slice or an array of ids, disjoint; all others are zero. Values are an array, or a `Product` of
-# two matrices that is yet to be made.
-Gradient = list[tuple[Any, Any]]
+Rows = list[tuple[Any, Array]]  # of a gradient, with their values: a slice or ids, disjoint; all other rows are zero
+Gradient = Sequence[tuple[Any, "Array | Product"]]  # the same, but values may be a `Product`, which is yet to be made
 Gradients = dict[str, Gradient]
 Masks = Mapping[str, Array]  # of dropout, see `draw_masks`
 NO_MASKS: Masks = MappingProxyType({})
@@ -180,7 +179,7 @@ class LanguageModel:
                 dS[at] = counted_dS
             gradients = {**read_backward(dS.reshape(s.shape)), "V": dV, "c": dc}
             if self.settings.tied:
-                ((words, drows),) = gradients.pop("U")
+                ((words, drows),) = in_arrays(gradients.pop("U"))
                 gradients["V"] = add_rows(dV, words + len(self.settings.cutoffs), drows)  # (25)
             return gradients
 
@@ -1140,6 +1139,7 @@ SPAN_PRODUCTS = 20_000_000  # products with W's numbers in a span of steps, at l
 SPAN_STEPS = 4  # steps in it, at least
 READ_ROWS = 512  # rows that are multiplied with X at a time
 Tasks = dict[Hashable, tuple[Callable[[], object], Sequence[Hashable]]]  # functions, and the keys of those before them
+Values = TypeVar("Values", Array, "Array | Product")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -1275,17 +1275,17 @@ class Product(NamedTuple):
         return np.asarray(np.dot(self.left, self.right), dtype)  # np.matmul is slow where n is 1
 
 
-def whole(values: Array) -> Gradient:
+def whole(values: Array) -> Rows:
     """Return a gradient that is given in all its rows, (rows, ...)."""
     return [(slice(0, len(values)), values)]
 
 
-def in_arrays(gradient: Gradient) -> Gradient:
+def in_arrays(gradient: Gradient) -> Rows:
     """Return a gradient without products."""
     return [(rows, np.asarray(values)) for rows, values in gradient]
 
 
-def blocks(gradient: Gradient) -> Iterator[tuple[Any, Any]]:
+def blocks(gradient: Sequence[tuple[Any, Values]]) -> Iterator[tuple[Any, Values]]:
     """Cut a gradient's arrays into blocks of about BLOCK numbers; yields the rows of the table, and their values."""
     for rows, values in gradient:
         if isinstance(values, Product):

@@ -28,9 +28,9 @@ from rnnlm.files import reason
 from rnnlm.model import (
     BLOCK,
     Array,
-    Gradient,
     Gradients,
     Parameters,
+    Rows,
     Workspace,
     blocks,
     in_arrays,
@@ -156,15 +156,15 @@ class _Several(Ranks):
     def sum(
         self, parameters: Parameters, gradients: Gradients, loss: float, work: Workspace
     ) -> tuple[Gradients, float, float]:
-        gradients = {name: in_arrays(gradient) for name, gradient in gradients.items()}
+        found = {name: in_arrays(gradient) for name, gradient in gradients.items()}
         spans, total = _laid_out(parameters, self._touched(parameters, gradients))
         mine = self._segment(total)
         for name, own in spans.items():
-            _put(gradients[name], own, mine)
+            _put(found[name], own, mine)
         squares = self._add(total, work)
         copies: list[tuple[Array, Array]] = []
-        summed = {
-            name: [part for span in own for part in _taken(gradients[name], span, self.segments[0], copies)]
+        summed: Gradients = {
+            name: [part for span in own for part in _taken(found[name], span, self.segments[0], copies)]
             for name, own in spans.items()
         }
         work.each(lambda copy: np.copyto(*copy), copies)
@@ -353,7 +353,7 @@ def _laid_out(parameters: Parameters, touched: Mapping[str, list[Any]]) -> tuple
     return spans, place
 
 
-def _divided(gradient: Gradient, span: _Span) -> tuple[Gradient, list[slice]]:
+def _divided(gradient: Rows, span: _Span) -> tuple[Rows, list[slice]]:
     """Return what a gradient has of a run of rows, and the slices of them that it has not."""
     start, stop = span.rows.start, span.rows.stop
     own = [(rows, values) for rows, values in gradient if isinstance(rows, slice) and start <= rows.start < stop]
@@ -364,7 +364,7 @@ def _divided(gradient: Gradient, span: _Span) -> tuple[Gradient, list[slice]]:
     return own, missing
 
 
-def _put(gradient: Gradient, spans: list[_Span], memory: Array) -> None:
+def _put(gradient: Rows, spans: list[_Span], memory: Array) -> None:
     """Write a gradient to its place among the rows that any rank has, and zeros where it has none."""
     in_runs = [span for span in spans if isinstance(span.rows, slice)]
     begins = np.array([span.rows.start for span in in_runs], int)
@@ -388,13 +388,13 @@ def _put(gradient: Gradient, spans: list[_Span], memory: Array) -> None:
             memory[span.place].reshape(span.shape)[np.searchsorted(span.rows, ids[~inside])] = values[~inside]
 
 
-def _taken(gradient: Gradient, span: _Span, memory: Array, copies: list[tuple[Array, Array]]) -> Gradient:
+def _taken(gradient: Rows, span: _Span, memory: Array, copies: list[tuple[Array, Array]]) -> Rows:
     """Return the gradient of a span's rows, and add to the copies that fill it: from memory, in blocks.
 
     What this rank has found of them itself is written over, as less memory is quicker.
     """
     found, first = memory[span.place].reshape(span.shape), 0
-    own: Gradient = []
+    own: Rows = []
     missing = [span.rows]
     if isinstance(span.rows, slice):
         (own, missing), first = _divided(gradient, span), span.rows.start

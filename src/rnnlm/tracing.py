@@ -156,7 +156,7 @@ class Trace:
         (_, _), backward = self.model.read(self.x[:, None], self.model.start(1), Workspace())
         gradients = backward(self.ds[:, None])
         return [
-            _term(self, name, left, right, gradients[name][0][1])
+            _term(self, name, left, right, np.asarray(gradients[name][0][1]))
             for number in range(len(self.layers))
             for name, left, right in _factors(self, number)
         ]
