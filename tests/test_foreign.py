@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import zipfile
 from pathlib import Path
 
@@ -294,6 +295,9 @@ def test_the_tutorials_probabilities_are_ours(run, tmp_path, kind):  # noqa: F81
     U, V, W = tutorial(tmp_path, kind=kind)
     code, _, err = run("import", "model.npz", "--words", "words.txt")
     assert code == 0, err
+    shown = run("info")[1]
+    assert "files             unknown\n" in shown
+    assert not re.search("training words|most frequent|  sentences +[0-9]|  words +[0-9]+, found", shown)
     found, expected = rnnlm.load().surprisals("The dog barks\nzebra"), []
     for sentence in ([0, 2, 3, 4, 1], [0, 5, 1]):
         s = np.zeros(4)

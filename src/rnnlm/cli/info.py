@@ -144,12 +144,20 @@ def _vocabulary(saved: SavedModel) -> dict[str, str]:
     vocabulary, asked, counts = saved.vocabulary, saved.origin.settings.vocabulary, saved.vocabulary.counts
     unknown = int(counts[vocabulary.unknown_id]) / max(1, int(counts[1:].sum()))
     most = f"at most {asked.vocab_size:,}" if asked.vocab_size is not None else "all"
+    first = " ".join(_clean(vocabulary.words[:FREQUENT]))
+    if not _counted(saved):
+        return {"words": f"{len(vocabulary):,}, not counted", "the first": first}
     return {
         "words": f"{len(vocabulary):,}",
-        "most frequent": " ".join(_clean(vocabulary.words[:FREQUENT])),
+        "most frequent": first,
         "unknown": f"{unknown:.2%} of the training words",
         "chosen": f"from {asked.vocab}" if asked.vocab else f"{most}, {_often(asked.min_count)}",
     }
+
+
+def _counted(saved: SavedModel) -> bool:
+    """Say whether words were counted in the training text: of a model of the tutorial nobody knows that text."""
+    return any(saved.origin.keys) or int(saved.vocabulary.counts.max()) > 1
 
 
 def _often(min_count: int | None) -> str:
@@ -162,11 +170,14 @@ def _source(saved: SavedModel) -> dict[str, str]:
     settings, text, run = saved.tokenizer.settings, saved.origin.coverage, saved.origin.settings
     sentences = "one a line" if settings.line_is_sentence else "found by Punkt"
     words = "separated by spaces" if settings.pretokenized else "found by the word tokenizer"
+    words += ", in lower case" if settings.lowercase else ""
+    if not _counted(saved):
+        return {"files": "unknown", "sentences": sentences, "words": words, "encoding": settings.encoding}
     return {
         "files": _files(run.corpus),
         "validation": _files(run.valid) if run.valid else f"the last {100 * run.valid_fraction:.2g}% of it, held out",
         "sentences": f"{text.sentences:,}, {sentences}",
-        "words": f"{text.words:,}, {words}{', in lower case' if settings.lowercase else ''}",
+        "words": f"{text.words:,}, {words}",
         "different words": f"{text.types:,}",
         "encoding": settings.encoding,
     }
