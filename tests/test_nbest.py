@@ -120,6 +120,17 @@ def test_moses_best_are_the_words_alone(run: Run) -> None:
     assert run("list", "--best", "--weight", 0, "--word-penalty", 5)[1].splitlines()[2] == "the cat sleeps ."
 
 
+def test_no_bar_is_left_where_weights_are_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar that was not yet due is not drawn behind the figures of --tune, where nothing would remove it."""
+    pytest.importorskip("rapidfuzz")
+    monkeypatch.setattr("rnnlm.cli.progress.Screen.isatty", lambda _: True)
+    code, out, err = run(put("list", MOSES), "--tune", put("ref", "the cat sleeps .\nthe dog sings .\nthe cat\n"))
+    assert code == 0, err
+    assert out.startswith("--weight ")
+    assert "word errors" in err
+    assert "hypotheses/s" not in err
+
+
 def test_srilm_lists_have_the_score_replaced_or_added(run: Run, model: Path) -> None:
     """`acoustic lm nwords words`, lm in 16 digits; pauses are no words, and blank lines are passed over."""
     code, out, err = run(put("u1", SRILM))

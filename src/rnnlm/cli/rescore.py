@@ -91,11 +91,12 @@ def rescore(
         words, unknown = (sum(getattr(one, name) for one in found) for name in ("words", "unknown"))
         warn_of_unknown(unknown, words, "are the lists")
         reader = _reader(lm, adaptation, others["tune_on"], settings.context == "previous")
-        with bar("scoring", sum(one.hypotheses for one in found), " hypotheses") as progress:
-            if tune is not None:
-                _tune(files, lm, sources[-1], progress.update)
-            else:
-                _write(files, lm, settings, reader, weights, places, best, progress.update)
+        hypotheses = sum(one.hypotheses for one in found)
+        if tune is not None:
+            _tune(files, lm, sources[-1], hypotheses)
+            return
+        with bar("scoring", hypotheses, " hypotheses") as progress:
+            _write(files, lm, settings, reader, weights, places, best, progress.update)
 
 
 def _checked(
@@ -147,11 +148,12 @@ def _check_order(files: Sequence[NBestFile], found: Sequence[Found], chosen: boo
             raise TextError(f"{file.source.name}: {message}; put the hypotheses of a list next to each other")
 
 
-def _tune(files: Sequence[NBestFile], lm: AnyModel, references: Source, update: Callable[[int], Any]) -> None:
+def _tune(files: Sequence[NBestFile], lm: AnyModel, references: Source, hypotheses: int) -> None:
     """Print the options that give the fewest word errors, and say what they give."""
     from rnnlm.tuning import tune
 
-    tuned = tune(files, lm, references, update)
+    with bar("scoring", hypotheses, " hypotheses") as progress:  # it is gone before anything is printed
+        tuned = tune(files, lm, references, progress.update)
     for what, errors in (
         ("first of each list", tuned.first),
         ("best by these weights", tuned.tuned),
