@@ -331,10 +331,11 @@ def test_a_list_in_pieces_has_no_best(run: Run) -> None:
     put("list", "u1 a\nu2 b\nu1 c\n")
     code, out, err = run("list", "--format", "mikolov", "--best")
     assert (code, out) == (1, "")
-    assert (
-        err == "Error: list: the ID 'u1' comes again after others; put the hypotheses of a list next to each other.\n"
-    )
+    remedy = "put the hypotheses of a list next to each other"
+    assert err == f"Error: list, line 3: the ID 'u1' comes again after others; {remedy}.\n"
     assert run("list", "--format", "mikolov")[0] == 0
+    put("list", "id\ttext\nu1\ta\nu2\tb\nu1\tc\n")
+    assert "list, line 4: the ID 'u1' comes again" in run("list", "--best")[2]
 
 
 def test_lists_of_two_formats_are_not_mixed(run: Run) -> None:

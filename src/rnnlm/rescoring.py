@@ -48,7 +48,7 @@ class Found:
     hypotheses: int
     words: int
     unknown: int  # words that the model does not know
-    again: str = ""  # the first ID that comes again after others
+    again: tuple[int, str] | None = None  # the first ID that comes again after others, and its line
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,11 @@ def weights_for(format: Format, settings: RescoringSettings) -> Weights:
 def look(file: NBestFile, lm: AnyModel) -> Found:
     """Read all of a file before anything of it is scored; raises TextError where it is no list, or has no IDs."""
     lists = hypotheses = words = unknown = odd = 0
-    example, again = "", ""
+    example, again = "", None
+    above = 1 + (file.format.header is not None)  # where the first hypothesis is; formats with IDs have no blank lines
     keys: set[str] = set()
     for group in file.lists():
-        again = again or (group[0].key if group[0].key in keys else "")
+        again = again or ((above + hypotheses, group[0].key) if group[0].key in keys else None)
         keys.add(group[0].key)
         lists += 1
         hypotheses += len(group)

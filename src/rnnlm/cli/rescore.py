@@ -144,8 +144,9 @@ def _check_order(files: Sequence[NBestFile], found: Sequence[Found], chosen: boo
 
     for file, one in zip(files, found, strict=True):
         if chosen and one.again:
-            message = f"the ID {printable(one.again)!r} comes again after others"
-            raise TextError(f"{file.source.name}: {message}; put the hypotheses of a list next to each other")
+            line, key = one.again
+            message = f"line {line}: the ID {printable(key)!r} comes again after others"
+            raise TextError(f"{file.source.name}, {message}; put the hypotheses of a list next to each other")
 
 
 def _tune(files: Sequence[NBestFile], lm: AnyModel, references: Source, hypotheses: int) -> None:
