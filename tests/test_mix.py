@@ -557,7 +557,7 @@ def test_a_pipe_is_no_part(run):
     Path("t.txt").write_text("the\n")
     code, _, err = run("score", "t.txt", "--model", "p.toml")
     assert code == 1
-    assert "pipe: cannot be read" in err
+    assert "Error: p.toml: pipe: cannot be read" in err
 
 
 def test_a_mixture_of_models_that_cut_texts_differently_is_used(run, files, tmp_path):

@@ -257,15 +257,19 @@ class _File(Checked):
             raise Unfit("the sum of the weights", total, "1")
 
 
-def digest(path: PathLike) -> str:
-    """Return the SHA-256 of a model's file; of a folder, that of the file which is used."""
+def digest(path: PathLike, mixture: str = "") -> str:
+    """Return the SHA-256 of a model's file; of a folder, that of the file which is used.
+
+    Raises ModelError where it cannot be read, with the name of the `mixture` that it is a part of.
+    """
     place = model_file(path)
     try:
         with open_plain(place):  # a pipe would wait for who writes to it
             pass
     except OSError as error:
-        remedy = "name a model's folder, its .npz, an ARPA file or a mixture's .toml"
-        raise ModelError(f"{shown(str(place))}: cannot be read ({reason(error)}); {remedy}") from None
+        remedy = "put it back, or mix again" if mixture else "name a model's folder, its .npz, or an ARPA file"
+        within = f"{mixture}: " if mixture else ""
+        raise ModelError(f"{within}{shown(str(place))}: cannot be read ({reason(error)}); {remedy}") from None
     return Source.of(place).digest()
 
 
@@ -333,7 +337,7 @@ def load(path: PathLike, threads: int = 1, stage: Stage = silent) -> Mixture:
     if not found.model:
         raise ModelError(f"{name}: has no models; write it again with rnnlm mix -o")
     for part in found.model:
-        if digest(folder / part.path) != part.sha256:
+        if digest(folder / part.path, name) != part.sha256:
             where = shown(str(folder / part.path))
             raise ModelError(f"{name}: {where} has changed since; mix again, or put the old one back")
     parts = [open_part(folder / part.path, threads, stage) for part in found.model]
