@@ -664,19 +664,12 @@ def softmax_slice(
 ) -> tuple[tuple[Array, Array], Callable[[Array, Array], tuple[Array, Array | Product, Array]]]:
     """Compute some rows' part of a softmax: states S (n, H), V (rows, H), c (rows,), and y (n,) counted from its first.
 
-    Returns the logarithm of the sum of its exponentials (n,), and the targets' logits (n,), zero where the target is
-    not among these rows; and a function from the logarithm of the whole sum, log Z (n,), and the losses' weights (n,)
-    to dS, dV and dc.
+    Returns the logarithm of the sum of its exponentials (n,) and the targets' logits (n,), 0 for a target elsewhere;
+    and a function from log Z (n,), of the whole sum, and the losses' weights (n,) to dS, dV and dc.
     """
-    e = work.array("e", (len(S), len(V)), S.dtype)  # (n, rows)
-    few = len(S) <= FEW
+    e, few = work.array("e", (len(S), len(V)), S.dtype), len(S) <= FEW  # (n, rows)
     cuts = runs(0, len(V), max(1, SMALL // max(1, S.size)) if few else len(V))
-    if few:  # a copy of V, which BLAS makes unless a product is small, would take longest
-        columns = np.ascontiguousarray(S.T)  # (H, n)
-        for rows in cuts:
-            e.T[rows] = V[rows] @ columns
-    else:
-        np.matmul(S, V.T, out=e)
+    multiply_states(S, V, cuts, e)
     e += c  # the logits of (3)
     here = np.flatnonzero((y >= 0) & (y < len(V)))
     target = here, y[here]
@@ -706,6 +699,16 @@ def softmax_slice(
         return dS, dV, factor @ e
 
     return (log_sum, logit), backward
+
+
+def multiply_states(S: Array, V: Array, cuts: list[slice], e: Array) -> None:
+    """Write S V', of (3), into e (n, rows): few states by these cuts of the rows, so that BLAS makes no copy of V."""
+    if len(S) > FEW:
+        np.matmul(S, V.T, out=e)
+        return
+    columns = np.ascontiguousarray(S.T)  # (H, n)
+    for rows in cuts:
+        e.T[rows] = V[rows] @ columns
 
 
 def softmax_loss(

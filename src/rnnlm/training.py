@@ -354,7 +354,7 @@ def _train_perplexity(
 def _evaluated(
     state: TrainingState, settings: TrainingSettings, score: Score, train_perplexity: float | None, seconds: float
 ) -> bool:
-    """Record perplexities, and let what follows from them follow at an epoch's end. Says whether the model is the best.
+    """Record perplexities; at an epoch's end patience and the rate follow them. Says whether the model is the best.
 
     `train_perplexity` is None within an epoch.
     """
