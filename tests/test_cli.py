@@ -731,6 +731,8 @@ def test_warnings_say_what_is_wrong_with_the_text(run, corpus):
     assert re.search(r"Warning: \d\d% of the training words are unknown; give a larger --vocab-size", err)
     err = said("train", corpus, "--pretokenized", "--clusters", 500, *small)
     assert "Warning: --clusters 500 does not fit a vocabulary of" in err
+    err = said("train", corpus, "--pretokenized", "--decay-from", 1, *small)
+    assert "Warning: --decay-from 1 has no effect in 1 epoch." in err
     err = said("train", corpus, "--pretokenized", "--lr", 0.1, "--rate-power", 0, "--no-average", *small)
     assert "Warning: the model is worse than an even guess among its 15 words; train again with a lower --lr." in err
     Path("lines.txt").write_text(sentences(2000).replace(" .", ""))

@@ -282,8 +282,9 @@ def test_divergence_is_an_error_that_leaves_the_state_alone(how):
         for _ in events:
             kept, steps = weights(state), state.steps
 
-    with pytest.raises(DivergenceError, match=r"diverged in epoch .* lower --lr"):
+    with pytest.raises(DivergenceError, match=r"diverged in epoch .*: lower --lr \(now .*\) or --batch-size .*") as error:
         follow()
+    assert str(error.value).endswith("--batch-size (now 4), or give --clip 5, and train again")
     assert weights(state) == kept
     assert state.steps == steps
     assert all(np.isfinite(values).all() for values in state.model.parameters.values())

@@ -321,13 +321,13 @@ def _check_convergence(state: TrainingState, settings: TrainingSettings, loss: f
 
 
 def _divergence(state: TrainingState, settings: TrainingSettings, what: str) -> DivergenceError:
-    remedies = [f"lower --lr (now {state.learning_rate:g})"]
-    remedies.append(f"--batch-size (now {settings.batch_size})")
-    remedies.append(f"--clip (now {settings.clip:g})" if settings.clip else "give --clip 5")
-    remedies += ["lower --dropout"] if dropout(settings) != Dropout() else []
+    lower = [("--lr", state.learning_rate), ("--batch-size", settings.batch_size), ("--clip", settings.clip)]
+    remedies = [f"{option} (now {value:g})" for option, value in lower if value]
+    remedies += ["--dropout"] if dropout(settings) != Dropout() else []
+    clipping = "" if settings.clip else ", or give --clip 5"
     return DivergenceError(
         f"training has diverged in epoch {state.epoch} at window {state.window}, as {what}: "
-        f"{' or '.join(remedies)}, and train again"
+        f"lower {', '.join(remedies[:-1])} or {remedies[-1]}{clipping}, and train again"
     )
 
 

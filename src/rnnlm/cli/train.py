@@ -315,7 +315,7 @@ def _tell_start(run: Run, resumed: bool) -> None:
         rows["Chosen"] = f"{', '.join(chosen)}: by the size of the text and the cell; see --help"
     for name, row in rows.items():
         say(textwrap.fill(f"{name:<11} {row}", WIDTH, subsequent_indent=" " * 12, break_on_hyphens=False))
-    for warning in _warnings(run):
+    for warning in (*_text_warnings(run), *_option_warnings(run)):
         warn(warning)
 
 
@@ -338,7 +338,7 @@ def _chosen(settings: RunSettings) -> list[str]:
     return [text for name, (value, text) in described.items() if name in settings.chosen and value]
 
 
-def _warnings(run: Run) -> Iterator[str]:
+def _text_warnings(run: Run) -> Iterator[str]:
     from rnnlm.corpus import same_text
 
     settings, text, valid = run.saved.origin.settings, run.saved.origin.coverage, run.valid
@@ -366,10 +366,18 @@ def _warnings(run: Run) -> Iterator[str]:
         yield f"the validation text has {valid.predictions:,} predictions only; name a longer one with --valid."
     if same_text(run.corpus, valid):
         yield "the validation text is the training text, so its perplexity says nothing of other texts."
+
+
+def _option_warnings(run: Run) -> Iterator[str]:
+    """Name options that do less than they say."""
+    settings, words = run.saved.origin.settings, run.saved.origin.coverage.vocabulary
     asked, made = settings.network.clusters or 0, len(run.saved.model.settings.cutoffs) + 1
     if asked > made:
-        room = f"--clusters {asked} does not fit a vocabulary of {text.vocabulary:,} words"
+        room = f"--clusters {asked} does not fit a vocabulary of {words:,} words"
         yield f"{room}; the softmax has {counted(made, 'cluster')}."
+    training = settings.training
+    if training.decay_from >= training.epochs and "decay_from" not in settings.chosen:
+        yield f"--decay-from {training.decay_from} has no effect in {counted(training.epochs, 'epoch')}."
 
 
 def _tell_end(run: Run, reason: str | None, model: str) -> None:
