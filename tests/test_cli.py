@@ -466,7 +466,7 @@ def test_help_tells_the_rates_that_optimizers_begin_with():
     (parameter,) = (option for option in options if option.name == "lr")
     sgd, adagrad, adam = (RULES[name].learning_rate for name in ("sgd", "adagrad", "adam"))
     assert RULES["momentum"].learning_rate == sgd
-    gated = f"{ELMAN_RATE:g} sgd, less on long texts, or {sgd:g} with gru and lstm"
+    gated = f"{ELMAN_RATE:g} sgd, less on long texts, or {sgd:g} with gru and lstm, both times 1 - momentum"
     assert parameter.show_default == f"{gated}; {adagrad:g} adagrad, {adam:g} adam"
 
 
@@ -541,7 +541,30 @@ def test_a_finished_run_says_so_when_it_is_resumed(run, model):
     """Resumed without more epochs, a finished run names what would let it go on."""
     code, _, err = run("train", "--resume")
     assert code == 1
-    assert "training is finished, 2 epochs done; give --epochs" in err
+    assert "training is finished, 2 epochs done; give --epochs a higher number" in err
+
+
+def test_a_run_that_patience_has_ended_names_it(run, corpus):
+    """More epochs alone would not let it go on."""
+    assert (
+        run("train", corpus, *SMALL, "--epochs", 9, "--min-improvement", 0.99, "--patience", 1, "--decay-from", 1)[0]
+        == 0
+    )
+    code, _, err = run("train", "--resume", "--epochs", 20)
+    assert code == 1
+    assert "for 1 epoch; give --patience a higher number" in err
+
+
+def test_a_rate_that_has_fallen_is_named_when_a_run_is_resumed(run, corpus):
+    """More epochs at a hundredth of the rate are not what a longer training would be."""
+    fall = ("--decay-from", 1, "--lr-decay", 10, "--min-improvement", 0)
+    for epochs, said in ((2, True), (1, False)):
+        assert run("train", corpus, *SMALL, "--overwrite", "--epochs", epochs, *fall)[0] == 0
+        code, _, err = run("train", "--resume", "--epochs", 3)
+        assert (code, "with which little is learned; for a longer training begin anew" in " ".join(err.split())) == (
+            0,
+            said,
+        )
 
 
 def test_resume_with_a_wrong_validation_text_is_refused(run, model, tmp_path):
@@ -732,7 +755,12 @@ def test_warnings_say_what_is_wrong_with_the_text(run, corpus):
     err = said("train", corpus, "--pretokenized", "--clusters", 500, *small)
     assert "Warning: --clusters 500 does not fit a vocabulary of" in err
     err = said("train", corpus, "--pretokenized", "--decay-from", 1, *small)
-    assert "Warning: --decay-from 1 has no effect in 1 epoch." in err
+    assert "Warning: --decay-from 1 has no effect in 1 epoch: the rate first falls after epoch 1." in err
+    err = said("train", corpus, "--pretokenized", "--lr-decay", 3, *small)
+    assert "Warning: --lr-decay 3 has no effect in 1 epoch: the rate first falls after epoch" in err
+    err = said("train", corpus, "--pretokenized", "--dropout-input", 0.2, "--dropout-output", 0.2, *small)
+    assert re.search(r"^Chosen", err, re.M)
+    assert "dropout" not in err
     err = said("train", corpus, "--pretokenized", "--lr", 0.1, "--rate-power", 0, "--no-average", *small)
     assert "Warning: the model is worse than an even guess among its 15 words; train again with a lower --lr." in err
     Path("lines.txt").write_text(sentences(2000).replace(" .", ""))

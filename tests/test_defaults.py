@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from rnnlm.defaults import choose
+from rnnlm.model import CELLS
 from rnnlm.settings import CHOSEN, RunSettings
 
 TREEBANK = 929_589
@@ -40,7 +41,7 @@ def test_what_is_given_is_left():
     assert set(given) | {"dropout_state"} == set(CHOSEN)
 
 
-@pytest.mark.parametrize("cell", ["elman", "relu", "gru", "lstm"])
+@pytest.mark.parametrize("cell", CELLS)
 def test_cells_with_gates_are_tied_and_carry_their_state(cell):
     """The others have tables of their own and a state of zero at each sentence."""
     gated = cell in ("gru", "lstm")
@@ -86,9 +87,20 @@ def test_an_elman_networks_rate_falls_to_a_thirtieth(predictions):
 
 @pytest.mark.parametrize("cell", ["elman", "lstm"])
 def test_the_rate_falls_to_a_thirtieth_from_the_epoch_that_is_given_on(cell):
-    """Whatever the cell: an option without effect would be a trap."""
+    """Whatever the cell: an option without effect would be a trap.
+
+    Where nobody knows how many epochs it will fall for, it is halved.
+    """
     training = chosen(cell=cell, decay_from=4).training
     assert training.lr_decay ** (training.epochs - 4) == pytest.approx(30, rel=0.02)
+    for start in (0, training.epochs, 1000):
+        assert chosen(cell=cell, decay_from=start).training.lr_decay == 2
+
+
+@pytest.mark.parametrize("cell", ["elman", "lstm"])
+def test_momentum_lowers_the_rate(cell):
+    """The sum of gradients that it keeps is ten times as long as one of them with 0.9."""
+    assert chosen(cell=cell, momentum=0.9).training.lr == pytest.approx(chosen(cell=cell).training.lr / 10)
 
 
 def test_a_small_vocabulary_needs_little_dropout():

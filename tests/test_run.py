@@ -48,7 +48,8 @@ def test_a_training_is_a_stream_of_events(tmp_path, settings, capfd):
     assert sum(isinstance(event, Evaluation) for event in events) == 3
     assert {type(event) for event in events} >= {Progress, Evaluation, Stopped}
     saved = load_model(folder.path)
-    assert saved.origin.epoch <= 3
+    records = [event.record for event in events if isinstance(event, Evaluation)]
+    assert saved.origin.epoch == min(records, key=lambda record: record.valid_perplexity).epoch
     assert saved.origin.settings.training.lr == 0.001
     assert capfd.readouterr() == ("", "")
 
@@ -143,6 +144,14 @@ def test_threads_change_no_bit_of_a_training(tmp_path, settings, cell):
     same(*folders)
 
 
+def test_a_run_that_is_told_to_stop_as_it_ends_has_ended(tmp_path, settings):
+    """There is nothing to resume after the last evaluation."""
+    events = train(ModelFolder(tmp_path / "whole"), settings)
+    asked, last = itertools.count(1), sum(isinstance(event, Progress | Evaluation) for event in events)
+    listener = Listener(stopping=lambda: next(asked) == last)
+    assert train(ModelFolder(tmp_path / "model"), settings, listener=listener)[-1] == Stopped("3 epochs done")
+
+
 def test_what_may_change_on_resuming(tmp_path, settings):
     """Epochs and patience may be raised, nothing else changed; a finished run says so."""
     folder = ModelFolder(tmp_path / "model")
@@ -151,6 +160,8 @@ def test_what_may_change_on_resuming(tmp_path, settings):
     with working(1) as work, folder.held():
         with pytest.raises(SettingsError, match="training is finished, 3 epochs done"):
             resume(folder)
+        with pytest.raises(SettingsError, match="3 epochs done; give --epochs a higher number"):
+            resume(folder, given={"patience": 50})
         events = list(follow(resume(folder, given={"epochs": 4}), folder, work))
         assert events[-1] == Stopped("4 epochs done")
         assert resume(folder, given={"patience": 7, "epochs": 5}).settings == replace(trained, patience=7, epochs=5)

@@ -246,12 +246,26 @@ def test_the_learning_rate_falls_from_an_epoch_on():
 
 def test_an_average_that_has_not_moved_is_no_poor_epoch():
     """Where an epoch has fewer windows than the average has steps from one to the next, patience waits for it."""
-    settings = TrainingSettings(bptt=6, batch_size=20, epochs=9, patience=2, average=True, lr=1e-4, decay_from=9)
+    settings = TrainingSettings(bptt=6, batch_size=20, epochs=9, patience=2, average=True, lr=1e-4, lr_decay=1)
     state, corpus, valid, _ = begin(settings)
     list(train(state, settings, corpus, valid, Workspace()))
     values = [record.valid_perplexity for record in state.history]
     assert len(values) == 9
     assert len(set(values)) < 9
+    waiting = TrainingSettings(bptt=6, batch_size=20, epochs=9, patience=2, average=True, lr=1e-4, min_improvement=1e-6)
+    state, corpus, valid, _ = begin(waiting)
+    list(train(state, waiting, corpus, valid, Workspace()))
+    assert [record.valid_perplexity for record in state.history] == values
+    assert not state.decaying  # nor has the rate begun to fall
+
+
+def test_patience_begins_with_the_epoch_from_which_the_rate_falls():
+    """A rate that stays too high improves nothing until it falls."""
+    settings = TrainingSettings(bptt=6, batch_size=4, epochs=9, min_improvement=0.9, patience=2, decay_from=4)
+    state, corpus, valid, _ = begin(settings)
+    list(train(state, settings, corpus, valid, Workspace()))
+    assert len(state.history) == 5
+    assert finished(state, settings) is not None
 
 
 def test_epochs_end():
@@ -282,7 +296,9 @@ def test_divergence_is_an_error_that_leaves_the_state_alone(how):
         for _ in events:
             kept, steps = weights(state), state.steps
 
-    with pytest.raises(DivergenceError, match=r"diverged in epoch .*: lower --lr \(now .*\) or --batch-size .*") as error:
+    with pytest.raises(
+        DivergenceError, match=r"diverged in epoch .*: lower --lr \(now .*\) or --batch-size .*"
+    ) as error:
         follow()
     assert str(error.value).endswith("--batch-size (now 4), or give --clip 5, and train again")
     assert weights(state) == kept
@@ -290,14 +306,17 @@ def test_divergence_is_an_error_that_leaves_the_state_alone(how):
     assert all(np.isfinite(values).all() for values in state.model.parameters.values())
 
 
-@pytest.mark.parametrize(("factor", "diverged"), [(9.0, False), (11.0, True)])
-def test_tenfold_perplexity_is_divergence(factor, diverged):
-    """The mean loss over many windows may rise by less than a factor of ten in perplexity, and not by more."""
+@pytest.mark.parametrize(("factor", "beyond", "diverged"), [(9, 1, False), (11, 1, True), (11, -1, False)])
+def test_tenfold_perplexity_is_divergence(factor, beyond, diverged):
+    """The mean loss over many windows may rise by less than a factor of ten in perplexity, and not by more.
+
+    A model that is trained on may know its first window well: one that is better than an even guess has not diverged.
+    """
     settings = TrainingSettings(bptt=6, batch_size=4, epochs=1)
     state, corpus, valid, _ = begin(settings)
     loss = float(np.log(len(state.model.parameters["c"])))
-    state.first_loss = loss - math.log(factor)
-    state.recent_loss = loss
+    state.recent_loss = loss + beyond
+    state.first_loss = state.recent_loss - math.log(factor)
     state.model.parameters["V"][...] = state.model.parameters["c"][...] = 0  # each word is as likely as any other
     if diverged:
         with pytest.raises(DivergenceError, match="to over ten times that"):

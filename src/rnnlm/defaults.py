@@ -110,11 +110,13 @@ def _training(settings: RunSettings, predictions: int, share: float) -> dict[str
     planned = epochs if "epochs" in settings.chosen else max(epochs, training.epochs)  # fewer ones may be resumed
     usual_start = 0 if gated else max(1, round(planned / 6))
     decay_from = usual_start if "decay_from" in settings.chosen else training.decay_from
-    falls = not gated or decay_from > 0
+    stays = gated and "decay_from" in settings.chosen
+    fall = FALL ** (1 / (planned - decay_from)) if 0 < decay_from < planned else TrainingSettings.lr_decay
+    rate = own_rule.learning_rate if gated or not own_rule.row_rates else ELMAN_RATE / math.sqrt(max(1, size))
     values = {
         "dropout": min(0.5, max(0.0, kind.dropout + kind.steepness * math.log10(relative))),
         "dropout_state": 0.5 if network.carry_state and gated else 0.0,
-        "lr": own_rule.learning_rate if gated or not own_rule.row_rates else ELMAN_RATE / math.sqrt(max(1, size)),
+        "lr": rate * (1 - training.momentum),  # velocity is the sum of gradients, 1 / (1 - momentum) of them
         "rate_power": RATE_POWER if own_rule.row_rates else 0.0,
         "min_improvement": 0.003 / stretch,
     }
@@ -125,6 +127,6 @@ def _training(settings: RunSettings, predictions: int, share: float) -> dict[str
         "average": True,
         "epochs": epochs,
         "decay_from": decay_from,
-        "lr_decay": round(FALL ** (1 / max(1, planned - decay_from)), 4) if falls else 1.0,
+        "lr_decay": 1.0 if stays else round(fall, 4),
         "patience": round(3 * stretch),
     }

@@ -34,7 +34,7 @@ class SettingsError(RnnlmError):
 
 
 class DivergenceError(RnnlmError):
-    """Training has diverged; the best model so far is kept."""
+    """Training has diverged; the best model so far, if there is one, is kept."""
 
 
 def no_numbers(remedy: str = "train it again with a lower --lr") -> ModelError:

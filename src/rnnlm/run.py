@@ -266,7 +266,8 @@ def resume(
         raise ModelError(f"{folder.name}: is damaged: the training does not fit its text; train again with --overwrite")
     over = finished(state, training)
     if over:
-        raise SettingsError(f"{folder.name}: training is finished, {over}; give --epochs or --patience a higher number")
+        option = "--patience" if state.poor_epochs >= training.patience else "--epochs"
+        raise SettingsError(f"{folder.name}: training is finished, {over}; give {option} a higher number")
     if state.history:
         folder.write_history(origin.run, state.history)  # a kill may have come between a line of it and the state
     return Run(state, saved, *corpora)
@@ -350,7 +351,7 @@ def follow(
                 saved_at, due = time.monotonic(), False
             yield event  # saved before, where a saving is due: who stops listening here does not lose it
             yield from notes
-            if together and stop:
+            if together and stop and not finished(run.state, run.settings):
                 yield Stopped(None)
                 return
     except GeneratorExit:  # nobody listens any more; the state is one between two windows

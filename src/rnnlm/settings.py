@@ -121,7 +121,7 @@ class TrainingSettings(Settings):
     bptt: Annotated[int, Range(0, 100_000)] = 35  # T, steps in a window; 0: a window is a sentence of each stream
     batch_size: Annotated[int, Range(1, 100_000)] | None = None  # B, streams; None: by the size of the text
     optimizer: Literal["sgd", "adagrad", "adam"] = "sgd"
-    lr: Annotated[float, Range(0, 1e30, above=True)] | None = None  # of sgd, for a window's sum; None: its rule's
+    lr: Annotated[float, Range(0, 1e30, above=True)] | None = None  # of sgd, for a window's sum; None: see `defaults`
     rate_power: Share | None = None  # rows of U, V and c learn at p(word)^-power; None: 0.5 for sgd
     momentum: Probability = 0.0
     dropout: Probability = 0.0  # share of numbers zeroed in a window: words' rows, between layers, outputs
@@ -149,6 +149,17 @@ class TrainingSettings(Settings):
                 if getattr(self, name):
                     message = f"{flag(name)} goes with --optimizer sgd and has no effect on {self.optimizer}"
                     raise SettingsError(f"{message}; leave one of them out")
+
+    def dropout_in_force(self, layers: int) -> dict[str, float]:
+        """Return the options of dropout that have an effect in a network of so many layers, with their rates."""
+        own = {name: getattr(self, name) for name in own_dropout(layers)}
+        options = {"dropout": self.dropout if None in own.values() else 0, **own}
+        return {name: rate for name, rate in {**options, "dropout_weights": self.dropout_weights}.items() if rate}
+
+
+def own_dropout(layers: int) -> tuple[str, ...]:
+    """Return the options that take the place of --dropout, each for a part of a network of so many layers."""
+    return ("dropout_input", *(["dropout_hidden"] if layers > 1 else []), "dropout_output")
 
 
 def no_choice(name: str) -> SettingsError:
@@ -324,15 +335,15 @@ class RunSettings(Settings):
     def check_dropout(self) -> None:
         """Refuse rates without effect in the network, which with `initial` is known only when that model is read."""
         training, network = self.training, self.network
-        several = network.layers > 1
-        if training.dropout_hidden and not several:
+        if training.dropout_hidden and network.layers == 1:
             raise SettingsError("--dropout-hidden is between layers and has no effect on one; leave it out")
-        given = training.dropout and "dropout" not in self.chosen
-        own = ("dropout_input", *(["dropout_hidden"] if several else []), "dropout_output")
         if training.dropout_state and not network.carry_state and "carry_state" not in self.chosen:
+            if self.initial is not None:
+                message = "--dropout-state has no effect, as the model of --from does not carry its state"
+                raise SettingsError(f"{message}; leave it out")
             raise SettingsError("--dropout-state has no effect without --carry-state; give both, or leave it out")
-        if given and all(getattr(training, name) is not None for name in own):
-            message = f"--dropout has no effect beside {' and '.join(map(flag, own))}"
+        if training.dropout and "dropout" not in {*self.chosen, *training.dropout_in_force(network.layers)}:
+            message = f"--dropout has no effect beside {' and '.join(map(flag, own_dropout(network.layers)))}"
             raise SettingsError(f"{message}; leave one of them out")
 
     @classmethod

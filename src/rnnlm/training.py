@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rnnlm.batches import Windows, windows
-from rnnlm.checking import Checked, Unfit
+from rnnlm.checking import Checked, Unfit, flag
 from rnnlm.corpus import Corpus
 from rnnlm.defaults import rule
 from rnnlm.errors import DivergenceError, counted
@@ -151,9 +151,10 @@ class Evaluation:
     """The model has been evaluated on the validation text."""
 
     record: Record
+    windows: int  # windows in this epoch
     improved: bool  # whether this is the best model so far
     epoch_done: bool
-    overfitting: bool = False  # whether the training perplexity has fallen in this epoch, and that of validation risen
+    overfitting: bool  # whether the training perplexity has fallen in this epoch, and that of validation risen
 
 
 def train(
@@ -172,8 +173,9 @@ def train(
     of `<unk>`, if unknown words are to be told apart. At the end of an epoch the first part of the training text, as
     long as `valid`, is evaluated too. Each of several `ranks` trains so, and all see the same events.
 
-    Ends when `finished` says so. Raises DivergenceError when the loss is no longer a number, or ten times as perplexed
-    over many windows as at the first one; the state is then that before the offending step.
+    Ends when `finished` says so. Raises DivergenceError when the loss is no longer a number, or over many windows that
+    of more than ten times the perplexity of the first one, and worse than an even guess; the state is then that before
+    the offending step.
     """
     while not finished(state, settings):
         epoch = _enter_epoch(state, settings, corpus, ranks)
@@ -185,7 +187,8 @@ def train(
                 score = perplexity(state.result, valid, work, unknown_id=unknown_id, progress=evaluating, ranks=ranks)
                 known = _train_perplexity(state, corpus, valid, work, epoch.streams, ranks) if at_end else None
                 improved = _evaluated(state, settings, score, known, time.perf_counter() - began)
-                yield Evaluation(state.history[-1], improved, at_end, at_end and overfitting(state.history))
+                worse = at_end and overfitting(state.history)
+                yield Evaluation(state.history[-1], len(epoch), improved, at_end, worse)
             if at_end:
                 break
             predictions = _train_window(state, settings, epoch, work, ranks)
@@ -310,9 +313,10 @@ def _check_convergence(state: TrainingState, settings: TrainingSettings, loss: f
     if state.first_loss is None:
         state.first_loss = state.recent_loss = loss if math.isfinite(loss) else 0.0
     recent = state.recent_loss + (loss - state.recent_loss) / RECENT
+    words = state.model.settings.words  # a model that is trained on may begin with a window that it knows well
     if not math.isfinite(loss + norm):
         what = "the loss or its gradient is no longer a number"
-    elif recent > state.first_loss + math.log(10):
+    elif recent > max(state.first_loss + math.log(10), math.log(words)):
         what = f"perplexity has risen from {math.exp(min(state.first_loss, 700)):.0f} to over ten times that"
     else:
         state.recent_loss = recent
@@ -321,9 +325,9 @@ def _check_convergence(state: TrainingState, settings: TrainingSettings, loss: f
 
 
 def _divergence(state: TrainingState, settings: TrainingSettings, what: str) -> DivergenceError:
-    lower = [("--lr", state.learning_rate), ("--batch-size", settings.batch_size), ("--clip", settings.clip)]
-    remedies = [f"{option} (now {value:g})" for option, value in lower if value]
-    remedies += ["--dropout"] if dropout(settings) != Dropout() else []
+    lower = {"lr": settings.lr or state.learning_rate, "batch_size": settings.batch_size, "clip": settings.clip}
+    lower |= settings.dropout_in_force(state.model.settings.layers)
+    remedies = [f"{flag(name)} (now {value:g})" for name, value in lower.items() if value]
     clipping = "" if settings.clip else ", or give --clip 5"
     return DivergenceError(
         f"training has diverged in epoch {state.epoch} at window {state.window}, as {what}: "
@@ -360,8 +364,9 @@ def _evaluated(
     """
     at_end = train_perplexity is not None
     value, known = score.perplexity, score.perplexity_excluding_unknown
-    if not math.isfinite(value) or not all(np.isfinite(array).all() for array in state.result.parameters.values()):
-        raise _divergence(state, settings, "the model, or its validation perplexity, is no longer a number")
+    figures = np.array([value, train_perplexity or 0.0])
+    if not all(np.isfinite(array).all() for array in (figures, *state.result.parameters.values())):
+        raise _divergence(state, settings, "the model, or its perplexity, is no longer a number")
     improved = value < state.best_perplexity
     state.seconds += seconds
     state.history.append(
@@ -387,11 +392,12 @@ def _evaluated(
 def _end_epoch(state: TrainingState, settings: TrainingSettings, value: float) -> None:
     """Let patience and the learning rate follow an epoch's validation perplexity."""
     sufficient = 1 - settings.min_improvement
-    if value < state.best_epoch_perplexity * sufficient:
-        state.poor_epochs = 0
-    elif value != state.last_epoch_perplexity:  # if it is, the average of a very short text has not moved
+    moved = value != state.last_epoch_perplexity  # the average of a very short text may not have
+    if value < state.best_epoch_perplexity * sufficient or state.epoch < settings.decay_from:
+        state.poor_epochs = 0  # a rate that is still to fall will improve it
+    elif moved:
         state.poor_epochs += 1
-    poor = not value < state.last_epoch_perplexity * sufficient
+    poor = moved and not value < state.last_epoch_perplexity * sufficient
     due = state.epoch >= settings.decay_from if settings.decay_from else poor
     state.decaying = state.decaying or due
     if state.decaying:

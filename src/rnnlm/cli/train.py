@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rnnlm.checking import flag
 from rnnlm.cli import INTERRUPTED, speaks
 from rnnlm.cli.options import (
     Command,
@@ -35,6 +36,7 @@ TEXT, SHAPE, TRAINING, RUN = "Text", "Model", "Training", "Running"
 LONG_SENTENCE, LONG_WORD = 100, 12  # words, characters, on average: no language that is written with blanks has more
 FEW = 30  # predictions, of which a perplexity is no figure
 MUCH_DROPOUT = 0.5  # more helps little
+FALLEN = 31  # by which a learning rate has fallen with which little is learned: more than one that is chosen does
 SAMPLES, SAMPLE_WORDS = 3, 40  # sentences that are shown at the end, and the most words of each
 MUCH = 1.03  # a perplexity that differs much from another: by this factor
 
@@ -118,7 +120,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "lr",
     "Learning rate, for the gradient of the loss summed over a window.",
     TRAINING,
-    "0.001 sgd, less on long texts, or 0.00075 with gru and lstm; 0.05 adagrad, 0.002 adam",
+    "0.001 sgd, less on long texts, or 0.00075 with gru and lstm, both times 1 - momentum; 0.05 adagrad, 0.002 adam",
 )
 @setting(
     TrainingSettings,
@@ -187,7 +189,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "lr_decay",
     "Divide the learning rate by this after each epoch, from --decay-from on.",
     TRAINING,
-    "1 with gru and lstm without --decay-from, else so that the rate falls to a thirtieth",
+    "1 with gru and lstm without --decay-from, 2 with --decay-from 0, else so that the rate falls to a thirtieth",
 )
 @setting(
     TrainingSettings,
@@ -199,7 +201,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 @setting(
     TrainingSettings,
     "patience",
-    "Stop after this many epochs without improvement.",
+    "Stop after this many epochs without improvement, from --decay-from on.",
     TRAINING,
     "3; more on very short texts",
 )
@@ -287,7 +289,8 @@ def _follow(events: Iterator[Any], bars: _Bars, model: str, stop: Stop) -> None:
                 _tell_start(event.run, event.resumed)
                 if event.ranks != event.run.state.ranks:
                     before, now = (counted(number, "rank") for number in (event.ranks, event.run.state.ranks))
-                    what = "sums are made in another order, and rounded otherwise"
+                    alone = event.run.settings.average_every
+                    what = "steps are made over other parts of the text" if alone else "sums are rounded otherwise"
                     say(f"So far it was trained by {before}; with {now} {what}.")
             case NoPicture():
                 say(f"No learning curve is drawn: {event.reason}.")
@@ -302,6 +305,9 @@ def _tell_start(run: Run, resumed: bool) -> None:
     if resumed:
         place = f"in epoch {run.state.epoch} after window {run.state.window}"
         say(f"Resuming {f'after epoch {run.state.epoch}' if run.state.epoch_done else place}.")
+        if (now := run.state.learning_rate) < (first := settings.training.lr or now) / FALLEN:
+            remedy = f"for a longer training begin anew, with --epochs {settings.training.epochs}"
+            warn(f"the learning rate has fallen from {first:.1e} to {now:.1e}, with which little is learned; {remedy}.")
         return
     share = "" if settings.valid else f" (last {100 * settings.valid_fraction:.2g}% of the corpus)"
     known, unknown = counted(len(words), "word"), f"{text.unknown:,} training words are unknown ({1 - text.share:.2%})"
@@ -327,7 +333,7 @@ def _chosen(settings: RunSettings) -> list[str]:
         "tied": (network.tied, "tied embeddings"),
         "carry_state": (network.carry_state, "carried state"),
         "dropout_state": (training.dropout_state, f"dropped with probability {training.dropout_state:g}"),
-        "dropout": (training.dropout, f"dropout {training.dropout:g}"),
+        "dropout": (training.dropout_in_force(network.layers).get("dropout"), f"dropout {training.dropout:g}"),
         "weight_decay": (training.weight_decay, f"weight decay {training.weight_decay:.2g}"),
         "batch_size": (training.batch_size, f"{training.batch_size} streams"),
         "average": (training.average, "averaged weights"),
@@ -376,8 +382,11 @@ def _option_warnings(run: Run) -> Iterator[str]:
         room = f"--clusters {asked} does not fit a vocabulary of {words:,} words"
         yield f"{room}; the softmax has {counted(made, 'cluster')}."
     training = settings.training
-    if training.decay_from >= training.epochs and "decay_from" not in settings.chosen:
-        yield f"--decay-from {training.decay_from} has no effect in {counted(training.epochs, 'epoch')}."
+    if training.decay_from >= training.epochs:
+        for name, value in (("decay_from", training.decay_from), ("lr_decay", training.lr_decay)):
+            if name not in settings.chosen:
+                late = f"the rate first falls after epoch {training.decay_from}"
+                yield f"{flag(name)} {value:g} has no effect in {counted(training.epochs, 'epoch')}: {late}."
 
 
 def _tell_end(run: Run, reason: str | None, model: str) -> None:
@@ -441,7 +450,7 @@ class _Bars:
     run: Run
 
     def __init__(self) -> None:
-        self.epoch, self.windows = 0, 1
+        self.epoch = 0
         self.bar: Bar | None = None
         self.evaluation: Bar | None = None
         self.warned = False  # of overfitting, which is said once
@@ -464,7 +473,6 @@ class _Bars:
             self.epoch = event.epoch
             name = f"epoch {event.epoch}/{self.run.settings.epochs}"
             self.bar = bar(name, self.run.corpus.predictions, " words", delay=0, initial=done)
-        self.windows = event.windows
         self.bar.set_postfix_str(f"perplexity {event.perplexity:.1f}", refresh=False)
         self.bar.update(event.predictions)
 
@@ -476,7 +484,7 @@ class _Bars:
         if event.epoch_done:
             self.close()
         known, training = _known(record), record.train_perplexity or record.running_perplexity
-        done = record.epoch - 1 + record.window / self.windows
+        done = record.epoch - 1 + record.window / event.windows
         epoch, name = (f"{record.epoch:>2}", "train") if event.epoch_done else (f"{done:.2f}", "running")
         line = (
             f"epoch {epoch}  {name} {_figure(training):>5}  valid {_figure(record.valid_perplexity):>5} "
@@ -490,6 +498,8 @@ class _Bars:
             warn(f"the model is worse than an even guess among its {words:,} words; train again with a lower --lr.")
         if event.overfitting and not self.warned:
             self.warned = True
-            now = f"a higher --dropout than {rate:g}" if (rate := self.run.settings.dropout) else "--dropout 0.3"
+            rates = self.run.settings.dropout_in_force(self.run.saved.model.settings.layers)
+            option, rate = max(rates.items(), key=lambda item: item[1], default=("", 0.0))
+            now = f"a higher {flag(option)} than {rate:g}" if rates else "--dropout 0.3"
             now = "more text, or fewer --hidden units," if rate >= MUCH_DROPOUT else now
             warn(f"the model overfits: it improves on the training text and not in validation; {now} may help.")
