@@ -61,7 +61,7 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in out[:3]] == ["1", "2", "3"]
     assert out[3] == "3 epochs done"
-    assert out[4].startswith("missing: there is no model here; train one with")
+    assert out[5].startswith("missing: there is no model here; train one with")
 
 
 def test_each_name_is_there():

@@ -412,7 +412,7 @@ ngram 2=1
 
 def put_files_of_the_page(folder):
     """Write what the commands of docs/scoring.md read."""
-    for name in ("test.txt", "sentences.txt", "prompts.txt"):
+    for name in ("test.txt", "valid.txt", "sentences.txt", "prompts.txt"):
         (folder / name).write_text(TEXT)
     files = {
         "words_text": "utt-1 the cat\nutt-2\n",

@@ -194,7 +194,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 @setting(
     TrainingSettings,
     "decay_from",
-    "Divide it after this epoch and each later one; 0: begin with the first epoch that has not improved.",
+    "First epoch after which the learning rate is divided; 0: the first that does not improve.",
     TRAINING,
     "0 with gru and lstm, else a sixth of the usual epochs, or of --epochs if that is more",
 )
@@ -225,9 +225,10 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
 def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: bool, log: str | None, **_: Any) -> None:
     """Train a model on CORPUS: one or more texts, plain or gzip, or - for standard input.
 
-    Each epoch's line has the perplexity on a part of the training text (within an epoch, running: over the epoch so
-    far) and in validation (* the best so far; known: excluding unknown words), the learning rate, the seconds of
-    training and words per second. Ctrl-C saves, and --resume goes on; only --epochs and --patience may then change.
+    Each epoch prints the perplexity on a part of the training text and in validation (* the best so far; known:
+    excluding unknown words), the learning rate, the seconds of training and words per second. Within an epoch,
+    running is the training perplexity of the epoch so far. Ctrl-C saves, and --resume goes on; only --epochs and
+    --patience may then change.
     """
     from rnnlm.api import train
     from rnnlm.checkpoint import ModelFolder
