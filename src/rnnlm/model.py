@@ -7,10 +7,11 @@ cells stand with them, and `parameter_table` has the shapes of all.
 Letters, everywhere: T steps, B streams, N = T*B positions, V words, D numbers in a word's row, H hidden units, G gates,
 M states of a cell, J tails, L layers, K truncation.
 `dX` has X's shape and is the gradient with respect to X: below, of the sum of all E_t; in the code each E_t has a
-weight, which is 1/N for their mean, the loss L. A prime (W') is a transpose. The B streams are the batch. W and b of
-layer 1 are called W1 and b1.
+weight: for their mean, the loss L, 1 over the number of targets, and 0 where a target is IGNORED. A prime (W') is a
+transpose. The B streams are the batch. W and b of layer 1 are called W1 and b1.
 
-Forward, for each stream: word x_t comes in, the state s_t sums up all that was read, p_t says which word comes next.
+Forward, for each stream: word x_t comes in, the state s_t sums up all that was read, p_t says which word comes next,
+and y_t is the word that does. 1_y is 1 at y and 0 elsewhere; `*` multiplies component by component.
 
     (1)  z_t = U[x_t] + W s_{t-1} + b           U (V, H): a row for each word;  W (H, H);  b (H,)
     (2)  s_t = tanh(z_t)                        s_{t-1} = 0 where a sentence begins;  other cells: other functions of z
@@ -60,7 +61,7 @@ Parameters = dict[str, Array]
 Rows = list[tuple[Any, Array]]  # of a gradient, with their values: a slice or ids, disjoint; all other rows are zero
 Gradient = Sequence[tuple[Any, "Array | Product"]]  # the same, but values may be a `Product`, which is yet to be made
 Gradients = dict[str, Gradient]
-Masks = Mapping[str, Array]  # of dropout, see `draw_masks`
+Masks = Mapping[str, Array]  # of dropout, see `draw_masks`; "keep" (T, B): where a sentence keeps the carried state
 NO_MASKS: Masks = MappingProxyType({})
 
 SENTENCE_END = 0  # the id of </s>, which is also the context of a sentence's first word
@@ -217,7 +218,7 @@ def sum_rows(ids: Array, values: Array) -> tuple[Array, Array]:
 
 
 def add_rows(gradient: Gradient, ids: Array, values: Array) -> Gradient:
-    """Add the values (n, H) of rows, by their ids (n,), ascending, to a gradient whose own rows are slices."""
+    """Add the values (n, D) of rows, by their ids (n,), ascending, to a gradient whose own rows are slices."""
     apart, gradient = np.ones(len(ids), bool), in_arrays(gradient)
     for rows, own in gradient:
         here = slice(*np.searchsorted(ids, (rows.start, rows.stop)))
@@ -235,8 +236,8 @@ class Cell(NamedTuple):
 
     `forward(z, before, after)` reads z (..., B, G*H) and the M states `before`, each (..., B, H), and writes the states
     `after`, the first of which is the output s. It leaves in z what `slopes` wants.
-    `slopes(z, before, after, carry)` writes all of the way back that does not depend on errors: in the place of z, and
-    into `carry`, shaped as `before`, for the ways from state to state that do not pass W.
+    `slopes(z, before, after, carry)` writes all factors of the way back that no error changes: in the place of z,
+    and into `carry`, shaped as `before`, for the ways from state to state that do not pass W.
     `backward(ds, slopes, carry, delta)` writes delta = dE/dz, and turns ds (M, ..., B, H), the gradient of the states
     after, in place into that of the states before as far as it does not pass W. All three work at one step or at many.
     """
@@ -249,7 +250,7 @@ class Cell(NamedTuple):
     reads: str = ""  # the first gates, to which a word's row, or the layer below, is added; none named: all
     recalls: str = ""  # the gates that W s_{t-1} is added to; none named: all
     ones: str = ""  # the gates whose biases begin at 1
-    rate: float = 1.0  # times the rule's, the learning rate of X, W and b: measured, see docs/benchmarks.md
+    rate: float = 1.0  # times the rule's, if it has row_rates: that of X, W and b, measured, see docs/benchmarks.md
 
     def part(self, gates: str, hidden: int) -> slice:
         """Say where neighboring gates lie in z; none named: all of z."""
@@ -337,10 +338,10 @@ def lstm(z: Array, before: Array, after: Array) -> None:
 def lstm_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
     """Take the slopes of the gates, that of s along c, and from c to the next c the forget gate.
 
-    (15) dE/dc_t = dE/ds_t o (1 - tanh(c_t)^2), and what came back from c_{t+1}
-    (16) delta = dE/ds_t tanh(c_t) o (1 - o) for o;  dE/dc_t times g i (1 - i) for i, times c_{t-1} f (1 - f) for f,
-         times i (1 - g^2) for g
-    (17) dE/dc_{t-1} = dE/dc_t f
+    (15) dE_t/dc_k = dE_t/ds_k o (1 - tanh(c_k)^2), and what came back from c_{k+1}
+    (16) delta_t(k) = dE_t/ds_k tanh(c_k) o (1 - o) for o;  dE_t/dc_k times g i (1 - i) for i, times
+         c_{k-1} f (1 - f) for f, times i (1 - g^2) for g
+    (17) dE_t/dc_k f goes to c_{k-1}: the second term of (15), one step further back
     """
     H, tanh_c = after.shape[-1], np.tanh(after[1])
     o, i, f, g = split(z, H)
@@ -354,7 +355,7 @@ def lstm_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
 
 
 def lstm_backward(ds: Array, slopes: Array, carry: Array, delta: Array) -> None:
-    """Take errors back on two ways: to s, through W, and to c, past all gates but one."""
+    """Take errors back along two paths: to s, through W, and to c, past all gates but one."""
     H, (ds_, dc) = ds.shape[-1], ds
     dc += ds_ * carry[0]  # (15)
     through_gates(ds_, slopes[..., :H], delta[..., :H])  # (16)
@@ -384,9 +385,9 @@ def gru(z: Array, before: Array, after: Array) -> None:
 def gru_slopes(z: Array, before: Array, after: Array, carry: Array) -> None:
     """Take ds/dz of each gate; r and q act through n.
 
-    (20) delta = dE/ds_t times (1 - u) (1 - n^2) for n, that times q r (1 - r) for r and times r for q;
-         (s_{t-1} - n) u (1 - u) for u
-    (21) dE/ds_{t-1} = dE/ds_t u, beside what comes through W
+    (20) delta_t(k) = dE_t/ds_k times (1 - u) (1 - n^2) for n, that times q r (1 - r) for r and times r for q;
+         dE_t/ds_k times (s_{k-1} - n) u (1 - u) for u
+    (21) dE_t/ds_{k-1} = dE_t/ds_k u, and what comes through W
     """
     H = after.shape[-1]
     n, r, u, q = split(z, H)
@@ -432,7 +433,7 @@ class Walk:
     def __init__(
         self, inputs: Array, keep: Array, states: Array, layer: Layer, cell: Cell, mask: Array | None, work: Workspace
     ) -> None:
-        """Take inputs (T, B, D), keep (T, B, 1), states before the window (M, B, H), and the mask (B, H) of outputs."""
+        """Take inputs (T, B, D), keep (T, B, 1), states before the window (M, B, H or more), and a mask (B, H)."""
         (T, B, _), H, M, type_ = inputs.shape, layer.units, len(cell.states), inputs.dtype
         self.cell, self.layer, self.mask, self.inputs, self.keep = cell, layer, mask, inputs, keep
         self.reads, self.recalls = cell.part(cell.reads, H), cell.part(cell.recalls, H)
@@ -489,15 +490,15 @@ class Walk:
         """
         self.cell.backward(ds, self.z[at], self.carry[:, at], delta)
         if not last:
-            s = ds[0]
-            s += (_rows(delta)[:, self.recalls] @ self.layer.W).reshape(s.shape)  # (9)
+            ds[0] += (_rows(delta)[:, self.recalls] @ self.layer.W).reshape(ds[0].shape)  # (9)
             ds *= self.keep[at]  # nothing reaches across the beginning of a sentence
 
     def by_columns(self, ds: Array, steps: slice) -> None:
         """Take some steps back without truncation; ds (T, B, H) is the gradient of what was handed up.
 
         Lay delta_t(k) out with a row for each error t, a column for each step k. The sum of a column, delta(k) = sum
-        over t >= k of delta_t(k), obeys the same recursion as each delta_t: one pass serves all errors.
+        over t >= k of delta_t(k), moves by (9) as each delta_t does, with dE_{k-1}/ds_{k-1} added before the slope: one
+        pass serves all errors.
         """
         self.prepare_back(steps)
         of_s = self.ds[0]
@@ -508,13 +509,13 @@ class Walk:
     def hand_down(self, steps: slice) -> None:
         """Find the gradient of what came in."""
         if self.layer.X is not None:
-            np.matmul(_rows(self.dz[steps])[:, self.reads], self.layer.X, out=_rows(self.dinputs[steps]))  # (24)
+            np.matmul(_rows(self.dz[steps])[:, self.reads], self.layer.X, out=_rows(self.dinputs[steps]))  # (23), (24)
 
     def cut(self, steps: slice) -> list[slice]:
         """Cut steps so that each part has about READ_ROWS rows."""
         return pieces(steps.start, steps.stop, max(1, (steps.stop - steps.start) * self.z.shape[1] // READ_ROWS))
 
-    def blocks(self) -> list[tuple[str, slice]]:
+    def halves(self) -> list[tuple[str, slice]]:
         """Halve the gradients of X and W, so that two threads share each; b goes with W's first rows."""
         sizes = {name: len(value) for name, value in self.gradients.items() if name != "b"}
         return [(name, rows) for name, size in sizes.items() for rows in pieces(0, size, min(2, size))]
@@ -617,7 +618,7 @@ def walk_back(
     for k, steps in reversed(list(enumerate(spans))):  # one after the other, as rounding depends on the order
         for n, way in enumerate(ways):
             done = [("back", n, k, g) for g in range(len(groups))]
-            for name, rows in way.blocks():
+            for name, rows in way.halves():
                 go = partial(way.add_gradient, name, rows, steps)
                 tasks[name, n, k, rows.start] = go, [*done, (name, n, k + 1, rows.start)]
     work.run(tasks)
@@ -662,7 +663,7 @@ def by_diagonals(ds: Array, ways: list[Walk], truncate: int) -> None:
 def softmax_slice(
     S: Array, y: Array, V: Array, c: Array, work: Workspace
 ) -> tuple[tuple[Array, Array], Callable[[Array, Array], tuple[Array, Array | Product, Array]]]:
-    """Compute some rows' part of a softmax: states S (n, H), V (rows, H), c (rows,), and y (n,) counted from its first.
+    """Compute some rows' part of a softmax: states S (n, H), V (rows, H), c (rows,), y (n,) counted from the first.
 
     Returns the logarithm of the sum of its exponentials (n,) and the targets' logits (n,), 0 for a target elsewhere;
     and a function from log Z (n,), of the whole sum, and the losses' weights (n,) to dS, dV and dc.
@@ -839,7 +840,7 @@ def output_frequencies(counts: Array, cutoffs: tuple[int, ...] = ()) -> Array:
     frequency = np.maximum(counts, 0.5)
     frequency = frequency / frequency.sum()
     tails = [frequency[start:stop].sum() for start, stop in itertools.pairwise((*cutoffs, len(frequency)))]
-    return np.concatenate((tails if cutoffs else [], frequency))
+    return np.concatenate((tails, frequency))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -863,7 +864,6 @@ def draw_masks(
 
     A stream has the same zeros at all steps of the window (Gal and Ghahramani 2016), and W the same in all streams
     (Merity et al. 2018). Names are "rows" (B, D), "s1" and so on (B, H), "W1" and so on, each if it has a rate.
-    There may be one more, of booleans: "keep" (T, B), whether a sentence that begins there keeps the carried state.
     """
     B, H, (*lower, last) = streams, settings.hidden, settings.units
     wanted: dict[str, tuple[tuple[int, ...], float]] = {
@@ -951,7 +951,7 @@ def initialize(
 INPUT_RATE = 4.0  # the rate of U's rows beside the rule's: measured, as is that of each cell
 OUTPUT_RATE = 0.4  # the same of V's and c's rows
 TIED_RATE = 1.2  # the same where V's rows are U's as well
-RATED_STATES = 300  # that X, W and a V that is no U may read at these rates: a step changes a sum over more by more
+RATED_STATES = 300  # numbers that X, W or an untied V may read at these rates: a step changes a longer sum by more
 DECAY_STEPS = 16  # steps whose weight decay is applied at once, as it passes over all rows of U and V
 EPSILON, ADAM_MEAN, ADAM_SQUARE = 1e-8, 0.9, 0.999
 
@@ -959,11 +959,11 @@ EPSILON, ADAM_MEAN, ADAM_SQUARE = 1e-8, 0.9, 0.999
 def joint_norm(gradients: Mapping[str, Gradient], work: Workspace) -> float:
     """Euclidean norm of all gradients taken together: float32 products of short blocks, summed in float64."""
     parts = [values for gradient in gradients.values() for _, values in blocks(gradient)]
-    return math.sqrt(max(math.fsum(work.each(sum_of_squares, parts)), 0.0))  # a nan that comes first stays
+    return math.sqrt(max(math.fsum(work.each(sum_of_squares, parts)), 0.0))  # a Product's may be rounded to below 0
 
 
 def sum_of_squares(values: Array | Product) -> float:
-    """Add up the squares of numbers; of left @ right these are the entries of (left' left) times (right right')'s."""
+    """Add up the squares of numbers; of left @ right that is the sum of (left' left) * (right right')."""
     if isinstance(values, Product):
         return float(np.vdot(values.left.T @ values.left, values.right @ values.right.T))
     return float(np.vdot(values, values))
@@ -989,7 +989,7 @@ class Rule(NamedTuple):
     direction: Callable[[Array, list[Array], int, float], Array]
     learning_rate: float  # a good one to begin with
     slots: tuple[str, ...] = ()
-    row_rates: bool = False  # whether rows of words have rates of their own, `word_rates`; the other rules find theirs
+    row_rates: bool = False  # whether words' rows and cells have rates of their own; the other rules find theirs
     scale_free: bool = False  # whether a gradient ten times as large gives the same direction
 
 
@@ -1279,7 +1279,7 @@ class Product(NamedTuple):
 
 
 def whole(values: Array) -> Rows:
-    """Return a gradient that is given in all its rows, (rows, ...)."""
+    """Return the values (rows, ...) of all rows of a table as a gradient."""
     return [(slice(0, len(values)), values)]
 
 
