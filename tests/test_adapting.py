@@ -1,5 +1,6 @@
 """A model that adapts scores first and learns then: the cache and the steps are what their definitions say."""
 
+import copy
 import itertools
 import math
 from typing import Any
@@ -221,6 +222,19 @@ def test_hypotheses_have_the_scores_of_the_text(kind: dict[str, Any]) -> None:
         found = reader.hypotheses(sentences, Workspace())
         each = [losses(model, np.concatenate((ids, one)), **CACHE)[len(ids) :].sum() for one in sentences]
         np.testing.assert_allclose(-found, each, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_hypotheses_are_read_by_what_has_gone_back_to_the_model(kind: dict[str, Any]) -> None:
+    """A short hypothesis has its score as the next sentence: rows that were not read for some steps have gone back."""
+    model = small_model(**kind)
+    rms = root_mean_square(model, corpus_of(some_sentences(), VOCABULARY), Workspace())
+    reader = Adapting(model, AdaptationSettings(dynamic=0.01, dynamic_rms="x", dynamic_decay=0.2), COUNTS, rms)
+    words = [["e", "f", "d"], *[["a", "b"], ["b"]] * 5]  # the first are left behind
+    reader.losses(corpus_of(words, VOCABULARY).ids, Workspace())
+    sentence = corpus_of([["e", "f"]], VOCABULARY).ids
+    (found,) = reader.hypotheses([sentence], Workspace())
+    assert -found == pytest.approx(copy.deepcopy(reader).losses(sentence, Workspace()).sum(), rel=1e-6)
 
 
 @pytest.mark.parametrize("carry_state", [False, True])

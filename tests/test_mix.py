@@ -550,6 +550,91 @@ def test_unknown_words_and_infinite_figures_are_printed(run, files):
     assert "a probability greater than 1, so its back-offs are wrong; make its file again" in err
 
 
+def impossible(name):
+    """Write an ARPA file that gives unknown words nothing."""
+    Path(name).write_text(re.sub(r"^\S+\t<unk>", "-inf\t<unk>", FIRST, flags=re.M))
+
+
+def test_srilm_counts_what_has_no_probability(run, files):
+    """An unknown word of probability 0 is an OOV, a known one a zeroprob, and neither is in a sum."""
+    impossible("inf.arpa")
+    Path("t.txt").write_text("the zebra\n")
+    code, out, err = run("score", "t.txt", "--model", "inf.arpa", "--format", "srilm")
+    assert code == 0, err
+    assert "\tp( <unk> | the ...) \t= [OOV] 0 [ -inf ]\n" in out
+    assert out.count("1 sentences, 2 words, 1 OOVs\n0 zeroprobs, logprob= -") == 2
+    logs = [float(found) for found in re.findall(r"gram\] \S+ \[ (\S+) \]", out)]
+    assert len(logs) == 2
+    assert float(re.search(r" ppl= (\S+)", out)[1]) == pytest.approx(10 ** (-sum(logs) / 2), rel=1e-5)
+    Path("stream").write_text(out)
+    found = json.loads(run("mix", "t.txt", "--stream", "stream", "--json")[1])
+    assert found["perplexity_excluding_unknown"] == pytest.approx(10 ** (-sum(logs) / 2), rel=1e-4)
+
+
+def test_blank_lines_that_are_not_printed_are_not_read(run, files):
+    """The state that is kept is that after the last line."""
+    Path("t.txt").write_text("the cat .\n\nthe bird .\n")
+    Path("u.txt").write_text("the cat .\nthe bird .\n")
+    for form in ("srilm", "fasterrnnlm"):
+        options = ("--model", files[0], "--format", form, "--cache", 50)
+        outs = [run("score", name, *options)[1].replace(name, "x") for name in ("t.txt", "u.txt")]
+        assert outs[0] == outs[1] != ""
+
+
+def test_a_hypothesis_of_no_probability_is_the_worst(run, files):
+    """With a weight of 0 too, and where weights are looked for."""
+    impossible("inf.arpa")
+    Path("dev").write_text("0 ||| zebra ||| LM= 1 ||| -5\n0 ||| the cat ||| LM= 1 ||| -1\n")
+    Path("ref").write_text("the cat\n")
+    for weight in (0, 1):
+        code, out, err = run("rescore", "dev", "--model", "inf.arpa", "--best", "--weight", weight)
+        assert (code, out) == (0, "the cat\n"), err
+    pytest.importorskip("rapidfuzz")
+    code, out, err = run("rescore", "dev", "--model", "inf.arpa", "--tune", "ref")
+    assert code == 0, err
+    assert re.search(r"best by these weights +0 word errors of 2", err)
+    Path("ref").write_text("the cat\n<s> the cat </s>\n")
+    code, _, err = run("rescore", "dev", "--model", "inf.arpa", "--tune", "ref")
+    assert (code, "Error: ref, line 2: '<s>' is the model's own mark" in err) == (1, True)
+
+
+def test_an_id_of_another_file_is_no_list_of_its_own(run, files):
+    """Where one hypothesis of each list is wanted, two files may not both begin with list 0."""
+    for name in ("a", "b"):
+        Path(name).write_text("0 ||| the cat ||| LM= 1 ||| -1\n")
+    assert run("rescore", "a", "--model", files[0], "--best")[0] == 0
+    code, _, err = run("rescore", "a", "b", "--model", files[0], "--best")
+    assert (code, "Error: b, line 1: the ID '0' comes again after others" in err) == (1, True)
+
+
+def test_a_stream_of_the_text_is_folded_as_the_text_is(run, files, tmp_path):
+    """Beside a model that reads in lower case."""
+    Path("raw.txt").write_text(test_cli.sentences(200))
+    small = ("--pretokenized", "--epochs", 1, "--hidden", 4, "--threads", 1)
+    assert run("train", "raw.txt", *small, "--lowercase", "--model", "low")[0] == 0
+    Path("upper.txt").write_text("The cat sleeps .\n")
+    Path("stream").write_text(run("score", "upper.txt", "--model", files[1], "--format", "srilm", "--pretokenized")[1])
+    assert "p( The |" not in Path("stream").read_text()  # unknown to that model
+    Path("stream").write_text(Path("stream").read_text().replace("p( <unk> | <s> )", "p( The | <s> )"))
+    code, _, err = run("mix", "upper.txt", "low", "--stream", "stream", "--threads", 1)
+    assert code == 0, err
+
+
+def test_a_mixture_of_raw_texts_scores_lines(run, files, tmp_path):
+    """A line is a sentence there, whatever the models know of ends of sentences."""
+    for seed in (1, 2):
+        Path("raw.txt").write_text(" ".join(test_cli.sentences(200, seed).splitlines()) + f" Dr. Cat{seed} sleeps.\n")
+        code, _, err = run("train", "raw.txt", "--model", f"raw{seed}", "--epochs", 1, "--hidden", 4, "--threads", 1)
+        assert code == 0, err
+    code, _, err = run("mix", "text.txt", "raw1", "raw2", "a.arpa", "--lines", "-o", "m.toml", "--threads", 1)
+    assert code == 0, err
+    code, out, err = run("score", "text.txt", "--model", "m.toml")
+    assert (code, len(out.splitlines())) == (0, 3), err
+    Path("prompts").write_text("the\nthe cat\n")
+    code, out, err = run("next", "--file", "prompts", "--pretokenized", "--model", "m.toml", "--count", 1)
+    assert (code, len(out.splitlines())) == (0, 2), err
+
+
 def test_a_pipe_is_no_part(run):
     """A mixture whose part is a pipe is refused at once, not waited for."""
     os.mkfifo("pipe")

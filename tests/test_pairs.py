@@ -168,6 +168,7 @@ def test_gzip_and_other_encodings_are_read(tmp_path, encoding, pack):
         (b"", "has no pairs"),
         (b"\n \n", "has no pairs"),
         (b"good\tbad\n", "has no pairs"),
+        (b"\ngood\tbad\n\n", "has no pairs"),
         (b"only one\n", "line 1: there is no pair"),
         (b"a\tb\nc\n", "line 2: there are 1 columns"),
         (b"a\tb\nc\t \n", "line 2: a sentence has no words"),
@@ -192,6 +193,19 @@ def test_what_are_no_pairs_is_said_in_one_sentence(run, tmp_path, model, content
     assert SENTENCE.fullmatch(err)
     assert err.startswith("Error: pairs.tsv")
     assert message in err
+
+
+def test_columns_of_scores_are_those_of_the_first_pair(run, tmp_path, model):  # noqa: F811
+    """Files whose groups differ are no one table."""
+    (tmp_path / "a.tsv").write_text("a\tb\n")
+    (tmp_path / "b.jsonl").write_text('{"sentence_good": "a", "sentence_bad": "b", "UID": "x"}')
+    code, out, err = run("pairs", "--scores", "a.tsv", "b.jsonl")
+    assert (code, len(out.splitlines())) == (1, 2)
+    assert err == (
+        "Error: b.jsonl, line 1: has other groups than the pairs before; "
+        "give such files one at a time, or add --json.\n"
+    )
+    assert run("pairs", "--scores", "--json", "a.tsv", "b.jsonl")[0] == 0
 
 
 def test_a_column_that_is_not_there_is_wrong_usage(run, tmp_path, model):  # noqa: F811

@@ -115,7 +115,7 @@ def test_words_are_folded_as_the_training_text_was(write: Write) -> None:
     file = file_of([[["A", "B", "x"], ["a", "b", "x"]]], write)
     ((one, other),) = (found.scores for found in rescore([file], folded, RescoringSettings()))
     assert one == other
-    assert look(file, folded).unknown == 2
+    assert look(file, folded, set()).unknown == 2
     ((one, other),) = (found.scores for found in rescore([file], lm, RescoringSettings()))
     assert one != other
 
@@ -175,7 +175,7 @@ def test_other_scorers_are_asked_once_for_each_different_hypothesis(write: Write
     found = list(rescore([file], scorer, RescoringSettings()))
     np.testing.assert_allclose(nats(found), [-len(words) - 1 for group in lists for words in group])
     assert len(scorer.asked) == len(set(scorer.asked))
-    assert look(file, scorer).unknown == 0
+    assert look(file, scorer, set()).unknown == 0
 
 
 def test_what_carries_no_state_reads_no_list_on(write: Write) -> None:
@@ -188,7 +188,7 @@ def test_what_carries_no_state_reads_no_list_on(write: Write) -> None:
 
 def test_what_is_seen_before_scoring_is_counted(write: Write) -> None:
     """Lists, hypotheses, words and unknown words are those of the file."""
-    found = look(file_of([[["a", "b"], ["x", "<unk>", "c"]], [[]]], write), small_model())
+    found = look(file_of([[["a", "b"], ["x", "<unk>", "c"]], [[]]], write), small_model(), set())
     assert (found.lists, found.hypotheses, found.words, found.unknown) == (2, 3, 5, 2)
 
 

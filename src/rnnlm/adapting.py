@@ -93,6 +93,9 @@ class Adapting:
         would find, but that no step is taken within a sentence.
         """
         log_p, place = np.empty(len(sentences)), 0
+        if self.learner and sentences:
+            ids = np.concatenate(sentences)
+            self.learner.prepare(np.append(ids, self.word), ids)
         while place < len(sentences):
             sizes = np.cumsum([len(ids) for ids in sentences[place : place + RUN]])
             some = slice(place, place + max(1, int(np.searchsorted(sizes, RUN, side="right"))))

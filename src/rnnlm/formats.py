@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rnnlm.scoring import Scored
 from rnnlm.vocabulary import SENTENCE_END, UNKNOWN
@@ -152,36 +151,63 @@ def _perplexity(log10_p: float, count: int) -> float:
 def srilm(records: Iterable[Scored], name: str, lengths: Lengths, level: str = "2") -> Iterator[str]:
     """Write what SRILM's `ngram -unk -ppl NAME -debug LEVEL` prints; blank lines are skipped, as it does.
 
-    An unknown word has the probability of `<unk>`, and so counts as no OOV.
+    An unknown word has the probability of `<unk>`, and is an OOV only where that is 0.
     """
-    sentences = words = 0
-    total = 0.0
+    total = _SrilmCounts()
     for record in records:
         if not record.words:
             continue
-        logs = record.log_p / LOG10
-        sentences, words, total = sentences + 1, words + len(record.words), total + float(logs.sum())
+        own = _SrilmCounts.of(record)
+        total = total.plus(own)
         if level != "0":
             yield " ".join(record.words) + "\n"
-            yield "".join(_srilm_words(record, logs, lengths(record.words))) if level == "2" else ""
-            yield f"{_srilm_statistics(1, len(record.words), float(logs.sum()))}\n"
-    yield f"file {name}: {_srilm_statistics(sentences, words, total)}"
+            yield "".join(_srilm_words(record, lengths(record.words))) if level == "2" else ""
+            yield f"{own.told()}\n"
+    yield f"file {name}: {total.told()}"
 
 
-def _srilm_words(record: Scored, logs: NDArray[np.float64], lengths: Sequence[int]) -> Iterator[str]:
+class _SrilmCounts(NamedTuple):
+    """What SRILM counts; words of probability 0 are in no sum."""
+
+    sentences: int = 0
+    words: int = 0
+    oovs: int = 0  # unknown ones of probability 0
+    zeroprobs: int = 0  # known ones
+    log10_p: float = 0.0
+
+    @classmethod
+    def of(cls, record: Scored) -> _SrilmCounts:
+        """Count a sentence."""
+        zero = np.isneginf(record.log_p)
+        oovs = int(np.count_nonzero(zero & [*record.unknown, False]))
+        logs = record.log_p[~zero] / LOG10
+        return cls(1, len(record.words), oovs, int(np.count_nonzero(zero)) - oovs, float(logs.sum()))
+
+    def plus(self, other: _SrilmCounts) -> _SrilmCounts:
+        """Add up."""
+        sentences, words = self.sentences + other.sentences, self.words + other.words
+        oovs, zeroprobs = self.oovs + other.oovs, self.zeroprobs + other.zeroprobs
+        return _SrilmCounts(sentences, words, oovs, zeroprobs, self.log10_p + other.log10_p)
+
+    def told(self) -> str:
+        """Return SRILM's two lines."""
+        count = self.words - self.oovs - self.zeroprobs
+        ppl, ppl1 = (
+            f"{_perplexity(self.log10_p, number):.7g}" if number else "undefined"
+            for number in (count + self.sentences, count)
+        )
+        counts = f"{self.sentences} sentences, {self.words} words, {self.oovs} OOVs"
+        return f"{counts}\n{self.zeroprobs} zeroprobs, logprob= {self.log10_p:.7g} ppl= {ppl} ppl1= {ppl1}\n"
+
+
+def _srilm_words(record: Scored, lengths: Sequence[int]) -> Iterator[str]:
     known = [UNKNOWN if unknown else word for word, unknown in zip(record.words, record.unknown, strict=True)]
     contexts = ["<s> ", *(f"{word} ..." for word in known)]
-    probabilities = np.exp(record.log_p).tolist()
-    for word, context, length, p, log_p in zip(
-        [*known, SENTENCE_END], contexts, lengths, probabilities, logs.tolist(), strict=True
-    ):
-        yield f"\tp( {word} | {context}) \t= [{length}gram] {p:.7g} [ {log_p:.7g} ]\n"
-
-
-def _srilm_statistics(sentences: int, words: int, log10_p: float) -> str:
-    ppl, ppl1 = (f"{_perplexity(log10_p, count):.7g}" if count else "undefined" for count in (words + sentences, words))
-    counts = f"{sentences} sentences, {words} words, 0 OOVs"
-    return f"{counts}\n0 zeroprobs, logprob= {log10_p:.7g} ppl= {ppl} ppl1= {ppl1}\n"
+    zero = np.isneginf(record.log_p) & [*record.unknown, False]
+    tags = ["OOV" if oov else f"{length}gram" for oov, length in zip(zero.tolist(), lengths, strict=True)]
+    probabilities, logs = np.exp(record.log_p).tolist(), (record.log_p / LOG10).tolist()
+    for word, context, tag, p, log_p in zip([*known, SENTENCE_END], contexts, tags, probabilities, logs, strict=True):
+        yield f"\tp( {word} | {context}) \t= [{tag}] {p:.7g} [ {log_p:.7g} ]\n"
 
 
 # Mikolov's rnnlm

@@ -182,7 +182,7 @@ def _scored(
     tables, unknown, count = [], [], 0
     with ExitStack() as stack:
         source, *others = stack.enter_context(spooled([text, *streams]))
-        aligned = [stack.enter_context(closing(Aligned(other))) for other in others]
+        aligned = [stack.enter_context(closing(Aligned(other, tokenizer.settings.lowercase))) for other in others]
         progress = stack.enter_context(stage(f"scoring {source.name}", source.size))
         for some in blocks(stack.enter_context(closing(tokenizer.sentences([source], threads, progress)))):
             table, strange = _rows(some, mixture, aligned)

@@ -108,7 +108,11 @@ class Mixture:
 
     def line_tokenizer(self, pretokenized: bool = False) -> Tokenizer:
         """Return what cuts a line; raises SettingsError as `tokenizer_of` does."""
-        settings = tokenizer_of(self.parts, pretokenized).settings
+        own = [part.tokenizer.settings for part in self.parts if isinstance(part, api.Model)]
+        raw = bool(own) and not (pretokenized or any(settings.pretokenized for settings in own))
+        settings = tokenizer_of(
+            self.parts, pretokenized, lines=raw
+        ).settings  # a line is a sentence, whatever Punkt knows
         return Tokenizer(replace(settings, lines=not settings.pretokenized))
 
     def reader(self, *, keep_state: bool = False, ranks: bool = False) -> Reader:
@@ -186,7 +190,7 @@ class Mixture:
             if self.oov == "share":
                 log_p[lacking] -= self._shares[column]
             else:  # there, <unk> in a text is a word like others
-                log_p[lacking & (np.array(words) != UNKNOWN)] = -math.inf
+                log_p[lacking & (np.array(words, object) != UNKNOWN)] = -math.inf
             table[:, column] = log_p
         return table
 

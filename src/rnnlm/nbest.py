@@ -37,6 +37,9 @@ _OF_LIST = re.compile(r"(?<=.)-\d+$", re.ASCII)  # the number of a hypothesis, b
 _FORMATS = "--format moses, srilm, kaldi, mikolov or tsv"
 
 
+LEAST = -1e30  # the score with which a hypothesis of probability 0 is compared: 0 times -inf would be no number
+
+
 class Weights(NamedTuple):
     """What a hypothesis' total is the sum of, beside the score that nothing changes (SRILM's acoustic one)."""
 
@@ -58,7 +61,7 @@ class Hypothesis(NamedTuple):
 
     def total(self, score: float, weights: Weights) -> float:
         """Return what is compared, from our score in the format's unit."""
-        return self.fixed + weights.old * self.old + weights.model * score + weights.penalty * self.size
+        return self.fixed + weights.old * self.old + weights.model * max(score, LEAST) + weights.penalty * self.size
 
 
 class _Refused(Exception):  # noqa: N818 -- it says what is wrong with the line
@@ -149,7 +152,7 @@ class Srilm(Format):
 
     def write(self, hypothesis: Hypothesis, score: float, weights: Weights) -> str:
         """Put a score in the place of that of the old model, to which `weights.old` adds that."""
-        lm = weights.model * score + weights.old * hypothesis.old
+        lm = (weights.model and weights.model * score) + weights.old * hypothesis.old  # 0 times -inf is no number
         text = hypothesis.text
         if _ENDS.fullmatch(hypothesis.line):
             text = " ".join(filter(None, ("<s>", text, "</s>")))
@@ -322,7 +325,11 @@ def ids_and_words(source: Source) -> Iterator[tuple[int, str, list[str]]]:
 
 def lines_of_words(source: Source) -> Iterator[list[str]]:
     """Yield the words of each line of a file, blank ones included."""
-    return (_words(line) for _, line in source.rows())
+    for number, line in source.rows():
+        try:
+            yield _words(line)
+        except _Refused as refused:
+            raise TextError(f"{source.name}, line {number}: {refused}") from None
 
 
 def _words(text: str) -> list[str]:

@@ -191,7 +191,7 @@ class _Row(NamedTuple):
 
 def _rows(source: Source, by: Sequence[str], encoding: str) -> Iterator[_Row]:
     """Read a file's pairs."""
-    form: _Form | None = None
+    form, found = None, False
     for number, line in source.rows(encoding):
         if not line.strip():
             continue
@@ -200,8 +200,9 @@ def _rows(source: Source, by: Sequence[str], encoding: str) -> Iterator[_Row]:
             form = _Form.of(line, by, place)
             if form.header:
                 continue
+        found = True
         yield _Row(source.name, number, *form.read(line, place))
-    if form is None or (form.header and number == 1):
+    if not found:
         raise TextError(f"{source.name} has no pairs; give one a line")
 
 

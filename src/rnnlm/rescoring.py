@@ -71,12 +71,14 @@ def weights_for(format: Format, settings: RescoringSettings) -> Weights:
     return Weights(settings.weight, default if old is None else old, settings.word_penalty)
 
 
-def look(file: NBestFile, lm: AnyModel) -> Found:
-    """Read all of a file before anything of it is scored; raises TextError where it is no list, or has no IDs."""
+def look(file: NBestFile, lm: AnyModel, keys: set[str]) -> Found:
+    """Read all of a file before anything of it is scored; raises TextError where it is no list, or has no IDs.
+
+    `keys` are the IDs of the files before, to which those of this one are added.
+    """
     lists = hypotheses = words = unknown = odd = 0
     example, again = "", None
     above = 1 + (file.format.header is not None)  # where the first hypothesis is; formats with IDs have no blank lines
-    keys: set[str] = set()
     for group in file.lists():
         again = again or ((above + hypotheses, group[0].key) if group[0].key in keys else None)
         keys.add(group[0].key)
@@ -147,7 +149,10 @@ def _adapting(lists: Iterator[List], lm: Model, reader: Adapting, weights: Weigh
         with working(lm.threads) as work:
 
             def score(some: list[bytes], work: Workspace = work) -> NDArray[np.float64]:
-                return reader.hypotheses([np.frombuffer(key, ID).astype(np.int32) for key in some], work)
+                log_p = reader.hypotheses([np.frombuffer(key, ID).astype(np.int32) for key in some], work)
+                if reader.learner and not np.isfinite(log_p).all():
+                    raise no_numbers(f"give a lower rate than --dynamic {reader.settings.dynamic:g}")
+                return log_p
 
             rescored = _compared(file, group, _each_once(keys, score).tolist(), weights)
             reader.losses(np.frombuffer(keys[rescored.best], ID).astype(np.int32), work)

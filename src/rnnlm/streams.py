@@ -82,7 +82,7 @@ def _srilm(name: str, rows: Rows) -> Iterator[Prediction]:
         log_p = None if found is None else -math.inf if found[4] in ("-inf", "-1.#INF") else _logarithm(found[4])
         if found is None or log_p is None:
             raise _wrong(name, number, row, "p( WORD | CONTEXT ) = [TAG] P [ LOG10 ] must stand")
-        yield Prediction(number, found[1], log_p, "[OOV]" in found[2])
+        yield Prediction(number, found[1], log_p, not found[2].replace("[OOV]", ""))
 
 
 def _kenlm(name: str, rows: Rows) -> Iterator[Prediction]:
@@ -127,8 +127,9 @@ class Aligned:
     Raises TextError, with the stream's line, where it cannot be of that text.
     """
 
-    def __init__(self, source: Source) -> None:
-        self._source, self._predictions, self._line = source, read_stream(source), 0
+    def __init__(self, source: Source, lowercase: bool = False) -> None:
+        """Take a stream; with `lowercase` its words are folded, as those of the text are."""
+        self._source, self._predictions, self._line, self._lowercase = source, read_stream(source), 0, lowercase
 
     def close(self) -> None:
         """Close the file."""
@@ -142,9 +143,11 @@ class Aligned:
             if prediction is None:
                 raise self._other("the stream ends here, and the text goes on")
             self._line = prediction.line
-            if prediction.word is not None and prediction.word != word and UNKNOWN not in (prediction.word, word):
-                there = shown(repr(prediction.word[:40]))
-                raise self._other(f"{there} is predicted, where the text has {shown(repr(word[:40]))}")
+            there = prediction.word if prediction.word is None or not self._lowercase else prediction.word.lower()
+            if there not in (None, UNKNOWN, word) and word != UNKNOWN:
+                raise self._other(
+                    f"{shown(repr(there[:40]))} is predicted, where the text has {shown(repr(word[:40]))}"
+                )
             found.append(prediction)
         return found
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnlm.errors import SettingsError, TextError
-from rnnlm.nbest import Format, NBestFile, Weights, ids_and_words, lines_of_words
+from rnnlm.nbest import LEAST, Format, NBestFile, Weights, ids_and_words, lines_of_words
 from rnnlm.rescoring import AnyModel, rescore
 from rnnlm.searching import search
 from rnnlm.settings import RescoringSettings
@@ -56,6 +56,7 @@ class _Lists:
         """Lay lists end to end, whose columns (5, n) are fixed, old, score, count and errors."""
         sizes = [one.shape[1] for one in columns]
         fixed, old, score, count, errors = np.concatenate(columns, axis=1)
+        score = np.maximum(score, LEAST)
         owner = np.repeat(np.arange(len(sizes)), sizes)
         return cls(np.cumsum(sizes) - sizes, owner, fixed, old, score, count, errors.astype(np.int64))
 

@@ -161,7 +161,7 @@ def mix(
 
 def _srilm_iteration(iteration: Iteration) -> None:
     weights = " ".join(f"{weight:.6g}" for weight in iteration.weights)
-    say(f"iteration {iteration.number}, lambda = ({weights}), ppl = {iteration.perplexity:.6g}")
+    click.echo(f"iteration {iteration.number}, lambda = ({weights}), ppl = {iteration.perplexity:.6g}", err=True)
 
 
 def _srilm(found: Mixed) -> str:

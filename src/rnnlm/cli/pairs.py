@@ -10,7 +10,7 @@ import click
 
 from rnnlm.cli.options import Command, Value, json_option, model_option, option, threads_option
 from rnnlm.cli.progress import bar, warn
-from rnnlm.errors import SettingsError
+from rnnlm.errors import SettingsError, TextError
 
 if TYPE_CHECKING:
     from rnnlm.pairs import Judgement, Result, Tally
@@ -60,7 +60,7 @@ def pairs(
     from rnnlm.run import working
     from rnnlm.sources import spooled
 
-    saved, result = load_model(model), Result()
+    saved, result, columns = load_model(model), Result(), None
     own = saved.tokenizer.settings.encoding if encoding is None else encoding
     try:
         with spooled(files) as sources, working(threads) as work, bar("scoring", None, " pairs") as progress:
@@ -69,7 +69,7 @@ def pairs(
                 result.add(judgement)
                 progress.update()
                 if scores:
-                    _write(judgement, as_json, first=result.all.pairs == 1)
+                    columns = _write(judgement, as_json, columns)
     except SettingsError as error:
         raise click.UsageError(f"{error}.") from None
     if not scores:
@@ -86,20 +86,24 @@ def _warn(result: Result) -> None:
         warn(f"{share:.0%} of the pairs have words that the model does not know; see rnnlm info.")
 
 
-def _write(judgement: Judgement, as_json: bool, first: bool) -> None:
-    """Print the row of a pair, and before the first one what its columns are."""
-    from rnnlm.sources import printable
+def _write(judgement: Judgement, as_json: bool, before: list[str] | None) -> list[str]:
+    """Print the row of a pair, and before the first what its columns are; returns the groups of the last ones."""
+    from rnnlm.sources import printable, shown
 
-    row = judgement.to_json()
+    row, pair = judgement.to_json(), judgement.pair
     if as_json:
         click.echo(json.dumps(row, ensure_ascii=False))
-        return
+        return []
     groups = row.pop("groups")
-    if first:
+    if before is None:
         click.echo("\t".join([*row, *map(printable, groups)]))
-    place = printable(judgement.pair.file), judgement.pair.line
+    elif before != [*groups]:
+        there = f"{shown(pair.file)}, line {pair.line}: has other groups than the pairs before"
+        raise TextError(f"{there}; give such files one at a time, or add --json")
+    place = printable(pair.file), pair.line
     figures = (*place, f"{judgement.good:.6f}", f"{judgement.bad:.6f}", f"{judgement.correct:g}")
     click.echo("\t".join([*map(str, figures), str(int(judgement.unknown)), *map(printable, groups.values())]))
+    return [*groups]
 
 
 def _table(result: Result) -> str:

@@ -86,7 +86,8 @@ def rescore(
         files = [NBestFile.of(source, format_) for source in sources[: len(lists)]]
         _check_effects(files, options, best or tune is not None or adaptation.active)
         weights = weights_for(files[0].format, settings)
-        found = [look(file, lm) for file in files]
+        keys: set[str] = set()
+        found = [look(file, lm, keys) for file in files]
         _check_order(files, found, best or tune is not None)
         words, unknown = (sum(getattr(one, name) for one in found) for name in ("words", "unknown"))
         warn_of_unknown(unknown, words, "are the lists")

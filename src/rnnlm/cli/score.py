@@ -117,8 +117,9 @@ def _reader(
     """Return what reads sentences, and adapts to them where that is asked for."""
     from rnnlm.mixture import Mixture
 
-    cut = {"pretokenized": pretokenized, "lines": not pretokenized, "carry_state": keep_state, "encoding": encoding}
-    settings = tuned(lm, settings, tune_on, **cut)
+    own = lm.line_tokenizer(pretokenized).settings  # as the lines that are scored
+    cut = {"pretokenized": own.pretokenized, "lines": own.lines, "encoding": encoding}
+    settings = tuned(lm, settings, tune_on, carry_state=keep_state, **cut)
     if settings.active and not isinstance(lm, Mixture):
         return lm.reader(keep_state=keep_state, ranks=rank, adaptation=settings, stage=stage_bar)
     return lm.reader(keep_state=keep_state, ranks=rank)
@@ -161,6 +162,7 @@ def _records(
     pretokenized: bool,
     encoding: str | None,
     as_format: str | None,
+    adapt_over: str,
     **_: Any,
 ) -> Iterator[Scored]:
     """Score the lines as they come; what is printed of some is sent before more are waited for."""
@@ -169,10 +171,12 @@ def _records(
     from rnnlm.sources import arriving
 
     tokenizer = lm.line_tokenizer(pretokenized)
+    skipping = as_format in ("srilm", "fasterrnnlm") and adapt_over != "paragraph"  # blank lines, as these tools do
     for file in files:
         for block in arriving(file, tokenizer.settings.encoding if encoding is None else encoding):
             if as_format != "kaldi":
-                yield from scored(tokenizer.lines(block), reader, lm.unknown)
+                cut = [line for line in tokenizer.lines(block) if line.words or not skipping]
+                yield from scored(cut, reader, lm.unknown)
             else:
                 keys, lines = keyed(block.lines)
                 if "" in keys:
