@@ -19,7 +19,7 @@ from typing import Any
 
 from machine import ROOT, Table, cores, facts, rnnlm
 
-MARKS = (200, 151.5, 140, 130, 125, 120, 115, 110, 105, 100, 95, 90)  # 151.5 is where Mikolov's toolkit ends
+MARKS = (200, 151.5, 140, 130, 125, 120, 115, 110, 105, 100, 95, 90, 85)  # 151.5 is where Mikolov's toolkit ends
 CELLS = ("gru", "lstm")
 FULL = ("default", "lstm", "ptb-elman")
 MIKOLOV, FASTER = 521, 283  # seconds of a whole run of these tools on this kind of machine; the first ends at 151.5

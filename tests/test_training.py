@@ -209,18 +209,6 @@ def test_settings_that_contradict_each_other_are_refused_when_they_are_made():
         TrainingSettings(optimizer="adam", momentum=0.5)
 
 
-def test_threads_change_nothing():
-    """One thread and three end with the same bytes."""
-    settings = TrainingSettings(bptt=6, batch_size=4, epochs=2)
-    state, corpus, valid, _ = begin(settings)
-    other = copy.deepcopy(state)
-    work = Workspace(3)
-    list(train(state, settings, corpus, valid, Workspace()))
-    list(train(other, settings, corpus, valid, work))
-    work.close()
-    assert weights(state) == weights(other)
-
-
 def test_the_learning_rate_falls_and_patience_ends():
     """After the first epoch without enough improvement the rate is divided each epoch; patience counts such epochs."""
     settings = TrainingSettings(bptt=6, batch_size=4, epochs=50, min_improvement=0.9, patience=3, lr_decay=2.0)

@@ -78,7 +78,7 @@ def draw_runs(runs: Mapping[str, Sequence[Record]], path: Path, by: Literal["epo
 
 def epochs_done(history: Sequence[Record]) -> list[float]:
     """Return how many epochs were done at each evaluation."""
-    whole = max(record.window for record in history)  # windows of the longest epoch
+    whole = max(record.window for record in history)  # windows of an epoch, once one has ended
     return [
         record.epoch if record.train_perplexity is not None else record.epoch - 1 + record.window / whole
         for record in history
