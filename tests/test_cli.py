@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, where, and with which exit code."""
 
+import errno
 import gzip
 import json
 import os
@@ -12,11 +13,14 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import click
 import numpy as np
 import pytest
 
+import rnnlm
 from conftest import sentences
 from rnnlm.checkpoint import ModelFolder
 from rnnlm.cli import COMMANDS, STOP_SIGNALS, commands, main
@@ -565,6 +569,53 @@ def test_a_rate_that_has_fallen_is_named_when_a_run_is_resumed(run, corpus):
             0,
             said,
         )
+
+
+def test_a_run_that_replaces_damaged_files_can_be_resumed(run, model, corpus):
+    """What could not be read when it began is no other run's to keep."""
+    Path("model/best.npz").write_bytes(Path("model/best.npz").read_bytes()[:1000])
+    for event in rnnlm.train(corpus, "model", overwrite=True, pretokenized=True, hidden=4, epochs=2, threads=1):
+        if isinstance(event, rnnlm.Progress):
+            break
+    assert Path("model/new.npz").exists()
+    code, _, err = run("train", "--resume")
+    assert code == 0, err
+    assert run("evaluate", corpus)[0] == 0
+
+
+def test_a_validation_text_that_has_moved_is_given_with_its_option(run, model, corpus):
+    """As the remedy says, where the training text is named too."""
+    Path("valid.txt").write_text(sentences(30))
+    assert run("train", corpus, *SMALL, "--valid", "valid.txt", "--overwrite")[0] == 0
+    Path("valid.txt").rename("moved.txt")
+    code, _, err = run("train", corpus, "--resume", "--epochs", 3)
+    assert code == 1
+    assert "valid.txt: the text is not there any more, and texts are read again where one is named" in err
+    assert "rnnlm train --valid TEXT --resume --model model" in " ".join(err.split())
+    assert run("train", corpus, "--valid", "moved.txt", "--resume", "--epochs", 3)[0] == 0
+
+
+def test_the_share_of_the_validation_text_is_that_of_its_sentences(run, tmp_path):
+    """One of ten sentences is a tenth, whatever fraction was asked for."""
+    Path("ten.txt").write_text(sentences(10))
+    _, _, err = run("train", "ten.txt", "--lines", "--epochs", 1, "--hidden", 4)
+    assert "(last 10% of the corpus)" in " ".join(err.split())
+
+
+def test_a_log_that_cannot_be_written_is_named(run, corpus, monkeypatch):
+    """A loop of links, a full disk; and a name of no encoding on the command line stays a name."""
+    Path("loop").symlink_to("loop")
+    code, _, err = run("train", corpus, *SMALL, "--log", "loop")
+    assert (code, "Error: loop: cannot be written" in err) == (1, True)
+    with monkeypatch.context() as patch:
+        full = SimpleNamespace(write=Mock(side_effect=OSError(errno.ENOSPC, "No space left")), close=Mock())
+        patch.setattr(os, "fdopen", lambda number, *_, **__: os.close(number) or full)
+        code, _, err = run("train", corpus, *SMALL, "--log", "full")
+    assert (code, "Error: full: cannot be written (no space left" in err) == (1, True)
+    monkeypatch.setattr(sys, "argv", ["rnnlm", "train", "caf\udce9.txt"])
+    code, _, err = run("train", "caf\udce9.txt", "--log", "new.log")
+    assert (code, "defect" in err) == (1, False)
+    assert not Path("new.log").exists()
 
 
 def test_resume_with_a_wrong_validation_text_is_refused(run, model, tmp_path):

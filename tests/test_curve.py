@@ -151,6 +151,7 @@ def test_a_history_is_believed_in_order_only(run, model):
         (("model", "-o", "nowhere/a.svg"), 1, "name another file with -o"),
         (("model", "-o", "a\0.svg"), 2, ""),
         (("model", "--by", "week"), 2, "--by"),
+        (("model", "--by", "seconds"), 2, "--by is of the picture; give -o too, or leave it out"),
     ],
 )
 def test_what_cannot_be_compared(run, corpus, model, arguments, code, message):

@@ -172,6 +172,8 @@ def test_an_imported_model_serves_every_command(run, tmp_path):  # noqa: F811
     assert "train: it.txt" in out
     assert json.loads(run("info", "--json")[1])["model"]["cutoffs"] == [0, 2, 4]
     assert run("generate", "--seed", 1, "--threads", 1)[0] == 0
+    report = json.loads(run("report", "text.txt", "--json")[1])
+    assert report["command"] == ""  # no training of ours has made it
     code, out, err = run("gradcheck", "--model", "model", "--directions", 2)
     assert code == 0, out + err
     code, _, err = run("train", "text.txt", "--from", "model", "--model", "on", "--epochs", 1, "--threads", 1)
@@ -242,6 +244,15 @@ def test_the_encoding_is_of_words_and_names(tmp_path):
         read_foreign(path, encoding="utf-16")
 
 
+def test_a_character_of_no_word_names_the_encoding(tmp_path):
+    """Typographic quotes of windows-1252 are control characters in latin-1."""
+    path = tmp_path / "his.model"
+    path.write_bytes(mikolov().replace(b"cat", b"c\x94t"))
+    with pytest.raises(RnnlmError, match=r"his.model, line \d+: U\+0094 is a control character; name the encoding"):
+        read_foreign(path, encoding="latin-1")
+    assert "c”t" in read_foreign(path, encoding="cp1252").vocabulary.words
+
+
 def test_weights_that_do_not_fit_into_memory(tmp_path, monkeypatch):
     """The file is named, and not options that this command does not have."""
     (tmp_path / "his.model").write_bytes(mikolov())
@@ -306,6 +317,21 @@ def test_the_tutorials_probabilities_are_ours(run, tmp_path, kind):  # noqa: F81
             e = np.exp(V @ s)
             expected.append(-math.log2(e[target] / e.sum()))
     assert [bits for _, bits in found] == pytest.approx(expected, abs=1e-5)
+
+
+def test_arrays_may_lie_by_columns_and_texts_be_in_another_encoding(tmp_path):
+    """U.T, say, as numpy stores it; the encoding is that of the texts to come. Compressed arrays are refused."""
+    tutorial(tmp_path)
+    rows = read_foreign(tmp_path / "model.npz", tmp_path / "words.txt")
+    given = dict(np.load(tmp_path / "model.npz"))
+    np.savez(tmp_path / "model.npz", **{name: np.asfortranarray(array) for name, array in given.items()})
+    saved = read_foreign(tmp_path / "model.npz", tmp_path / "words.txt", encoding="latin-1")
+    for name, array in saved.model.parameters.items():
+        assert np.array_equal(array, rows.model.parameters[name])
+    assert saved.tokenizer.settings.encoding == "latin-1"
+    np.savez_compressed(tmp_path / "model.npz", **given)
+    with pytest.raises(RnnlmError, match="its entry U is compressed, as"):
+        read_foreign(tmp_path / "model.npz", tmp_path / "words.txt")
 
 
 @pytest.mark.parametrize(

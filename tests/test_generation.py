@@ -178,8 +178,9 @@ def test_words_that_may_not_come_are_never_drawn():
 
 def test_a_model_that_is_no_longer_one_is_refused():
     """NaN in a model ends in a sentence, not in a word out of range."""
-    with pytest.raises(ModelError, match="no longer numbers"):
-        draw(np.array([[np.nan, 1.0]]), np.array([0.5]))
+    for options in ({}, {"top_k": 1}, {"top_p": 0.5}, {"temperature": 0}):
+        with pytest.raises(ModelError, match="no longer numbers"):
+            weights(np.array([[-1.0, -1.0], [np.nan, -1.0]]), GenerationSettings(**options))
 
 
 @pytest.mark.parametrize("kind", [{}, *KINDS], ids=str)

@@ -240,7 +240,7 @@ def test_a_single_word_is_enough(run, model):
     assert out.startswith("2 errors")
 
 
-def test_pictures_lay_models_side_by_side(tmp_path):
+def test_pictures_lay_models_side_by_side(tmp_path, monkeypatch):
     """A line for each layer of each model, one for an LSTM's cell states, and their advice; an SVG and a PDF."""
     pytest.importorskip("matplotlib")
     flows = {name: gradient_flow(network(name), text(), Workspace(), lags=4) for name in ("elman", "lstm")}
@@ -248,5 +248,21 @@ def test_pictures_lay_models_side_by_side(tmp_path):
     picture = (tmp_path / "a.svg").read_text("utf-8")
     assert picture.startswith("<?xml")
     assert picture.count("stroke-dasharray: 1.5,2.475") == 2  # dotted: the line, and its key
+    from matplotlib.axes import Axes
+
+    labels = []
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, *args, **how: labels.append(how["label"]) or plot(self, *args, **how)
+    )
+    draw_flow(
+        {f"{'long/' * 20}{name}": flow for name, flow in flows.items()} | {"_x": flows["elman"]}, tmp_path / "b.svg"
+    )
+    assert [label.partition(" of ")[2].partition(":")[0][-8:] for label in labels] == [
+        "ng/elman",
+        "ong/lstm",
+        "ong/lstm",
+        "_x",
+    ]
     draw_flow({"": flows["elman"]}, tmp_path / "a.pdf")
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")

@@ -66,17 +66,19 @@ class Archive:
         except KeyError:
             raise ValueError(f"its entry {name} is missing") from None
         self._left -= info.file_size
-        if info.compress_type != zipfile.ZIP_STORED or self._left < 0:
-            raise ValueError(f"its entry {name} is compressed or longer than the file")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"its entry {name} is compressed, as np.savez leaves none")
+        if self._left < 0:
+            raise ValueError(f"its entry {name} is longer than the file")
         with self._zip.open(info) as entry:
             dims, fortran, kind = _header(entry)
-            if kind != np.dtype(dtype) or fortran or (dims != shape if shape is not None else len(dims) != 1):
+            if kind != np.dtype(dtype) or (dims != shape if shape is not None else len(dims) != 1):
                 wanted = f"{np.dtype(dtype)} of shape {shape}" if shape is not None else f"{np.dtype(dtype)} in a row"
                 raise ValueError(f"its entry {name} is {kind} of shape {dims} and not {wanted}")
             size = math.prod(dims) * kind.itemsize
             if size != info.file_size - entry.tell() or (shape is None and size > limit):
                 raise ValueError(f"its entry {name} has {info.file_size:,} bytes, which is not its size")
-            array = np.empty(dims, kind)
+            array = np.empty(dims[::-1] if fortran else dims, kind)
             left = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # arrays are buffers
             while left:
                 block = entry.read(min(BLOCK, len(left)))
@@ -85,7 +87,7 @@ class Archive:
                 left[: len(block)] = block
                 left = left[len(block) :]
             entry.read(1)  # at the end the checksum is compared
-        return array
+        return np.ascontiguousarray(array.T) if fortran else array
 
 
 class _Frugal(io.RawIOBase):

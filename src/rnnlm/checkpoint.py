@@ -267,7 +267,12 @@ def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
         remedy = "train without --resume, or with --overwrite in the place of another model"
         raise ModelError(f"{folder.name}: there is no training to resume here; {remedy}")
     state, saved = load_saved(path)
-    runs = folder.runs()
+    try:
+        runs = folder.runs()
+    except ModelError:
+        if path != folder.new or saved.origin.replaces is not None:
+            raise
+        runs = {}  # files that could not be read when the run began, which was to replace them
     if path == folder.new and runs.get(folder.last) == saved.origin.run:  # it has been evaluated, and then was killed
         path = folder.last
         state, saved = load_saved(path)

@@ -34,7 +34,7 @@ from rnnlm.model import Array, LanguageModel, ModelSettings
 from rnnlm.settings import NetworkSettings, RunSettings, TextSettings, VocabularySettings
 from rnnlm.sources import STANDARD_INPUT, check_encoding, shown
 from rnnlm.text import Tokenizer
-from rnnlm.vocabulary import SENTENCE_END, SENTENCE_START, UNKNOWN, Vocabulary, listed_words
+from rnnlm.vocabulary import FOREIGN, SENTENCE_END, SENTENCE_START, UNKNOWN, Vocabulary, listed_words
 
 NEVER = -100.0  # the logit of <unk> where a model knows no unknown word: e^-100 changes no sum in float32
 HEADER_LINES = 100  # lines before a vocabulary, at most
@@ -85,7 +85,7 @@ def read_foreign(path: Path, words: Path | None = None, encoding: str = "utf-8")
                 message = "is an archive of arrays, which has no words; name the file of its words with --words"
                 raise SettingsError(f"{path}: {message}")
             try:
-                return _tutorial(path, file, words)
+                return _tutorial(path, file, words, encoding)
             except OSError as error:
                 if error.errno == errno.EINVAL:  # it says that something lies before its own beginning
                     raise ValueError("its list of entries leads nowhere") from None
@@ -239,6 +239,11 @@ def _words(path: Path, lines: _Lines, header: _Header, encoding: str) -> tuple[l
             raise ModelError(f"{place}: {message}") from None
         except ValueError:
             raise ValueError(f"line {lines.number} is not a number, a count, a word and a class") from None
+        if foreign := FOREIGN.search(word):
+            message = (
+                f"U+{ord(foreign.group()):04X} is a control character; name the encoding of the words with --encoding"
+            )
+            raise ModelError(f"{place}: {message}")
         if word == SENTENCE_START:
             raise ModelError(f"{place}: {word} is never a word here; train the model again on a text without it")
         if word in words or entry[0] != rank or entry[1] < 0:
@@ -297,7 +302,7 @@ def _float32(array: Array) -> Array:
 # The tutorial
 
 
-def _tutorial(path: Path, file: BinaryIO, words: Path) -> SavedModel:
+def _tutorial(path: Path, file: BinaryIO, words: Path, encoding: str) -> SavedModel:
     archive = Archive(file)
     if "E" in archive.names:
         message = "two layers of GRUs with hard sigmoids and another place of the reset gate, which no model here has"
@@ -327,7 +332,7 @@ def _tutorial(path: Path, file: BinaryIO, words: Path) -> SavedModel:
     zeros = {"b1": np.zeros(H, np.float32), "c": np.zeros(V, np.float32)}
     model = LanguageModel(ModelSettings(V, H), {"U": U, "W1": given["W"], "V": given["V"][order], **zeros})
     lowercase = not any(name != name.lower() for name in names if name not in (START, END, UNKNOWN_WORD))
-    tokenizer = Tokenizer(TextSettings(lines=True, lowercase=lowercase))
+    tokenizer = Tokenizer(TextSettings(lines=True, lowercase=lowercase, encoding=encoding))
     return _saved(path, model, vocabulary, tokenizer, "unknown", "unknown")
 
 

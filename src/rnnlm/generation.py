@@ -142,14 +142,17 @@ def read(model: LanguageModel, words: Sequence[int], work: Workspace) -> tuple[A
 def weights(log_p: Array, settings: GenerationSettings) -> Array:
     """Return numbers (B, V) proportional to what steps 2 to 4 of `settings` make of the probabilities, log p (B, V).
 
-    A word that may not come has -inf; every row has one that may.
+    A word that may not come has -inf; every row has one that may. Raises ModelError when a probability is no number.
     """
+    most = log_p.max(axis=1, keepdims=True)
+    if not np.isfinite(most).all():
+        raise ModelError("the model's probabilities are no longer numbers, so nothing can be drawn; train it again")
     if settings.temperature == 0:
         certain = np.zeros_like(log_p)
         certain[np.arange(len(log_p)), log_p.argmax(axis=1)] = 1
         return certain
     temperature = min(max(settings.temperature, 1e-20), 1e20)  # beyond, nothing changes and float32 ends
-    result: Array = np.exp((log_p - log_p.max(axis=1, keepdims=True)) / temperature)
+    result: Array = np.exp((log_p - most) / temperature)
     if settings.top_k is None and settings.top_p is None:
         return result
     return np.where(_likeliest(result, settings.top_k, settings.top_p), result, 0)
@@ -172,13 +175,11 @@ def _likeliest(weights: Array, top_k: int | None, top_p: float | None) -> Array:
 def draw(weights: Array, uniform: Array) -> Array:
     """Draw a word for each row of weights (B, V), where its uniform number (B,) in [0, 1) falls in their running sum.
 
-    A word with weight 0 is never drawn. Returns ids (B,). Raises ModelError when a weight is no number.
+    A word with weight 0 is never drawn. Returns ids (B,).
     """
     # A running sum adds one number after the other, at a tenth of the speed of a plain sum: so first that of runs.
     run_sums = np.add.reduceat(weights, np.arange(0, weights.shape[1], RUN), axis=1)
     mass = np.cumsum(run_sums, axis=1, dtype=np.float64)
-    if not np.isfinite(mass[:, -1]).all():
-        raise ModelError("the model's probabilities are no longer numbers, so nothing can be drawn; train it again")
     words = []
     for row, sums, part in zip(weights, mass, uniform.tolist(), strict=True):
         run, part = _place(sums, part)

@@ -114,7 +114,7 @@ def _reach(flow: Flow) -> Any:
         points = [(lag, float(share)) for lag, share in enumerate(layer.of_first[0]) if share > LEAST]
         lines.append(Line(f"layer {layer.number}", points or [(0, 1.0)]))
     title = "Mean norm of delta_t(t - lag) by lag, as a share of that at lag 0"
-    return Markup(line_chart(title, lines[-LINES:], "lag, steps back from the error", "norm of delta", None))
+    return Markup(line_chart(title, lines[-LINES:], "lag, steps back from the error", "share of lag 0", None))
 
 
 def _number(value: float | None, digits: int = 2) -> str:

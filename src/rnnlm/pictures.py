@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 REMEDY = "make room or name another --picture"
 WRITTEN = 14  # rows of a triangle whose numbers are written in it
 LABELS = 40  # words at an axis, at most
+NAME = 40  # characters of the name of a model in a legend, at most
 DARK = 0.47  # of the colors from 0 to 1: on those below, white can be read better than black
 LEAST = 1e-4  # of the largest number: what is smaller has the same color
 
@@ -106,13 +107,16 @@ def draw_flow(flows: Mapping[str, Flow], path: Path) -> None:
     for name, flow in flows.items():
         lags = np.flatnonzero(flow.pairs)
         for layer in flow.layers:
-            called = " ".join(filter(None, (plain(name), f"layer {layer.number}" if len(flow.layers) > 1 else "")))
-            start = f"{called}: " if called else ""
-            label = rf"{start}$\delta_t$, {layer.factor:.2f} a step"
+            end = name if len(name) <= NAME else f"…{name[1 - NAME :]}"  # where paths differ
+            called = ", ".join(
+                filter(None, (plain(end, NAME), f"layer {layer.number}" if len(flow.layers) > 1 else ""))
+            )
+            of = f" of {called}" if called else ""
+            label = rf"$\delta_t${of}: {layer.factor:.2f} a step"
             delta, _, *others = layer.of_first
             (line,) = axes.plot(lags, delta[lags], marker=".", label=label)
             for of_cell in others:
-                label = rf"{start}$\partial E_t / \partial c$"
+                label = rf"$\partial E_t / \partial c${of}"
                 axes.plot(lags, of_cell[lags], ls=":", color=line.get_color(), label=label)
         if flow.advice is not None:
             label = f"K = {flow.advice} loses {flow.lost[flow.advice]:.1%}"

@@ -112,7 +112,7 @@ def report(
         page=_page(words, bits),
         samples=dict(_samples(lm)),
         flow=flow,
-        command=[shlex.join(part) for part in train_command(saved.origin.settings)],
+        command=[shlex.join(part) for part in train_command(saved.origin.settings)] if any(saved.origin.keys) else [],
         versions=_versions(),
     )
 

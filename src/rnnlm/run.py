@@ -285,9 +285,11 @@ def _read_again(
     settings, origin = saved.origin.settings, saved.origin
     for texts in (corpus or settings.corpus, valid or settings.valid):
         if texts not in (corpus, valid) and not all(Path(path).is_file() for path in texts):
+            what = "TEXT" if texts == settings.corpus else "--valid TEXT"
+            nor = "and texts are read again where one is named" if corpus or valid else f"nor encoded in {folder.name}"
             raise SettingsError(
-                f"{', '.join(texts)}: the text is not there any more, nor encoded in {folder.name}; give it "
-                f"again, as in rnnlm train TEXT --resume --model {shlex.quote(str(folder.name))}"
+                f"{', '.join(texts)}: the text is not there any more, {nor}; give it again, as in "
+                f"rnnlm train {what} --resume --model {shlex.quote(str(folder.name))}"
             )
     again = replace(settings, corpus=corpus or settings.corpus, valid=valid or settings.valid)
     known = saved if settings.initial is not None else None

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 )
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path())
 @option("-o", "--output", type=Value(Path), callback=check_picture, help="Draw them into this SVG, PNG or PDF file.")
-@option("--by", type=click.Choice(["epoch", "seconds"]), default="epoch", help="What stands at the axis below.")
+@option("--by", type=click.Choice(["epoch", "seconds"]), show_default="epoch", help="What stands at the axis below.")
 @json_option()
-def curve(models: tuple[str, ...], output: Path | None, by: str, as_json: bool) -> None:
+def curve(models: tuple[str, ...], output: Path | None, by: str | None, as_json: bool) -> None:
     """Print what each MODEL reached, and when: a model's folder, or an .npz.
 
     Perplexities are those in validation; in the picture, dashed lines are those in training.
@@ -38,6 +38,8 @@ def curve(models: tuple[str, ...], output: Path | None, by: str, as_json: bool) 
     from rnnlm.errors import ModelError
     from rnnlm.pictures import check_matplotlib
 
+    if by is not None and output is None:
+        raise click.UsageError("--by is of the picture; give -o too, or leave it out.")
     if output is not None:
         check_matplotlib("-o")
     runs = {model: read_history(model, load_model(model).origin) for model in dict.fromkeys(models)}
@@ -45,7 +47,7 @@ def curve(models: tuple[str, ...], output: Path | None, by: str, as_json: bool) 
         if not history:
             raise ModelError(f"{model}: has not been evaluated yet; go on with its training, or leave it out")
     if output is not None:
-        draw_runs(runs, output, "epoch" if by == "epoch" else "seconds")
+        draw_runs(runs, output, "seconds" if by == "seconds" else "epoch")
     if as_json:
         report = {name: [dataclasses.asdict(record) for record in history] for name, history in runs.items()}
         click.echo(json.dumps(report, indent=2))

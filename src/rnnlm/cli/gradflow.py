@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 LAGS = 32
 SHOWN = (*range(9), 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)  # lags in the table, and the last
-Lags = Annotated[int, Range(1, 256)]
+MOST_LAGS = 256
+Lags = Annotated[int, Range(1, MOST_LAGS)]
 
 
 @click.command(
@@ -124,7 +125,7 @@ def _advice(flow: Flow) -> str:
     """Say what truncation costs."""
     if flow.advice is None:
         lags = len(flow.pairs) - 1
-        remedy = "leave --bptt-truncate out, or give a larger --lags"
+        remedy = "leave --bptt-truncate out" + (", or give a larger --lags" if lags < MOST_LAGS else "")
         return f"More than 1% of the gradient comes from beyond {counted(lags, 'step')}: {remedy}."
     within, lost = counted(flow.advice, "step"), f"{flow.lost[flow.advice]:.1%}"
     return f"99% of the gradient's norm is within {within}: --bptt-truncate {flow.advice} loses {lost}."

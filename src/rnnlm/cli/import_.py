@@ -22,7 +22,12 @@ from rnnlm.cli.progress import say
 )
 @click.argument("file", type=Value(str), metavar="FILE")
 @option("--words", type=Value(Path), help="The words of an .npz of the tutorial, one a line, in its order.")
-@option("--encoding", type=Value(str), default="utf-8", help="Encoding of the words, and of the texts to come.")
+@option(
+    "--encoding",
+    type=Value(str),
+    default="utf-8",
+    help="Encoding of the words in a model's file, and of the texts to come.",
+)
 @model_option(help="Folder of the model that is made.")
 @option("--overwrite", is_flag=True, show_default=False, help="Replace the model in that folder.")
 def import_(file: str, words: Path | None, encoding: str, model: str, overwrite: bool) -> None:

@@ -192,7 +192,7 @@ def said_to(quiet: bool, log: str | None, silent: bool = False) -> Iterator[None
         file, screen.quiet, screen.silent, screen.log = screen.log, False, False, None
         with suppress(OSError):
             if file is not None:
-                nothing_done = made and file.tell() == len(_title().encode())
+                nothing_done = made and file.tell() == len(_title().encode(errors="replace"))
                 file.close()
                 if nothing_done:
                     Path(str(log)).resolve().unlink()
@@ -214,7 +214,12 @@ def _log_file(path: str) -> io.TextIOWrapper:
     if before and before != LOG:
         file.close()
         raise SettingsError(f"{path}: is not a log, which begins with {LOG.decode()!r}; name another file with --log")
-    file.write(_title())
+    try:
+        file.write(_title())
+    except OSError as error:
+        with suppress(OSError):
+            file.close()
+        raise SettingsError(f"{path}: cannot be written ({reason(error)}); name another file with --log") from None
     return file
 
 

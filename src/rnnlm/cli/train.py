@@ -29,6 +29,7 @@ from rnnlm.errors import SettingsError, counted
 from rnnlm.settings import NetworkSettings, RunSettings, TextSettings, TrainingSettings, VocabularySettings
 
 if TYPE_CHECKING:
+    from rnnlm.checkpoint import ModelFolder
     from rnnlm.run import Run
     from rnnlm.training import Evaluation, Progress, Record
 
@@ -235,9 +236,7 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
     from rnnlm.run import Listener
 
     options, others = given(ctx), ctx.params
-    own = {path.name for path in ModelFolder(model).files}
-    place = Path(log or "").resolve()
-    if log is not None and place.parent == Path(model).resolve() and (place.name in own or place.name[0] == "."):
+    if log is not None and _is_own(Path(log), ModelFolder(model)):
         raise click.UsageError(f"{log}: is a file of the model's own; name another with --log.")
     if not corpus and not others["resume"]:
         raise click.UsageError("Name a text to train on, or - for standard input; only --resume needs none.")
@@ -300,6 +299,13 @@ def _follow(events: Iterator[Any], bars: _Bars, model: str, stop: Stop) -> None:
                 _tell_end(bars.run, event.reason, model)
 
 
+def _is_own(log: Path, folder: ModelFolder) -> bool:
+    with suppress(OSError, RuntimeError):  # a loop of links, which cannot be written either
+        place, own = log.resolve(), {path.name for path in folder.files}
+        return place.parent == folder.path.resolve() and (place.name in own or place.name[0] == ".")
+    return False
+
+
 def _tell_start(run: Run, resumed: bool) -> None:
     """Say what is trained on, and warn of what makes it worth little."""
     settings, text, valid, words = run.saved.origin.settings, run.saved.origin.coverage, run.valid, run.saved.vocabulary
@@ -310,7 +316,8 @@ def _tell_start(run: Run, resumed: bool) -> None:
             remedy = f"for a longer training begin anew, with --epochs {settings.training.epochs}"
             warn(f"the learning rate has fallen from {first:.1e} to {now:.1e}, with which little is learned; {remedy}.")
         return
-    share = "" if settings.valid else f" (last {100 * settings.valid_fraction:.2g}% of the corpus)"
+    part = valid.sentences / (valid.sentences + text.sentences)
+    share = "" if settings.valid else f" (last {100 * part:.2g}% of the corpus)"
     known, unknown = counted(len(words), "word"), f"{text.unknown:,} training words are unknown ({1 - text.share:.2%})"
     rows = {
         "Training": ", ".join(counted(getattr(text, f"{name}s"), name) for name in ("sentence", "word", "type")),
