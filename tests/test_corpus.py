@@ -69,6 +69,22 @@ def sentences_of(corpus, vocabulary):
 # Encoding
 
 
+def test_a_text_that_grows_while_it_is_read_is_refused(write, folder, monkeypatch):
+    """Its digest and its words would be of two texts; nothing of it is kept."""
+    source, make = write("a b\n" * 9), corpora.make_vocabulary
+
+    def grown(*arguments):
+        with source.path.open("a") as file:
+            file.write("c\n")
+        return make(*arguments)
+
+    monkeypatch.setattr(corpora, "make_vocabulary", grown)
+    with pytest.raises(TextError, match=r"corpus.txt: has changed while it was read; begin again when it is complete"):
+        prepare([source], folder, PLAIN, VocabularySettings())
+    monkeypatch.undo()
+    assert prepare([source], folder, PLAIN, VocabularySettings()).train.sentences == 10
+
+
 def test_prepare(write, folder):
     """A text becomes ids, each sentence ended by 0, with offsets and counts of everything."""
     path = write("the cat sat\nthe dog\n\nthe <unk> cat\n")
@@ -120,7 +136,7 @@ def test_prepare_with_a_vocabulary_file(write, folder):
     lower, capitals = TextSettings(pretokenized=True, lowercase=True), write("B\nz\n", "words.txt").path
     assert prepare([write("A b a\n")], folder, lower, VocabularySettings(vocab=capitals)).train.unknown == 2
     with pytest.raises(VocabularyError, match="line 1"):
-        prepare([folder / "none"], folder, PLAIN, VocabularySettings(vocab=write("a b c", "words.txt").path))
+        prepare([write("a")], folder, PLAIN, VocabularySettings(vocab=write("a b c", "words.txt").path))
 
 
 def test_held_out_part_is_not_counted(write, folder):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rnnlm import entries
 from rnnlm.checking import Checked, Unfit, restore
 from rnnlm.entries import BLOCK, Entry, Part
-from rnnlm.errors import RnnlmError, SettingsError
+from rnnlm.errors import RnnlmError, SettingsError, TextError
 from rnnlm.settings import Count, Natural, TextSettings, VocabularySettings
 from rnnlm.sources import Progress, Source
 from rnnlm.text import LEARNING_LIMIT, Tokenizer, nltk_version
@@ -172,7 +172,7 @@ def prepare(
     Raises TextError, VocabularyError or SettingsError; then nothing is kept.
     """
     entries.check_places(folder)
-    job = _Job(sources, folder / _TRAIN, valid_fraction, processes, stage)
+    job = _Job(sources, folder / _TRAIN, valid_fraction, processes, stage, [source.stamp() for source in sources])
     if known:
         return _prepare_known(job, expected, *known)
     return _prepare_new(job, expected, text_settings, vocabulary_settings)
@@ -193,7 +193,7 @@ def encode(
     The other arguments and the errors are those of `prepare`.
     """
     entries.check_places(folder)
-    job = _Job(sources, folder / _VALID, 0.0, processes, stage)
+    job = _Job(sources, folder / _VALID, 0.0, processes, stage, [source.stamp() for source in sources])
     key = _key(job, [asdict(tokenizer), vocabulary.words], expected)
     entry = entries.find(job.place, key, vocabulary) or _built(job, key, tokenizer, lambda *_: vocabulary)
     return _corpora(entry, key)[0]
@@ -217,7 +217,7 @@ def encode_once(
         entries.writing("temporary files", "make room, or name another folder in the environment variable TMPDIR"),
         tempfile.TemporaryDirectory(prefix="rnnlm-", ignore_cleanup_errors=True) as name,
     ):
-        job = _Job(sources, Path(name), 0.0, processes, stage)
+        job = _Job(sources, Path(name), 0.0, processes, stage, ())
         facts = _encode_into(job.place, job, tokenizer, lambda *_: vocabulary)
         return _corpora(entries.opened(job.place, *facts), "")[0]  # what is mapped outlives its name
 
@@ -252,6 +252,7 @@ class _Job(NamedTuple):
     held_out: float  # share of the sentences
     processes: int
     stage: Stage
+    stamps: Sequence[tuple[int, int]]  # of the sources, before they are read
 
     @property
     def names(self) -> str:
@@ -310,6 +311,10 @@ def _built(job: _Job, key: str, tokenizer: Tokenizer, make: _Make, own: bool = F
         cut, parts, vocabulary = _encode_into(partial, job, tokenizer, make)
         if own:
             entries.write_vocabulary(partial, vocabulary)
+        for source, stamp in zip(job.sources, job.stamps, strict=True):
+            if source.stamp() != stamp:  # the key, which was made before, may be of another text
+                message = "has changed while it was read; begin again when it is complete"
+                raise TextError(f"{source.name}: {message}")
         entries.finish(partial, key, cut, parts, stored)
     return entries.opened(job.place, cut, parts, vocabulary)
 

@@ -98,6 +98,12 @@ class Source:
         with _reporting(self.name):
             return self.path.stat().st_size
 
+    def stamp(self) -> tuple[int, int]:
+        """Return the file's bytes and when it was changed, in nanoseconds."""
+        with _reporting(self.name):
+            found = self.path.stat()
+        return found.st_size, found.st_mtime_ns
+
     def digest(self, progress: Progress | None = None) -> str:
         """Return the SHA-256 of the file's bytes, in hexadecimal."""
         import hashlib  # which brings along OpenSSL
