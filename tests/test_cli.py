@@ -806,9 +806,15 @@ def test_warnings_say_what_is_wrong_with_the_text(run, corpus):
     err = said("train", corpus, "--pretokenized", "--clusters", 500, *small)
     assert "Warning: --clusters 500 does not fit a vocabulary of" in err
     err = said("train", corpus, "--pretokenized", "--decay-from", 1, *small)
-    assert "Warning: --decay-from 1 has no effect in 1 epoch: the rate first falls after epoch 1." in err
+    assert (
+        "Warning: --decay-from 1 has no effect in 1 epoch, as the rate first falls after epoch 1; give a lower" in err
+    )
+    err = said("train", corpus, "--pretokenized", "--decay-from", 1, "--lr-decay", 3, *small)
+    assert (
+        err.count("no effect") == err.count("Warning: --decay-from 1 and --lr-decay 3 have no effect in 1 epoch") == 1
+    )
     err = said("train", corpus, "--pretokenized", "--lr-decay", 3, *small)
-    assert "Warning: --lr-decay 3 has no effect in 1 epoch: the rate first falls after epoch" in err
+    assert "Warning: --lr-decay 3 has no effect in 1 epoch, as the rate first falls after epoch" in err
     err = said("train", corpus, "--pretokenized", "--dropout-input", 0.2, "--dropout-output", 0.2, *small)
     assert re.search(r"^Chosen", err, re.M)
     assert "dropout" not in err

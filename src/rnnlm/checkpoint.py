@@ -264,7 +264,8 @@ def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
     """
     path = folder.new if os.path.lexists(folder.new) else folder.last
     if not os.path.lexists(path):
-        remedy = "train without --resume, or with --overwrite in the place of another model"
+        remedy = "begin one with the weights of the model that is there, by --from, or train without --resume"
+        remedy = remedy if os.path.lexists(folder.best) else "train without --resume"
         raise ModelError(f"{folder.name}: there is no training to resume here; {remedy}")
     state, saved = load_saved(path)
     try:

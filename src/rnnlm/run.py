@@ -206,8 +206,8 @@ def _check_start(folder: ModelFolder, training: TrainingSettings, overwrite: boo
     """Refuse what would be found only when the texts are read."""
     if folder.holds_model() and not overwrite:
         raise ModelError(
-            f"{folder.name}: holds a model already; go on training it with --resume, replace it with --overwrite, "
-            "or name another folder with --model"
+            f"{folder.name}: holds a model already; go on with its training with --resume, begin another with its "
+            "weights by --from, replace it with --overwrite, or name another folder with --model"
         )
     folder.check_places()
     if training.average_every and ranks.size == 1:

@@ -391,16 +391,19 @@ def _option_warnings(run: Run) -> Iterator[str]:
         yield f"{room}; the softmax has {counted(made, 'cluster')}."
     training = settings.training
     if training.decay_from >= training.epochs:
-        for name, value in (("decay_from", training.decay_from), ("lr_decay", training.lr_decay)):
-            if name not in settings.chosen:
-                late = f"the rate first falls after epoch {training.decay_from}"
-                yield f"{flag(name)} {value:g} has no effect in {counted(training.epochs, 'epoch')}: {late}."
+        given = [name for name in ("decay_from", "lr_decay") if name not in settings.chosen]
+        if given:
+            options = " and ".join(f"{flag(name)} {getattr(training, name):g}" for name in given)
+            some = f"{'have' if len(given) > 1 else 'has'} no effect in {counted(training.epochs, 'epoch')}"
+            late = f"the rate first falls after epoch {training.decay_from}"
+            yield f"{options} {some}, as {late}; give a lower --decay-from or more --epochs."
 
 
 def _tell_end(run: Run, reason: str | None, model: str) -> None:
     """Say why training has ended, what it has reached and what comes next."""
     if reason is None:
-        say(f"Interrupted in epoch {run.state.epoch} after window {run.state.window}; all is saved.")
+        within = f"in epoch {run.state.epoch} after window {run.state.window}"
+        say(f"Interrupted {f'after epoch {run.state.epoch}' if run.state.epoch_done else within}; all is saved.")
         together = f"mpiexec -n {run.state.ranks} " if run.state.ranks > 1 else ""
         say(f"Go on with: {together}{typed('train --resume', model)}")
         raise click.exceptions.Exit(INTERRUPTED)
