@@ -204,6 +204,13 @@ class ModelFolder:
                 raise ValueError("a line is not an object with the name of its run")
             return lines
 
+    def owns(self, path: Path) -> bool:
+        """Say whether a path is that of a file of the folder's own, or of a hidden one in it."""
+        with suppress(OSError, RuntimeError):  # a loop of links leads to no file
+            place, own = path.resolve(), {file.name for file in self.files}
+            return place.parent == self.path.resolve() and (place.name in own or place.name[0] == ".")
+        return False
+
     def run_to_replace(self) -> str | None:
         """Name the run whose files are here; None where there are none that can be read."""
         with suppress(ModelError):
@@ -264,8 +271,8 @@ def load_training(folder: ModelFolder) -> tuple[TrainingState, SavedModel]:
     """
     path = folder.new if os.path.lexists(folder.new) else folder.last
     if not os.path.lexists(path):
-        remedy = "begin one with the weights of the model that is there, by --from, or train without --resume"
-        remedy = remedy if os.path.lexists(folder.best) else "train without --resume"
+        other = "begin one with the weights of the model that is there, by --from, or "
+        remedy = f"{other if os.path.lexists(folder.best) else ''}train without --resume"
         raise ModelError(f"{folder.name}: there is no training to resume here; {remedy}")
     state, saved = load_saved(path)
     try:

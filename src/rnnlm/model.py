@@ -959,7 +959,7 @@ EPSILON, ADAM_MEAN, ADAM_SQUARE = 1e-8, 0.9, 0.999
 def joint_norm(gradients: Mapping[str, Gradient], work: Workspace) -> float:
     """Euclidean norm of all gradients taken together: float32 products of short blocks, summed in float64."""
     parts = [values for gradient in gradients.values() for _, values in blocks(gradient)]
-    return math.sqrt(max(math.fsum(work.each(sum_of_squares, parts)), 0.0))  # a Product's may be rounded to below 0
+    return math.sqrt(max(math.fsum(work.each(sum_of_squares, parts)), 0.0))  # rounded below 0; a nan stays
 
 
 def sum_of_squares(values: Array | Product) -> float:

@@ -173,9 +173,8 @@ def train(
     of `<unk>`, if unknown words are to be told apart. At the end of an epoch the first part of the training text, as
     long as `valid`, is evaluated too. Each of several `ranks` trains so, and all see the same events.
 
-    Ends when `finished` says so. Raises DivergenceError when the loss is no longer a number, or over many windows that
-    of more than ten times the perplexity of the first one, and worse than an even guess; the state is then that before
-    the offending step.
+    Ends when `finished` says so. Raises DivergenceError when the loss is no longer a number, or many windows have ten
+    times the perplexity of the first and are worse than an even guess; the state is that before the offending step.
     """
     while not finished(state, settings):
         epoch = _enter_epoch(state, settings, corpus, ranks)

@@ -15,7 +15,8 @@ from rnnlm.errors import TextError
 from rnnlm.settings import Count
 
 if TYPE_CHECKING:
-    pass
+    from rnnlm.api import Model
+    from rnnlm.mixture import Mixture
 
 
 @click.command(
@@ -63,11 +64,7 @@ def next(
         raise click.UsageError("--encoding is of prompts that are read; leave it out.")
     lm = open_scorer(model, threads, stage_bar)
     several = file if file is not None else STANDARD_INPUT if prompt == STANDARD_INPUT else None
-    prompts = (
-        [("", prompt)]
-        if several is None
-        else _lines(several, encoding or lm.line_tokenizer(pretokenized).settings.encoding)
-    )
+    prompts = [("", prompt)] if several is None else _lines(lm, several, encoding, pretokenized)
     for number, (place, text) in enumerate(prompts, 1):
         try:
             unknown = lm.prompt(text, pretokenized).unknown
@@ -82,10 +79,10 @@ def next(
             sys.stdout.write("".join(f"{begin}{printable(word)}\t{probability:.6g}\n" for word, probability in words))
 
 
-def _lines(path: str, encoding: str) -> Iterator[tuple[str, str]]:
+def _lines(lm: Model | Mixture, path: str, encoding: str | None, pretokenized: bool) -> Iterator[tuple[str, str]]:
     """Yield prompts as they come, each with its place; what is printed of some is sent before more are waited for."""
     from rnnlm.sources import arriving
 
-    for block in arriving(path, encoding):
+    for block in arriving(path, encoding or lm.line_tokenizer(pretokenized).settings.encoding):
         yield from ((f"{block.name}, line {number}: ", text) for number, text in enumerate(block.lines, block.first))
         sys.stdout.flush()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
-    short_help="Tell the accuracy on minimal pairs.",
+    short_help="Print the accuracy on minimal pairs.",
     epilog="""\b
     Example:
       printf 'The cats sleep .\\tThe cats sleeps .\\n' | rnnlm pairs -

@@ -12,6 +12,7 @@ import click
 
 from rnnlm.checking import flag
 from rnnlm.cli import INTERRUPTED, speaks
+from rnnlm.cli.advice import option_warnings, text_warnings
 from rnnlm.cli.options import (
     Command,
     Value,
@@ -29,13 +30,10 @@ from rnnlm.errors import SettingsError, counted
 from rnnlm.settings import NetworkSettings, RunSettings, TextSettings, TrainingSettings, VocabularySettings
 
 if TYPE_CHECKING:
-    from rnnlm.checkpoint import ModelFolder
     from rnnlm.run import Run
     from rnnlm.training import Evaluation, Progress, Record
 
 TEXT, SHAPE, TRAINING, RUN = "Text", "Model", "Training", "Running"
-LONG_SENTENCE, LONG_WORD = 100, 12  # words, characters, on average: no language that is written with blanks has more
-FEW = 30  # predictions, of which a perplexity is no figure
 MUCH_DROPOUT = 0.5  # more helps little
 FALLEN = 31  # by which a learning rate has fallen with which little is learned: more than one that is chosen does
 SAMPLES, SAMPLE_WORDS = 3, 40  # sentences that are shown at the end, and the most words of each
@@ -236,7 +234,7 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
     from rnnlm.run import Listener
 
     options, others = given(ctx), ctx.params
-    if log is not None and _is_own(Path(log), ModelFolder(model)):
+    if log is not None and ModelFolder(model).owns(Path(log)):
         raise click.UsageError(f"{log}: is a file of the model's own; name another with --log.")
     if not corpus and not others["resume"]:
         raise click.UsageError("Name a text to train on, or - for standard input; only --resume needs none.")
@@ -299,13 +297,6 @@ def _follow(events: Iterator[Any], bars: _Bars, model: str, stop: Stop) -> None:
                 _tell_end(bars.run, event.reason, model)
 
 
-def _is_own(log: Path, folder: ModelFolder) -> bool:
-    with suppress(OSError, RuntimeError):  # a loop of links, which cannot be written either
-        place, own = log.resolve(), {path.name for path in folder.files}
-        return place.parent == folder.path.resolve() and (place.name in own or place.name[0] == ".")
-    return False
-
-
 def _tell_start(run: Run, resumed: bool) -> None:
     """Say what is trained on, and warn of what makes it worth little."""
     settings, text, valid, words = run.saved.origin.settings, run.saved.origin.coverage, run.valid, run.saved.vocabulary
@@ -329,7 +320,7 @@ def _tell_start(run: Run, resumed: bool) -> None:
         rows["Chosen"] = f"{', '.join(chosen)}: by the size of the text and the cell; see --help"
     for name, row in rows.items():
         say(textwrap.fill(f"{name:<11} {row}", WIDTH, subsequent_indent=" " * 12, break_on_hyphens=False))
-    for warning in (*_text_warnings(run), *_option_warnings(run)):
+    for warning in (*text_warnings(run), *option_warnings(run)):
         warn(warning)
 
 
@@ -350,53 +341,6 @@ def _chosen(settings: RunSettings) -> list[str]:
     if network.tied and network.embedding:
         described.pop("hidden")  # --embedding decides it
     return [text for name, (value, text) in described.items() if name in settings.chosen and value]
-
-
-def _text_warnings(run: Run) -> Iterator[str]:
-    from rnnlm.corpus import same_text
-
-    settings, text, valid = run.saved.origin.settings, run.saved.origin.coverage, run.valid
-    if text.words > LONG_SENTENCE * text.sentences:
-        yield (
-            f"sentences have {text.words // text.sentences:,} words on average; if the text has a sentence on each "
-            "line, give --lines, or --pretokenized."
-        )
-    if text.characters > LONG_WORD * text.words:
-        yield (
-            f"words have {text.characters // text.words:,} characters on average; text without spaces between words, "
-            "such as Chinese, must be cut into words first, and be given with --pretokenized."
-        )
-    chosen, given = settings.vocabulary, settings.initial is not None or settings.vocabulary.vocab is not None
-    if text.unknown > text.words / 2:
-        remedy = "the vocabulary is of other texts" if given else "give a larger --vocab-size or a smaller --min-count"
-        yield f"{1 - text.share:.0%} of the training words are unknown; {remedy}."
-    if valid.unknown and not text.unknown and not given:
-        rarer = "--min-count 2" if chosen.min_count == 1 else f"a --vocab-size below {text.vocabulary:,}"
-        yield (
-            f"the validation text has {counted(valid.unknown, 'unknown word')}, and training has none to learn from: "
-            f"each costs much perplexity; give {rarer}."
-        )
-    if valid.predictions < FEW:
-        yield f"the validation text has {valid.predictions:,} predictions only; name a longer one with --valid."
-    if same_text(run.corpus, valid):
-        yield "the validation text is the training text, so its perplexity says nothing of other texts."
-
-
-def _option_warnings(run: Run) -> Iterator[str]:
-    """Name options that do less than they say."""
-    settings, words = run.saved.origin.settings, run.saved.origin.coverage.vocabulary
-    asked, made = settings.network.clusters or 0, len(run.saved.model.settings.cutoffs) + 1
-    if asked > made:
-        room = f"--clusters {asked} does not fit a vocabulary of {words:,} words"
-        yield f"{room}; the softmax has {counted(made, 'cluster')}."
-    training = settings.training
-    if training.decay_from >= training.epochs:
-        given = [name for name in ("decay_from", "lr_decay") if name not in settings.chosen]
-        if given:
-            options = " and ".join(f"{flag(name)} {getattr(training, name):g}" for name in given)
-            some = f"{'have' if len(given) > 1 else 'has'} no effect in {counted(training.epochs, 'epoch')}"
-            late = f"the rate first falls after epoch {training.decay_from}"
-            yield f"{options} {some}, as {late}; give a lower --decay-from or more --epochs."
 
 
 def _tell_end(run: Run, reason: str | None, model: str) -> None:
