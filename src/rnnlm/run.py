@@ -206,7 +206,7 @@ def _check_start(folder: ModelFolder, training: TrainingSettings, overwrite: boo
     """Refuse what would be found only when the texts are read."""
     if folder.holds_model() and not overwrite:
         raise ModelError(
-            f"{folder.name}: holds a model already; go on with its training with --resume, begin another with its "
+            f"{folder.name}: holds a model already; go on training it with --resume, begin another training with its "
             "weights by --from, replace it with --overwrite, or name another folder with --model"
         )
     folder.check_places()
