@@ -13,6 +13,7 @@ import pytest
 import threadpoolctl
 
 import rnnlm
+from rnnlm.errors import SettingsError
 from rnnlm.model import SENTENCE_END, Workspace
 from rnnlm.run import working
 
@@ -124,6 +125,8 @@ def test_next_words_are_the_distribution_after_a_text(lm):
     for word in ("sleeps", "</s>", "<unk>"):
         assert found[word] == pytest.approx(math.exp(log_probabilities(lm, ["the", "cat", word])[-1]), rel=1e-4)
     assert lm.next_words("the cat", 2) == words[:2]
+    with pytest.raises(SettingsError, match="count"):
+        lm.next_words("the cat", 0)
     first = dict(lm.next_words("", 10**6))
     assert max(first[word] for word in ("The", "the", "a")) > first["sleeps"]
 

@@ -595,6 +595,23 @@ def test_a_validation_text_that_has_moved_is_given_with_its_option(run, model, c
     assert run("train", corpus, "--valid", "moved.txt", "--resume", "--epochs", 3)[0] == 0
 
 
+def test_a_list_of_words_that_has_moved_is_given_with_its_option(run, model, corpus):
+    """Where it is now is no other option; a list of other words is refused, though the encoded text is there."""
+    words = "\n".join(sorted(set(sentences(200).split()))[:12])
+    Path("words.txt").write_text(words)
+    assert run("train", corpus, *SMALL, "--vocab", "words.txt", "--overwrite")[0] == 0
+    Path("words.txt").rename("moved.txt")
+    Path("other.txt").write_text(words.partition("\n")[2])
+    code, _, err = run("train", corpus, "--resume", "--epochs", 3)
+    assert code == 1
+    assert "words.txt: cannot be read" in err
+    assert "name another file with --vocab" in " ".join(err.split())
+    code, _, err = run("train", "--resume", "--epochs", 3, "--vocab", "other.txt")
+    assert code == 1
+    assert "not cut into the same words" in " ".join(err.split())
+    assert run("train", corpus, "--resume", "--epochs", 3, "--vocab", "moved.txt")[0] == 0
+
+
 def test_the_share_of_the_validation_text_is_that_of_its_sentences(run, tmp_path):
     """One of ten sentences is a tenth, whatever fraction was asked for."""
     Path("ten.txt").write_text(sentences(10))

@@ -170,6 +170,7 @@ def test_an_imported_model_serves_every_command(run, tmp_path):  # noqa: F811
     assert "in 3 clusters of 2, 2 and 3 words" in out
     assert "imported from" in out
     assert "train: it.txt" in out
+    assert run("curve", "model")[::2] == (1, "Error: model: rnnlm has not trained it; leave it out.\n")
     assert json.loads(run("info", "--json")[1])["model"]["cutoffs"] == [0, 2, 4]
     assert run("generate", "--seed", 1, "--threads", 1)[0] == 0
     report = json.loads(run("report", "text.txt", "--json")[1])

@@ -212,7 +212,12 @@ def test_a_column_that_is_not_there_is_wrong_usage(run, tmp_path, model):  # noq
     """What --by may name is said."""
     (tmp_path / "pairs.tsv").write_text("a\tb\tc\n")
     (tmp_path / "pairs.jsonl").write_text('{"sentence_good": "a", "sentence_bad": "b"}')
-    for arguments, message in ((("pairs.tsv", "--by", "9"), "up to 3"), (("pairs.jsonl", "--by", "x"), "sentence_bad")):
+    (tmp_path / "titled.tsv").write_text("good\tbad\tnoun\na\tb\tc\n")
+    for arguments, message in (
+        (("pairs.tsv", "--by", "9"), "--by takes a number up to 3"),
+        (("titled.tsv", "--by", "verb"), "--by takes good, bad, noun, or a number up to 3"),
+        (("pairs.jsonl", "--by", "x"), "sentence_bad"),
+    ):
         code, out, err = run("pairs", *arguments)
         assert (code, out) == (2, "")
         assert message in err

@@ -43,7 +43,7 @@ from rnnlm.scoring import (
     text_figures,
     word_losses,
 )
-from rnnlm.settings import AdaptationSettings, GenerationSettings, Natural, RunSettings, SaveEvery, Threads
+from rnnlm.settings import AdaptationSettings, Count, GenerationSettings, RunSettings, SaveEvery, Threads
 from rnnlm.shading import Surprisals
 from rnnlm.sharing import train_to_end
 from rnnlm.sources import plain_lines, spooled
@@ -124,7 +124,7 @@ class Model:
         `</s>` is the end of the sentence, `<unk>` stands for all words that the model does not know. If `pretokenized`,
         the text is cut at its blanks.
         """
-        start, count = self.prompt(text, pretokenized), fit_option(Natural, count, "count")
+        start, count = self.prompt(text, pretokenized), fit_option(Count, count, "count")
         log_p = self._next([*self._ids(start.before).tolist(), *self.saved.vocabulary.encode(start.words).tolist()])
         likeliest = np.argsort(-log_p, kind="stable")[:count]
         return [(self.saved.vocabulary.words[word], math.exp(log_p[word])) for word in likeliest]

@@ -135,10 +135,10 @@ def reading(path: Path) -> Iterator[Archive]:
             with sound(path):
                 yield Archive(file)
     except FileNotFoundError:
-        remedy = "train one with `rnnlm train` or name another with --model"
+        remedy = "train one with `rnnlm train` or name another"
         raise ModelError(f"{path}: there is no model here; {remedy}") from None
     except OSError as error:
-        remedy = "see to its permissions, or name another with --model"
+        remedy = "see to its permissions, or name another"
         raise ModelError(f"{path}: cannot be read ({reason(error)}); {remedy}") from None
 
 

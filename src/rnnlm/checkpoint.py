@@ -469,5 +469,5 @@ def model_file(path: str | os.PathLike[str]) -> Path:
         resume = f"rnnlm train --resume --model {shlex.quote(str(given))}"
         remedy = f"go on with `{resume}`, or name its new.npz to use it as it is"
         raise ModelError(f"{given}: the model in this folder has not been evaluated yet; {remedy}")
-    remedy = "train one with `rnnlm train` or name another with --model"
+    remedy = "train one with `rnnlm train` or name another"
     raise ModelError(f"{given}: this folder holds no model; {remedy}")

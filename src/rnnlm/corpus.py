@@ -460,7 +460,7 @@ def _key(job: _Job, choices: list[Any], expected: str | None) -> str:
     facts = [_FORMAT, nltk_version(), content, choices]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     if expected not in (None, key):
-        message = "this is not the text, or not cut in the same way, that the model was trained on so far"
+        message = "this is not the text, or not cut into the same words, that the model was trained on so far"
         raise SettingsError(f"{job.names}: {message}; restore it to resume, or train anew with --overwrite")
     return key
 

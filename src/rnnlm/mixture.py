@@ -31,7 +31,7 @@ from rnnlm.corpus import Stage, silent
 from rnnlm.errors import ModelError, SettingsError, TextError
 from rnnlm.files import open_plain, reason, replacing
 from rnnlm.scoring import Reader, Score, Scorer, each_sentence
-from rnnlm.settings import Natural, Share, TextSettings
+from rnnlm.settings import Count, Share, TextSettings
 from rnnlm.sources import Source, shown, spooled
 from rnnlm.text import Prompt, Tokenizer
 from rnnlm.vocabulary import SENTENCE_END, UNKNOWN
@@ -134,7 +134,7 @@ class Mixture:
 
         `<unk>` stands for all words that no model has.
         """
-        words, count = self.prompt(text, pretokenized).words, fit_option(Natural, count, "count")
+        words, count = self.prompt(text, pretokenized).words, fit_option(Count, count, "count")
         following = list(self.ids)
         table = np.empty((len(following), len(self.parts)))
         for column, part in enumerate(self.parts):

@@ -282,7 +282,7 @@ class _Form:
             raise TextError(f"{place}: there is no pair; {message}")
         titles = [cell.strip() if header else f"column {at + 1}" for at, cell in enumerate(cells)]
         others = [at for at in range(len(cells)) if at not in (good, bad, gap)]
-        chosen = dict.fromkeys([_column(name, titles, place) for name in by] or others[:1])  # each once
+        chosen = dict.fromkeys([_column(name, titles, header, place) for name in by] or others[:1])  # each once
         return cls(max(good, bad, gap or 0) + 1, good, bad, gap, tuple((titles[at], at) for at in chosen), header)
 
     def read(self, line: str, place: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:
@@ -321,12 +321,13 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _column(name: str, titles: Sequence[str], place: str) -> int:
+def _column(name: str, titles: Sequence[str], header: bool, place: str) -> int:
     if name in titles:
         return titles.index(name)
     if name.isascii() and name.isdigit() and len(name) < 10 and 1 <= int(name) <= len(titles):
         return int(name) - 1
-    raise SettingsError(f"{place}: there is no column {shown(name)!r}; --by takes a number up to {len(titles)}")
+    names = f"{_listed(titles)}, or " if header else ""
+    raise SettingsError(f"{place}: there is no column {shown(name)!r}; --by takes {names}a number up to {len(titles)}")
 
 
 def _listed(names: Iterable[str]) -> str:

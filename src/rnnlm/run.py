@@ -245,22 +245,23 @@ def resume(
 ) -> Run:
     """Read where training stopped, and the text that it was training on; the folder is to be held.
 
-    `corpus` and `valid` among the options that are `given` are where the texts are now, if elsewhere; of the others,
-    those that decide no step of an epoch (CHANGEABLE) may be other than they were. Raises ModelError as `load_training`
-    does, and SettingsError where another option is not what it was, the texts are gone or others, or where training is
-    finished.
+    `corpus`, and `valid` and `vocab` among the options that are `given`, are where the files are now, if elsewhere; of
+    the others, those that decide no step of an epoch (CHANGEABLE) may be other than they were. Raises ModelError as
+    `load_training` does, and SettingsError where another option is not what it was, the texts are gone or others, or
+    where training is finished.
     """
     folder.check_places()
     state, saved = load_training(folder)
     settings, origin = saved.origin.settings, saved.origin
-    moved: tuple[str, ...] = fit_option(tuple[str, ...], given.get("valid", ()), "valid")
+    valid: tuple[str, ...] = fit_option(tuple[str, ...], given.get("valid", ()), "valid")
+    vocab = fit_option(Path | None, given.get("vocab"), "vocab")
     changes = _changes(origin, given)
     training = replace(settings.training, **changes)
     said = {*changes, "decay_from", "lr_decay"} if "epochs" in changes else set(changes)  # chosen by other epochs
     chosen = tuple(name for name in settings.chosen if name not in said)
     saved = replace(saved, origin=replace(origin, settings=replace(settings, training=training, chosen=chosen)))
-    corpora = None if corpus or moved else reopen(folder.path, *origin.keys, saved.vocabulary)
-    corpora = corpora or _read_again(folder, saved, corpus, moved, processes, stage)
+    corpora = None if corpus or valid or vocab else reopen(folder.path, *origin.keys, saved.vocabulary)
+    corpora = corpora or _read_again(folder, saved, corpus, valid, vocab, processes, stage)
     ranks.check(min(training.batch_size or 1, corpora[0].sentences))
     if state.window and state.window > len(epoch_windows(state, training, corpora[0])):
         raise ModelError(f"{folder.name}: is damaged: the training does not fit its text; train again with --overwrite")
@@ -278,6 +279,7 @@ def _read_again(
     saved: SavedModel,
     corpus: tuple[str, ...],
     valid: tuple[str, ...],
+    vocab: Path | None,
     processes: int,
     stage: Stage,
 ) -> tuple[Corpus, Corpus]:
@@ -291,7 +293,8 @@ def _read_again(
                 f"{', '.join(texts)}: the text is not there any more, {nor}; give it again, as in "
                 f"rnnlm train {what} --resume --model {shlex.quote(str(folder.name))}"
             )
-    again = replace(settings, corpus=corpus or settings.corpus, valid=valid or settings.valid)
+    words = replace(settings.vocabulary, vocab=vocab or settings.vocabulary.vocab)
+    again = replace(settings, corpus=corpus or settings.corpus, valid=valid or settings.valid, vocabulary=words)
     known = saved if settings.initial is not None else None
     text, validation = _read_texts(folder, again, origin.keys, known, processes, stage)
     if text.vocabulary != saved.vocabulary:
@@ -307,8 +310,8 @@ def _changes(origin: Origin, given: Mapping[str, Any]) -> dict[str, Any]:
         if name in CHANGEABLE:
             changes[name] = value
             continue
-        if name == "valid" and origin.settings.valid:
-            continue  # where the text is now
+        if (name == "valid" and origin.settings.valid) or (name == "vocab" and origin.settings.vocabulary.vocab):
+            continue  # where the file is now
         groups = (origin.settings, *(getattr(origin.settings, group) for group in RunSettings.groups()))
         owner = next((group for group in groups if name in {item.name for item in fields(group)}), None)
         if owner is None:

@@ -42,10 +42,14 @@ def curve(models: tuple[str, ...], output: Path | None, by: str | None, as_json:
         raise click.UsageError("--by is of the picture; give -o too, or leave it out.")
     if output is not None:
         check_matplotlib("-o")
-    runs = {model: read_history(model, load_model(model).origin) for model in dict.fromkeys(models)}
-    for model, history in runs.items():
-        if not history:
-            raise ModelError(f"{model}: has not been evaluated yet; go on with its training, or leave it out")
+    runs: dict[str, list[Record]] = {}
+    for model in dict.fromkeys(models):
+        origin = load_model(model).origin
+        runs[model] = read_history(model, origin)
+        if not runs[model]:
+            trained = any(origin.keys)  # an imported model is not
+            why = "has not been evaluated yet; go on with its training, or" if trained else "rnnlm has not trained it;"
+            raise ModelError(f"{model}: {why} leave it out")
     if output is not None:
         draw_runs(runs, output, "seconds" if by == "seconds" else "epoch")
     if as_json:
