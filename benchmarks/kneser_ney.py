@@ -79,6 +79,8 @@ def adjusted(all_grams: list[Grams], text: Ids) -> list[Ids]:
 def discounts(count: Ids) -> Numbers:
     """Return D(0), D(1), D(2) and D(3), the last for all counts from 3 up."""
     seen = [np.count_nonzero(count == k) for k in range(5)]
+    if not all(seen[1:4]):
+        sys.exit("of some order no n-gram occurs once, twice or three times, which discounts need: take a longer text")
     share = seen[1] / (seen[1] + 2 * seen[2])
     return np.array([0, *(k - (k + 1) * share * seen[k + 1] / seen[k] for k in (1, 2, 3))])
 

@@ -15,7 +15,7 @@ import numpy as np
 import sides
 from machine import cores, print_table
 
-from rnnlm import model, training
+from rnnlm import model, ranks
 
 NETWORKS, HIDDEN, STREAMS = ("elman", "lstm"), (100, 200, 512), (20, 64)
 LAYERS = {"embed": "embed", "recur": "recur", "softmax_loss": "softmax"}  # functions of model.py, and their headings
@@ -28,7 +28,7 @@ def main() -> None:
     seconds: defaultdict[str, list[float]] = defaultdict(list)
     for name in LAYERS:
         setattr(model, name, timed(getattr(model, name), name, seconds))
-    training.joint_norm = timed(model.joint_norm, "joint_norm", seconds)
+    ranks.joint_norm = timed(model.joint_norm, "joint_norm", seconds)
     model.Optimizer.step = timed(model.Optimizer.step, "step", seconds)
     headings = [f"{heading}{way}" for heading in LAYERS.values() for way in (", forward", ", backward")]
     header = ["cell", "H", "B", *headings, "norm", "step", "all else", "window", "products alone"]

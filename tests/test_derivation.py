@@ -55,7 +55,7 @@ OTHER_SPANS = {
     "b2",
     "b_hn",
 }
-LAST = 26  # the number of the last equation
+LAST = 27  # the number of the last equation
 
 Values = dict[str, np.ndarray]
 

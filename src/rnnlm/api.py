@@ -195,6 +195,11 @@ class Model:
         return bool(self.saved.vocabulary.counts[self.saved.vocabulary.unknown_id])
 
     @property
+    def carries_state(self) -> bool:
+        """Whether it reads a text on from sentence to sentence."""
+        return self.saved.model.settings.carry_state
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """How a text becomes words."""
         return self.saved.tokenizer

@@ -42,6 +42,7 @@ class NGrams:
     """What n-gram models of both kinds answer."""
 
     words: Collection[str] = frozenset()  # what is predicted under its own name, `</s>` among it
+    carries_state = False
 
     def log_probs(self, sentences: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
         """Return log p, natural, of the words of each sentence and of its `</s>`; each is read by itself.

@@ -169,8 +169,8 @@ class ModelFolder:
         if made and (self._handle is None or self._in_place()) and not self.holds_model():
             for entry in self.path.glob("encoded-*"):
                 shutil.rmtree(entry, ignore_errors=True)
-            with suppress(OSError):  # one that is not empty stays, with its parents
-                for path in made:
+            for path in made:
+                with suppress(OSError):  # one that is not empty stays, and so do its parents
                     path.rmdir()
         if self._handle is not None:
             with suppress(OSError):
@@ -199,16 +199,19 @@ class ModelFolder:
         if not os.path.lexists(self.history):
             return []
         with sound(self.history), open_plain(self.history) as file:
-            lines = [json.loads(line) for line in file.read(ABOUT_LIMIT).splitlines()]
+            content = file.read(ABOUT_LIMIT + 1)
+            if len(content) > ABOUT_LIMIT:
+                raise ValueError(f"it has more than {ABOUT_LIMIT:,} bytes")
+            lines = [json.loads(line) for line in content.splitlines()]
             if not all(isinstance(line, dict) and isinstance(line.get("run"), str) for line in lines):
                 raise ValueError("a line is not an object with the name of its run")
             return lines
 
     def owns(self, path: Path) -> bool:
-        """Say whether a path is that of a file of the folder's own, or of a hidden one in it."""
-        with suppress(OSError, RuntimeError):  # a loop of links leads to no file
-            place, own = path.resolve(), {file.name for file in self.files}
-            return place.parent == self.path.resolve() and (place.name in own or place.name[0] == ".")
+        """Say whether a path is that of a file of the folder's own, of a hidden one, or within an encoded text."""
+        with suppress(OSError, RuntimeError, ValueError):  # a loop of links; a path elsewhere
+            first, *_ = path.resolve().relative_to(self.path.resolve()).parts
+            return first in {file.name for file in self.files} or first[0] == "." or first.startswith("encoded-")
         return False
 
     def run_to_replace(self) -> str | None:

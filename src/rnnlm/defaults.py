@@ -26,9 +26,9 @@ class _Kind(NamedTuple):
     streams: int  # at most, of one layer with two tables of words
     dropout: float  # on the treebank, with TREEBANK_SHARE
     steepness: float  # by how much it grows where there are ten times as many parameters for a prediction
-    weight_decay: float  # there
+    weight_decay: float  # on the Penn Treebank, too
     epochs: int  # at most, of a text that is not short
-    of_treebank: int  # at most, there
+    of_treebank: int  # epochs on the Penn Treebank, at most
 
 
 GATED = _Kind(streams=32, dropout=0.2, steepness=0.3, weight_decay=0.0003, epochs=40, of_treebank=8)
@@ -104,7 +104,7 @@ def _training(settings: RunSettings, predictions: int, share: float) -> dict[str
     most_streams = 20 if network.layers > 1 or network.tied else kind.streams
     streams = training.batch_size or max(8, min(most_streams, predictions // (200 * window)))
     size, relative = predictions / TREEBANK, share / TREEBANK_SHARE
-    short = WINDOWS * streams * window / predictions  # above 1: so many times too few windows has an epoch
+    short = WINDOWS * streams * window / predictions  # above 1 where an epoch has fewer than WINDOWS
     epochs = round(max(5, min(kind.of_treebank / math.sqrt(size), kind.epochs * max(1, short))))
     stretch = max(1, epochs / kind.epochs)  # how many epochs take the place of one
     planned = epochs if "epochs" in settings.chosen else max(epochs, training.epochs)  # fewer ones may be resumed
@@ -127,6 +127,6 @@ def _training(settings: RunSettings, predictions: int, share: float) -> dict[str
         "average": True,
         "epochs": epochs,
         "decay_from": decay_from,
-        "lr_decay": 1.0 if stays else round(fall, 4),
+        "lr_decay": 1.0 if stays else 1 + float(f"{fall - 1:.4g}"),
         "patience": round(3 * stretch),
     }

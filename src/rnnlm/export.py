@@ -74,6 +74,8 @@ def _note(saved: SavedModel, own: dict[str, Array]) -> str:
 
 
 def check_free(path: Path) -> None:
-    """Raise ModelError where there is such a file already, a link too."""
+    """Raise ModelError where there is such a file already, a link too, or no folder for it."""
     if os.path.lexists(path):
         raise ModelError(f"{path}: is there already; remove it, or name another file")
+    if not path.parent.is_dir():
+        raise ModelError(f"{path}: there is no folder {path.parent}; make it, or name another file")

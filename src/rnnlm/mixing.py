@@ -99,6 +99,7 @@ class Mixed:
     counted: int  # words and ends of sentences to which some model gives a probability
     iterations: int  # 0 where the weights were given
     lacking: tuple[int, ...] = ()  # of the others' words, how many each model lacks and shares its <unk> with
+    carried: tuple[str, ...] = ()  # models that carry their state where they are alone
 
     @property
     def left_out(self) -> int:
@@ -236,4 +237,5 @@ def _mixed(names: list[str], text: _Text, weights: Array, iterations: int, mixtu
         counted,
         iterations,
         mixture.lacking,
+        tuple(name for name, part in zip(names, mixture.parts, strict=False) if part.carries_state),
     )

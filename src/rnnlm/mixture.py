@@ -66,6 +66,8 @@ class Mixture:
         self.lacking = tuple(len(self.words) - len(part.words) if oov == "share" else 0 for part in parts)
         self._shares = [math.log(lacking + 1) for lacking in self.lacking]
 
+    carries_state = False
+
     @property
     def tokenizer(self) -> Tokenizer:
         """How a text becomes words: as for the models of ours in it, else a sentence a line, words between blanks.
@@ -331,7 +333,10 @@ def load(path: PathLike, threads: int = 1, stage: Stage = silent) -> Mixture:
     name, folder = shown(os.fspath(path)), Path(path).parent
     try:
         with open_plain(Path(path)) as file:
-            content = tomllib.loads(file.read(_FILE_LIMIT).decode())
+            text = file.read(_FILE_LIMIT + 1)
+        if len(text) > _FILE_LIMIT:
+            raise Unfit("its size in bytes", f"over {_FILE_LIMIT:,}", "less")
+        content = tomllib.loads(text.decode())
         found = restore(_File, content, "the file")
     except OSError as error:
         raise ModelError(f"{name}: cannot be read ({reason(error)}); name another file") from None

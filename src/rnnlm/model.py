@@ -556,7 +556,8 @@ def recur(
 
     Takes inputs (T, B, D), keep (T, B), false where a step begins a sentence and forgets the state, and the states
     before the window (L, M, B, H), which are constants. Returns s (T, B, H) with the states after; and a function from
-    ds to the gradients of inputs and parameters. Errors reach `truncate` steps back in every layer; None: to the start.
+    ds to the gradients of inputs and parameters. An error reaches `truncate` steps back, through whatever layers; None:
+    to the start.
     """
     keep = keep[..., None].astype(states.dtype)  # (T, B, 1), 0 or 1
     ways: list[Walk] = []
@@ -792,7 +793,7 @@ def softmax_parts(S: Array, y: Array, rows: int, cutoffs: tuple[int, ...]) -> li
     """Say which rows of V are to be multiplied with which states: for S (N, H), words y (N,), and V of so many rows.
 
     Without cutoffs (J = 0) there is one softmax over all words. J cutoffs, ascending ranks of words, split off J tails
-    of rarer words, and p(word) becomes p(tail) p(word | tail) (Goodman 2001; Mikolov et al. 2011; Grave et al. 2017,
+    of rarer words, and by (27) p(word) is p(tail) p(word | tail) (Goodman 2001; Mikolov et al. 2011; Grave et al. 2017,
     the adaptive softmax): a softmax over a slot for each tail and the words before the first cutoff at every position,
     and one over a tail's words at the few positions whose target lies there. The first cutoff may be 0: then all words
     are in tails, as Mikolov's are in classes. The rows of V are the J slots, then the words by rank: the row of tail j
@@ -803,7 +804,7 @@ def softmax_parts(S: Array, y: Array, rows: int, cutoffs: tuple[int, ...]) -> li
     tail = np.searchsorted(np.array(cutoffs, int), y, side="right")  # (N,): 0 for a word before the first cutoff
     order = np.argsort(tail, kind="stable")
     begins = np.searchsorted(tail[order], np.arange(J + 2))  # tail j's positions are order[begins[j] : begins[j + 1]]
-    everywhere = np.where(tail > 0, tail - 1, y + J)  # (N,)
+    everywhere = np.where(tail > 0, tail - 1, y + J)  # (27): its first factor's rows (N,)
     size = max(SLICE_WORDS, rows // MOST_SLICES)
     spans = [pieces(start, stop, -(-(stop - start) // size)) for start, stop in itertools.pairwise(edges)]
     parts = [SoftmaxPart(0, slice(None), span, S, everywhere - span.start) for span in spans[0]]
@@ -826,7 +827,7 @@ def log_probabilities(S: Array, V: Array, c: Array, cutoffs: tuple[int, ...], wo
         head = log_softmax(own[:, : J + edges[0]])  # (streams, J + words before the first cutoff)
         log_p[streams, : edges[0]] = head[:, J:]
         for j, (start, stop) in enumerate(itertools.pairwise(edges)):
-            log_p[streams, start:stop] = head[:, j, None] + log_softmax(own[:, J + start : J + stop])
+            log_p[streams, start:stop] = head[:, j, None] + log_softmax(own[:, J + start : J + stop])  # (27)
 
     work.each(normalize, runs(0, len(S), STREAMS))
     return log_p

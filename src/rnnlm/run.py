@@ -135,7 +135,7 @@ class Listener:
 
     stage: Stage = silent  # called when a stage of reading the texts begins
     evaluating: Callable[[int], object] | None = None  # told the predictions that an evaluation has made since it was
-    stopping: Callable[[], object] = lambda: False  # asked after each window whether to save and stop
+    stopping: Callable[[], object] = lambda: False  # asked after each window and evaluation whether to save and stop
 
 
 @dataclass(frozen=True)
@@ -318,7 +318,7 @@ def _changes(origin: Origin, given: Mapping[str, Any]) -> dict[str, Any]:
             raise SettingsError(f"there is no option {name!r}; rnnlm train --help lists them")
         before, now = getattr(owner, name), fit_option(kinds(type(owner))[name], value, name)
         now = now.absolute() if isinstance(now, Path) else now
-        if now != before and value is not None:
+        if now != before:
             was = "not given" if before in (None, ()) else before
             was = f"not given ({before})" if name in origin.settings.chosen else was
             now = " ".join(now) if isinstance(now, tuple) else now

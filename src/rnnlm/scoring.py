@@ -151,6 +151,11 @@ class Scorer(Protocol):
         """
         ...
 
+    @property
+    def carries_state(self) -> bool:
+        """Whether it reads a text on from sentence to sentence, where `log_probs` does not."""
+        ...
+
     def next_log_probs(self, words: Sequence[str]) -> dict[str, float]:
         """Return log p, in nats, of each word and of `<unk>` and `</s>` after the words that begin a sentence."""
         ...

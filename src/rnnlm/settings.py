@@ -66,7 +66,7 @@ def launched() -> tuple[int, int]:
     """Return the rank of this process among those that mpiexec has started, and their number; (0, 1) without it."""
     for rank, size in LAUNCHERS:
         numbers = os.environ.get(rank, ""), os.environ.get(size, "")
-        if all(number.isdecimal() for number in numbers):
+        if all(number.isascii() and number.isdecimal() and len(number) < 10 for number in numbers):
             return int(numbers[0]), int(numbers[1])
     return 0, 1
 
@@ -136,7 +136,7 @@ class TrainingSettings(Settings):
     clip: NotNegative = 5.0  # greatest joint norm of the gradients of the mean loss; 0: none
     epochs: Annotated[int, Range(1, 10**9)] = 20
     eval_every: Natural = 0  # windows between evaluations, beside the one after each epoch; 0: none
-    min_improvement: Share = 0.003  # share by which an epoch must lower the perplexity
+    min_improvement: Annotated[float, Range(0, 1, below=True)] = 0.003  # by which share an epoch lowers the perplexity
     decay_from: Natural = 0  # the first epoch after which the rate falls; 0: the first that has not improved so
     lr_decay: Annotated[float, Range(1, 1e30)] = 2.0  # what the rate is divided by after each epoch from then on
     patience: Annotated[int, Range(1, 10**9)] = 3  # epochs in a row without that improvement, after which it stops

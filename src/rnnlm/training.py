@@ -41,7 +41,9 @@ from rnnlm.settings import Count, Natural, NotNegative, Perplexity, Positive, Tr
 
 AVERAGE_STEPS = DECAY_STEPS  # steps from one that enters the average of weights to the next: no decay is owed then
 FADING = 4  # the average's weights grow as the fourth power of the step: the last fifth of all has two thirds of it
-WORSE = 1.003  # a perplexity that is higher than another by this factor has risen, and the other way round
+WORSE = (
+    1.003  # a perplexity that is higher than another by this factor has risen, and one that is lower by it has fallen
+)
 RECENT = 50  # windows over which the loss is averaged before it is called divergent
 
 
@@ -224,7 +226,7 @@ def finished(state: TrainingState, settings: TrainingSettings) -> str | None:
     """Say why training is over, or return None when it is not."""
     if (state.epoch_done or state.window == 0) and state.poor_epochs >= settings.patience:
         epochs = counted(state.poor_epochs, "epoch")
-        return f"validation perplexity has not improved by {100 * settings.min_improvement:.2g}% for {epochs}"
+        return f"validation perplexity has not improved by {100 * settings.min_improvement:.3g}% for {epochs}"
     done = state.epoch if state.epoch_done else state.epoch - 1
     return f"{counted(done, 'epoch')} done" if done >= settings.epochs else None
 
@@ -291,7 +293,7 @@ def _window_masks(state: TrainingState, settings: TrainingSettings, steps: int, 
     rates, of_states = dropout(settings), settings.dropout_state
     if rates == Dropout() and not of_states:
         return NO_MASKS
-    generator = np.random.default_rng([settings.seed, state.epoch, state.window])
+    generator = np.random.default_rng([settings.seed, state.epoch, state.window + 1])  # 0 is as if it were not there
     masks = draw_masks(state.model.settings, epoch.streams, rates, generator, np.float32)
     masks = {name: mask if name.startswith("W") else mask[epoch.columns] for name, mask in masks.items()}
     if not of_states:
@@ -309,16 +311,16 @@ def _average(state: TrainingState, work: Workspace) -> None:
 
 
 def _check_convergence(state: TrainingState, settings: TrainingSettings, loss: float, norm: float) -> None:
-    if state.first_loss is None:
-        state.first_loss = state.recent_loss = loss if math.isfinite(loss) else 0.0
-    recent = state.recent_loss + (loss - state.recent_loss) / RECENT
+    first = loss if state.first_loss is None else state.first_loss
+    before = loss if state.first_loss is None else state.recent_loss
+    recent = before + (loss - before) / RECENT
     words = state.model.settings.words  # a model that is trained on may begin with a window that it knows well
     if not math.isfinite(loss + norm):
         what = "the loss or its gradient is no longer a number"
-    elif recent > max(state.first_loss + math.log(10), math.log(words)):
-        what = f"perplexity has risen from {math.exp(min(state.first_loss, 700)):.0f} to over ten times that"
+    elif recent > max(first + math.log(10), math.log(words)):
+        what = f"perplexity has risen from {math.exp(min(first, 700)):.0f} to over ten times that"
     else:
-        state.recent_loss = recent
+        state.first_loss, state.recent_loss = first, recent
         return
     raise _divergence(state, settings, what)
 

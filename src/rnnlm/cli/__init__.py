@@ -199,7 +199,7 @@ def _show(error: click.ClickException) -> int:
 
 
 def _prepare_streams() -> None:
-    """Open what the caller has closed, and let no character stop us that a terminal cannot show."""
+    """Open what the caller has closed, and let no character stop us that a terminal cannot show; files are UTF-8."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 -- open for as long as we run
@@ -207,7 +207,7 @@ def _prepare_streams() -> None:
                 os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdout.fileno())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
 
 
 def _raise_again(unraisable: "sys.UnraisableHookArgs", interrupted: bool = False) -> None:

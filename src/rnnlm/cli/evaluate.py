@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @option(
     "--carry-state/--no-carry-state",
     default=None,
-    show_default="as in training",
+    show_default="as in training; no for a mixture",
     help="Carry the hidden state from sentence to sentence.",
 )
 @option("--encoding", type=Value(str), show_default="that of the training text", help="Encoding of the files.")

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 from rnnlm.checking import Range
-from rnnlm.cli.options import Command, Value, json_option, model_option, option, picture_option, threads_option
+from rnnlm.cli.options import (
+    Command,
+    Value,
+    json_option,
+    model_option,
+    option,
+    picture_option,
+    refuse_inputs,
+    threads_option,
+)
 from rnnlm.cli.progress import bar, stage_bar
 from rnnlm.errors import counted
 from rnnlm.settings import Count
@@ -64,6 +73,7 @@ def gradflow(
         raise click.UsageError("--beside goes with --picture; give both, or neither.")
     if picture is not None:
         check_matplotlib()
+        refuse_inputs(picture, (*files, model, *beside), "--picture")
     with spooled(files) as sources:
         flows = {path: _flow(path, sources, lags, words, threads) for path in (model, *beside)}
     if picture is not None:

@@ -132,8 +132,9 @@ def mix(
     """Find the weights with which MODEL... predict TEXT best together.
 
     A MODEL is a folder or an .npz of ours, an ARPA file, plain or gzip, or a binary of KenLM. TEXT is cut into words as
-    the training texts of our models were, else a sentence is a line and words lie between blanks. Perplexities are over
-    all words and the end of each sentence, once with the words that no model has and once without.
+    the training texts of our models were, else a sentence is a line and words lie between blanks; each sentence is read
+    by itself. Perplexities are over all words and the end of each sentence, once with the words that no model has and
+    once without.
     """
     import rnnlm
     from rnnlm import mixing
@@ -205,5 +206,9 @@ def _table(found: Mixed) -> str:
         f"word costs it {math.log2(lacking + 1):.1f} bits more than in rnnlm evaluate"
         for name, lacking in zip(found.names, found.lacking, strict=False)
         if lacking
+    ]
+    notes += [
+        f"{printable(name)} carries its state in rnnlm evaluate; here it reads each sentence by itself"
+        for name in dict.fromkeys(found.carried)
     ]
     return "\n".join([*rows, *(textwrap.fill(note, WIDTH) for note in (f"{counts}{steps}", *notes))])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -14,6 +15,8 @@ from click.shell_completion import CompletionItem
 from rnnlm.checking import Unfit, brief, fit, flag, kinds
 from rnnlm.errors import SettingsError
 from rnnlm.settings import SaveEvery, Threads, cores
+
+CONFIG_LIMIT = 2**20  # bytes of a file of options
 
 # What other programs call it, and what we do: named when it is asked for, never guessed.
 OTHER_NAMES = {
@@ -207,6 +210,21 @@ def check_picture(_ctx: click.Context, parameter: click.Parameter, path: Path | 
     return path
 
 
+def refuse_inputs(output: Path, inputs: Iterable[str | None], flag_: str) -> None:
+    """Raise UsageError where a file that is to be written is one that is read, or a file of a model."""
+    from rnnlm.checkpoint import ModelFolder
+    from rnnlm.sources import shown
+
+    folder, what = ModelFolder(output.parent), ""
+    if folder.owns(output) and folder.holds_model():
+        what = "a file of a model"
+    for path in inputs:
+        with suppress(OSError, ValueError):  # it is none, or not there
+            what = "a file that is read" if path and output.samefile(path) else what
+    if what:
+        raise click.UsageError(f"{shown(str(output))}: is {what}; name another with {flag_}.")
+
+
 def given(ctx: click.Context) -> dict[str, Any]:
     """Return the options that the command line or a file of settings gives, by name."""
     said = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
@@ -267,7 +285,10 @@ def _toml(path: str, place: Path) -> dict[str, Any]:
 
     try:
         with open_plain(place) as file:
-            return tomllib.loads(file.read(2**20).decode("utf-8-sig"))
+            content = file.read(CONFIG_LIMIT + 1)
+        if len(content) > CONFIG_LIMIT:
+            raise click.UsageError(f"{path}: is too large; a file of options has at most {CONFIG_LIMIT:,} bytes.")
+        return tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         remedy = f"name a TOML file with --config, or a recipe: {', '.join(recipes())}"
         raise click.UsageError(f"{path}: cannot be read ({reason(error)}); {remedy}.") from None

@@ -204,8 +204,11 @@ def _log_file(path: str) -> io.TextIOWrapper:
 
     try:  # a pipe that nobody reads is an error, and not waited for
         number = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-        if not stat.S_ISREG(os.fstat(number).st_mode):
+        place = os.fstat(number)
+        if not stat.S_ISREG(place.st_mode):
             raise OSError(errno.EINVAL, "not a plain file")
+        if any(os.path.samestat(place, os.fstat(stream)) for stream in (1, 2)):
+            raise OSError(errno.EINVAL, "what is printed goes there already")
         before = os.pread(number, len(LOG), 0)
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else "there is no such path"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rnnlm.checking import brief
-from rnnlm.cli.options import Command, Value, model_option, option, threads_option
+from rnnlm.cli.options import Command, Value, model_option, option, refuse_inputs, threads_option
 from rnnlm.cli.progress import bar, stage_bar
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def report(files: tuple[str, ...], model: str, output: Path, threads: int, as_js
 
     if not as_json:
         check_jinja()
+        refuse_inputs(output, (*files, model), "-o")
     lm = rnnlm.load(model, threads=threads)
     history = read_history(model, lm.saved.origin)
     with ExitStack() as stack:

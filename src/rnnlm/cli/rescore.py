@@ -14,7 +14,17 @@ import click
 
 from rnnlm.checking import flag
 from rnnlm.cli.adaptation import HELP, adaptation_options, adaptation_settings, tuned
-from rnnlm.cli.options import ANY_MODEL, Command, Value, given, model_option, option, setting, threads_option
+from rnnlm.cli.options import (
+    ANY_MODEL,
+    Command,
+    Value,
+    given,
+    model_option,
+    option,
+    refuse_inputs,
+    setting,
+    threads_option,
+)
 from rnnlm.cli.progress import bar, say, stage_bar, warn_of_unknown
 from rnnlm.errors import SettingsError
 from rnnlm.settings import AdaptationSettings, RescoringSettings
@@ -71,7 +81,8 @@ def rescore(
     options = {name: value for name, value in given(ctx).items() if name in WEIGHTS}
     settings = _checked(options, best, tune, output, [name for name in given(ctx) if name in HELP])
     adaptation = adaptation_settings(others, lists)
-    places = _places(lists, output, best or tune is not None)
+    read = (*lists, model, others["tune_on"], others["dynamic_rms"])
+    places = _places(lists, output, best or tune is not None, read)
     from rnnlm.mixture import open_scorer
     from rnnlm.nbest import NBestFile
     from rnnlm.rescoring import look, weights_for
@@ -203,8 +214,8 @@ def _lines(one: Rescored, weights: Weights, best: bool) -> Iterator[bytes]:
         yield f"{format_.write(hypothesis, score, weights)}\n".encode()
 
 
-def _places(lists: Sequence[str], output: str | None, one: bool) -> list[Path | None]:
-    """Say where each list is written, or the one place for all; None is standard output."""
+def _places(lists: Sequence[str], output: str | None, one: bool, read: Sequence[str | None]) -> list[Path | None]:
+    """Say where each list is written, or the one place for all; None is standard output. What is `read` is kept."""
     if output in (None, "-"):
         if len(lists) > 1 and not one:
             raise click.UsageError("Several lists are written to a folder; name it with --output, or give one list.")
@@ -217,12 +228,10 @@ def _places(lists: Sequence[str], output: str | None, one: bool) -> list[Path | 
         if "-" in names or len(set(names)) < len(names):
             raise click.UsageError("In a folder each list has its own name; give files of different names.")
         places = [path / name for name in names]
-    inputs = [Path(name) for name in lists if name != "-" and Path(name).exists()]
     for place in places:
         if place.exists() and not place.is_file():  # /dev/null would be replaced
             raise SettingsError(f"{_named(place)}: is no plain file; name another with --output")
-        if any(place.exists() and place.samefile(path) for path in inputs):
-            raise SettingsError(f"{_named(place)}: is a list that is read; name another place with --output")
+        refuse_inputs(place, read, "--output")
     return list(places)
 
 

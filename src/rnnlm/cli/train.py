@@ -81,7 +81,13 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     SHAPE,
     "as --hidden",
 )
-@setting(NetworkSettings, "tied", "Tie the input and output embeddings.", SHAPE, "yes with gru and lstm")
+@setting(
+    NetworkSettings,
+    "tied",
+    "Tie the input and output embeddings.",
+    SHAPE,
+    "yes with gru and lstm, if sizes agree",
+)
 @setting(
     NetworkSettings,
     "clusters",
@@ -95,7 +101,7 @@ MUCH = 1.03  # a perplexity that differs much from another: by this factor
     "carry_state",
     "Carry the hidden state from sentence to sentence, in text order.",
     SHAPE,
-    "yes with gru and lstm",
+    "yes with gru, lstm or --dropout-state",
 )
 @option(
     "--from",
@@ -234,8 +240,10 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
     from rnnlm.run import Listener
 
     options, others = given(ctx), ctx.params
-    if log is not None and ModelFolder(model).owns(Path(log)):
-        raise click.UsageError(f"{log}: is a file of the model's own; name another with --log.")
+    texts = (*corpus, *(others["valid"] or ()), *filter(None, [others["vocab"]]))
+    for path, another in ((log, "another with --log"), *((text, "another text") for text in texts)):
+        if path not in (None, "-") and ModelFolder(model).owns(Path(path)):
+            raise click.UsageError(f"{path}: is a file of the model's own; name {another}.")
     if not corpus and not others["resume"]:
         raise click.UsageError("Name a text to train on, or - for standard input; only --resume needs none.")
     for name in ("corpus", "model", "quiet", "log", "resume", "overwrite", "save_every"):
@@ -331,7 +339,7 @@ def _chosen(settings: RunSettings) -> list[str]:
         "hidden": (network.hidden, f"{network.hidden} units"),
         "tied": (network.tied, "tied embeddings"),
         "carry_state": (network.carry_state, "carried state"),
-        "dropout_state": (training.dropout_state, f"dropped with probability {training.dropout_state:g}"),
+        "dropout_state": (training.dropout_state, f"state dropped with probability {training.dropout_state:g}"),
         "dropout": (training.dropout_in_force(network.layers).get("dropout"), f"dropout {training.dropout:g}"),
         "weight_decay": (training.weight_decay, f"weight decay {training.weight_decay:.2g}"),
         "batch_size": (training.batch_size, f"{training.batch_size} streams"),
