@@ -256,7 +256,7 @@ def test_runs_are_whole_sentences() -> None:
     assert found == [(0, 5), (5, 9), (9, 17), (17, 25), (25, 30), (30, 31)]
 
 
-def test_the_cache_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_tuned() -> None:
     """Weight and flatness are such that no value of a fine grid is much better, and the text gains by them."""
     model = small_model()
     corpus = corpus_of(some_sentences() * 3, VOCABULARY)

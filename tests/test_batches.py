@@ -84,7 +84,7 @@ def test_shape_of_windows(lengths, streams, window):
 
 
 def test_streams_have_about_equal_shares():
-    """Streams differ by no more than a sentence's length, so little is filled up."""
+    """Streams differ by no more than two sentences' lengths, so little is filled up."""
     lengths = np.random.default_rng(3).integers(1, 40, 2000)
     corpus = corpus_of(lengths)
     for rng in (None, np.random.default_rng(1)):

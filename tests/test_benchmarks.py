@@ -121,8 +121,8 @@ def test_time_to_perplexity(tmp_path):
 
 
 def test_constants_of_clusters():
-    """clusters.py prints the three constants that the cost model has, each a positive number."""
-    lines = call("clusters.py", "--seconds", "0.001").splitlines()[:3]
+    """clusters.py prints the four constants that the cost model has, each a positive number."""
+    lines = call("clusters.py", "--seconds", "0.001").splitlines()[:4]
     constants = {name: float(value) for name, _, value in (line.partition(" = ") for line in lines)}
-    assert list(constants) == ["CALL", "PRODUCTS", "UPDATE"]
+    assert list(constants) == ["CALL", "PRODUCTS", "UPDATE", "REST"]
     assert all(value > 0 for value in constants.values())

@@ -190,9 +190,10 @@ def test_another_format_is_refused(best, monkeypatch, saved, version, message):
 
 
 def test_shapes_that_contradict_the_settings_are_damage(best, model, saved):
-    """A parameter of another shape, or one that is missing, is refused."""
-    for change in ({"U": model.parameters["U"][:-1]}, {"extra": np.zeros(2, np.float32)}):
-        parameters = {**model.parameters, **change}
+    """A parameter of another shape, one that is missing, or one too many is refused."""
+    fewer = {name: value for name, value in model.parameters.items() if name != "W1"}
+    other, more = {"U": model.parameters["U"][:-1]}, {"extra": np.zeros(2, np.float32)}
+    for parameters in (fewer, {**model.parameters, **other}, {**model.parameters, **more}):
         save_model(best, replace(saved, model=LanguageModel(model.settings, parameters)))
         with pytest.raises(ModelError, match="is damaged"):
             load_model(best)
@@ -222,7 +223,7 @@ def test_nothing_is_pickled(best):
 
 
 def test_training_is_read_as_it_was_written(tmp_path, model, vocabulary, saved):
-    """The state of training comes back whole: velocity, states, numbers, infinities and not-a-numbers included."""
+    """The state of training comes back whole: velocity, states, numbers, infinities included."""
     settings = replace(TRAINING, momentum=0.5, seed=7, weight_decay=0.1)
     saved = replace(saved, origin=replace(saved.origin, settings=replace(saved.origin.settings, training=settings)))
     optimizer = make_optimizer(settings, model, vocabulary.counts)

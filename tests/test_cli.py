@@ -1128,12 +1128,38 @@ def test_without_arguments_the_help_is_printed():
     assert (alone.stdout, alone.stderr) == (asked.stdout, "")
 
 
-@pytest.mark.parametrize("name", ["new.npz", ".best.npz.tmp"])
-def test_a_log_is_no_file_of_the_model(run, corpus, model, name):
+@pytest.mark.parametrize("name", ["new.npz", ".best.npz.tmp", "encoded-train/log"])
+def test_logs_and_texts_are_no_files_of_the_model(run, corpus, model, name):
     """Whatever way leads to it."""
     for path in (f"model/{name}", f"model/../model/{name}"):
         code, _, err = run("train", corpus, *SMALL, "--overwrite", "--log", path)
         assert (code, "is a file of the model's own; name another with --log." in err) == (2, True)
+        for arguments in ((path, *SMALL), (corpus, *SMALL, "--valid", path), (corpus, *SMALL, "--vocab", path)):
+            code, _, err = run("train", *arguments, "--overwrite")
+            assert (code, "is a file of the model's own; name another text." in " ".join(err.split())) == (2, True)
+
+
+def test_a_log_is_not_where_standard_error_goes(corpus):
+    """Lines of both would lie over each other."""
+    command = [sys.executable, "-m", "rnnlm", "train", corpus, *map(str, SMALL), "--log", "log"]
+    with Path("log").open("w") as log:
+        assert subprocess.run(command, stderr=log, check=False).returncode == 1
+    assert "what is printed goes there already" in " ".join(Path("log").read_text().split())
+
+
+def test_a_file_of_options_is_read_whole_or_not_at_all(run, corpus):
+    """One that is too large is refused, not cut."""
+    Path("large.toml").write_text("# " + "x" * 2**20 + "\nhidden = 3\n")
+    code, _, err = run("train", corpus, "--config", "large.toml")
+    assert (code, "is too large" in err) == (2, True)
+
+
+def test_what_goes_into_a_file_is_utf_8(model):
+    """Whatever the locale: other characters than a terminal's would be lost without a word."""
+    command = [sys.executable, "-m", "rnnlm", "score", "--words"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, input="the żółć\n".encode(), stdout=subprocess.PIPE, env=environment, check=True)
+    assert "żółć" in done.stdout.decode()
 
 
 def test_a_config_says_each_thing_once(run, corpus):

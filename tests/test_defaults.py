@@ -85,6 +85,12 @@ def test_an_elman_networks_rate_falls_to_a_thirtieth(predictions):
     assert replace(few, epochs=usual.epochs) == usual
 
 
+def test_a_rate_falls_to_a_thirtieth_in_very_many_epochs():
+    """The factor is as exact as it must be to be raised to the power of as many."""
+    training = chosen(2_600, epochs=100_000).training
+    assert training.lr_decay ** (training.epochs - training.decay_from) == pytest.approx(30, rel=0.01)
+
+
 @pytest.mark.parametrize("cell", ["elman", "lstm"])
 def test_the_rate_falls_to_a_thirtieth_from_the_epoch_that_is_given_on(cell):
     """Whatever the cell: an option without effect would be a trap.

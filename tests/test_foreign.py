@@ -411,6 +411,8 @@ def test_two_files_are_exported_or_none(run, tmp_path, monkeypatch):  # noqa: F8
     assert code == 1
     assert SENTENCE.fullmatch(err)
     assert run("export", "--vocab", "new", "--npz", "new")[0] == 2
+    code, _, err = run("export", "--vocab", "words.txt", "--npz", "missing/new")
+    assert (code, "there is no folder missing" in err) == (1, True)
 
     def cut_short(*_, **__):
         try:

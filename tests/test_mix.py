@@ -203,6 +203,18 @@ def test_a_model_of_ours_alone_has_the_perplexity_that_evaluate_prints(run, mix,
     assert found["models"][0]["weight"] == 1
 
 
+def test_a_model_that_carries_its_state_is_told(run, files):
+    """In a mixture it reads each sentence by itself, as evaluate does with --no-carry-state alone."""
+    assert "carries its state" not in run("mix", "text.txt", files[0])[1]
+    options = ("--pretokenized", "--hidden", 3, "--epochs", 1, "--carry-state", "--model", "carried", "--threads", 1)
+    assert run("train", "text.txt", *options, "--overwrite")[0] == 0
+    out = run("mix", "text.txt", "carried")[1]
+    assert "carried carries its state in rnnlm evaluate; here it reads each sentence by itself" in " ".join(out.split())
+    out = run("mix", "text.txt", "carried", "--json")[1]
+    alone = json.loads(run("evaluate", "text.txt", "--model", "carried", "--no-carry-state", "--json")[1])
+    assert json.loads(out)["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-5)
+
+
 def test_an_arpa_file_alone_has_the_perplexities_that_kenlm_prints(mix, files):
     """Including and excluding OOVs, over words and ends of sentences."""
     model = open_part("a.arpa")

@@ -1103,12 +1103,16 @@ def test_initial_weights_fill_one_over_root_fan_in() -> None:
     [
         ({"embedding": 16}, {"U": 1 / 4, "X1": 1 / 4, "W1": 1 / 5, "V": 1 / 5}),  # a word's row goes through X1
         ({"cell": "lstm", "embedding": 100}, {"U": 1 / 20, "W1": 1 / 5, "V": 1 / 5}),  # or is added as it is
-        ({"cell": "gru", "layers": 2}, {"U": 1 / 5, "X1": 1 / 5, "X2": 1 / 5, "W2": 1 / 5, "V": 1 / 5}),
-        ({"tied": True, "layers": 2, "embedding": None}, {"X1": 1 / 5, "X2": 1 / 5, "V": 1 / 5}),
+        ({"cell": "gru", "layers": 2}, {"U": 3**0.5 / 5, "X1": 1 / 5, "X2": 1 / 5, "W2": 1 / 5, "V": 3**0.5 / 5}),
+        ({"tied": True, "layers": 2, "embedding": None}, {"X1": 1 / 5, "X2": 1 / 5, "V": 3**0.5 / 5}),
+        ({"layers": 2}, {"U": 1 / 20, "X2": 1 / 5, "W2": 1 / 5, "V": 1 / 5}),
     ],
 )
 def test_fan_in_is_what_each_number_is_added_with(settings: dict[str, Any], limits: dict[str, float]) -> None:
-    """Matrices fill the range of their fan-in: V for a table whose rows are added as they are, else its columns."""
+    """Matrices fill the range of their fan-in: V for a table whose rows are added as they are, else its columns.
+
+    Where words pass several layers, rows of both tables are sqrt(3) times as long.
+    """
     model = initialize(ModelSettings(400, 25, **settings), np.ones(400), np.random.default_rng(1))
     for name, limit in limits.items():
         assert limit * 0.97 < np.abs(model.parameters[name]).max() <= np.float32(limit), name
@@ -1157,11 +1161,15 @@ def test_states_are_those_of_the_cell(layers: int, cell: str) -> None:
 
 @EVERY_CELL
 def test_first_biases_are_zero_but_for_the_forget_gate(cell: str) -> None:
-    """Of the LSTM's o, i, f and g the third begins at 1, in every layer."""
-    model = initialize(ModelSettings(7, 2, cell, layers=2), np.ones(7), np.random.default_rng(0))
-    for name in ("b1", "b2"):
-        expected = [0, 0, 0, 0, 1, 1, 0, 0] if cell == "lstm" else [0] * len(model.parameters[name])
-        assert model.parameters[name].tolist() == expected
+    """Of the LSTM's o, i, f and g the third begins at 1, in a network of one layer."""
+    for layers in (1, 2):
+        parameters = initialize(
+            ModelSettings(7, 2, cell, layers=layers), np.ones(7), np.random.default_rng(0)
+        ).parameters
+        forget = [0, 0, 0, 0, 1, 1, 0, 0]
+        for name in ("b1", "b2")[:layers]:
+            expected = forget if cell == "lstm" and layers == 1 else [0] * len(parameters[name])
+            assert parameters[name].tolist() == expected
 
 
 # ---------------------------------------------------------------------------------------------------------------------

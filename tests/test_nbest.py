@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -319,6 +320,19 @@ def test_what_cannot_be_is_refused_and_leaves_the_files(options: tuple[object, .
     assert SENTENCE.search(err), err
     assert [path.name for path in Path().iterdir()] == ["list"]
     assert Path("list").read_text() == MOSES
+
+
+@pytest.mark.parametrize("options", [("--output", "tune"), ("--output", "own/best.npz"), ("--output", "own/curve.svg")])
+def test_what_is_read_is_not_written_over(options: tuple[str, ...], run: Run, model: Path) -> None:
+    """The text of --tune-on, and the files of any model."""
+    put("list", MOSES)
+    put("tune", "the cat sleeps .\n")
+    shutil.copytree(model, "own")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    code, out, err = run("list", "--cache", 9, "--tune-on", "tune", *options)
+    assert (code, out) == (2, "")
+    assert "name another with --output" in " ".join(err.split())
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
 def test_the_command_line_names_all_formats() -> None:

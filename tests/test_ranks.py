@@ -228,6 +228,9 @@ def test_launchers_are_known(monkeypatch, rank, size):
     assert launched() == (0, 1)
     monkeypatch.setenv(rank, "3")
     assert launched() == (3, 8)
+    for odd in ("9" * 5000, "\N{FULLWIDTH DIGIT TWO}"):
+        monkeypatch.setenv(size, odd)
+        assert launched() == (0, 1)
 
 
 def test_one_process_adds_nothing():

@@ -11,11 +11,22 @@ from conftest import corpus_of
 from rnnlm.checkpoint import ModelFolder, Origin, SavedModel, load_saved, save_training
 from rnnlm.defaults import ELMAN_RATE, choose
 from rnnlm.errors import DivergenceError, SettingsError
-from rnnlm.model import ModelSettings, Workspace, initialize
+from rnnlm.model import ModelSettings, Workspace, draw_masks, initialize
 from rnnlm.scoring import perplexity
 from rnnlm.settings import NetworkSettings, RunSettings, TrainingSettings
 from rnnlm.text import Tokenizer
-from rnnlm.training import Evaluation, Progress, Record, TrainingState, finished, overfitting, train
+from rnnlm.training import (
+    Evaluation,
+    Progress,
+    Record,
+    TrainingState,
+    _window_masks,
+    dropout,
+    epoch_windows,
+    finished,
+    overfitting,
+    train,
+)
 from rnnlm.vocabulary import Vocabulary
 
 SUBJECTS, VERBS = ("the cat", "a dog", "the old cat", "my dog"), ("sleeps", "eats", "sees the cat", "hears a dog")
@@ -321,6 +332,20 @@ def test_a_loss_that_is_no_number_is_divergence():
     with pytest.raises(DivergenceError, match="no longer a number"):
         list(train(state, settings, corpus, valid, Workspace()))
     assert state.history == []
+    state.check()  # it can be saved, and read again
+    assert state.first_loss is None
+
+
+def test_the_masks_of_a_window_do_not_come_from_the_order_of_its_epoch():
+    """Each window has random numbers of its own, the first one too."""
+    settings = TrainingSettings(bptt=6, batch_size=4, dropout=0.5, seed=3)
+    state, corpus, *_ = begin(settings)
+    state.epoch, drawn = 1, []
+    for state.window in range(3):
+        masks = _window_masks(state, settings, 6, epoch_windows(state, settings, corpus))
+        drawn.append(masks["rows"].tobytes())
+    order = draw_masks(state.model.settings, 4, dropout(settings), np.random.default_rng([3, 1]), np.float32)
+    assert len({*drawn, order["rows"].tobytes()}) == 4
 
 
 def test_clipping_bounds_the_step():

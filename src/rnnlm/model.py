@@ -249,7 +249,7 @@ class Cell(NamedTuple):
     states: str = "s"  # a letter for each of the M states
     reads: str = ""  # the first gates, to which a word's row, or the layer below, is added; none named: all
     recalls: str = ""  # the gates that W s_{t-1} is added to; none named: all
-    ones: str = ""  # the gates whose biases begin at 1
+    ones: str = ""  # the gates whose biases begin at 1, in a network of one layer
     rate: float = 1.0  # times the rule's, if it has row_rates: that of X, W and b, measured, see docs/benchmarks.md
 
     def part(self, gates: str, hidden: int) -> slice:
@@ -897,46 +897,55 @@ class Parameter(NamedTuple):
     """What is to be known of a parameter before there is one."""
 
     shape: tuple[int, ...]
-    fan_in: int = 0  # first values are uniform within 1/sqrt(fan-in); 0: a bias
+    fan_in: int = 0  # how many numbers each is summed with; 0: a bias
     role: str = "dense"  # or "inputs", a row for each word; or "outputs", a row for each tail and each word
     ones: slice = slice(0)  # where a bias begins at 1
+    gain: float = 1.0  # first values are uniform within gain / sqrt(fan-in)
 
 
 def parameter_table(settings: ModelSettings) -> dict[str, Parameter]:
-    """Name every parameter of a kind of model, in the order in which first values are drawn."""
-    V, J, cell = settings.words, len(settings.cutoffs), CELLS[settings.cell]
+    """Name every parameter of a kind of model, in the order in which first values are drawn.
+
+    One layer's forget gates begin with a bias of 1. Where words pass several layers, a gain of sqrt(3) gives their rows
+    a length of about one, and forget gates begin at a half: otherwise LSTMs with dropout can stay at the words' mere
+    frequencies for epochs (measured, docs/benchmarks.md).
+    """
+    V, J, cell, several = settings.words, len(settings.cutoffs), CELLS[settings.cell], settings.layers > 1
     D = settings.embedding or settings.hidden
     direct = len(cell.reads or cell.gates) * settings.units[0] == D and not settings.tied  # a word's row is added to z
-    table = {} if settings.tied else {"U": Parameter((V, D), V if direct else D, "inputs")}
+    gain = math.sqrt(3) if several and not direct else 1.0
+    table = {} if settings.tied else {"U": Parameter((V, D), V if direct else D, "inputs", gain=gain)}
     for number, H in enumerate(settings.units, 1):
         reads, recalls, all_of_z = (len(gates or cell.gates) * H for gates in (cell.reads, cell.recalls, cell.gates))
         if number > 1 or not direct:
             table[f"X{number}"] = Parameter((reads, D), D)
         table[f"W{number}"] = Parameter((recalls, H), H)
-        table[f"b{number}"] = Parameter((all_of_z,), ones=cell.part(cell.ones, H) if cell.ones else slice(0))
+        ones = cell.part(cell.ones, H) if cell.ones and not several else slice(0)
+        table[f"b{number}"] = Parameter((all_of_z,), ones=ones)
         D = H
-    return {**table, "V": Parameter((V + J, D), D, "outputs"), "c": Parameter((V + J,), role="outputs")}
+    outputs = {"V": Parameter((V + J, D), D, "outputs", gain=gain), "c": Parameter((V + J,), role="outputs")}
+    return {**table, **outputs}
 
 
 def dense_size(settings: ModelSettings) -> int:
     """Count the numbers in X and W of all layers."""
-    dense = (shape for shape, fan_in, role, _ in parameter_table(settings).values() if fan_in and role == "dense")
+    dense = (shape for shape, fan_in, role, *_ in parameter_table(settings).values() if fan_in and role == "dense")
     return sum(map(math.prod, dense))
 
 
 def initialize(
     settings: ModelSettings, counts: Array, generator: np.random.Generator, dtype: DTypeLike = np.float32
 ) -> LanguageModel:
-    """Draw matrices uniformly from ±1/sqrt(fan-in), and set c so that the model starts from word frequencies.
+    """Draw matrices uniformly from ±gain/sqrt(fan-in), and set c so that the model starts from word frequencies.
 
     `counts` (V,) says how often each word occurs in training: with c = log p(word) that need not be learned.
     """
     parameters: Parameters = {}
-    for name, (shape, fan_in, role, ones) in parameter_table(settings).items():
+    for name, (shape, fan_in, role, ones, gain) in parameter_table(settings).items():
         if fan_in:
             parameters[name] = np.empty(shape, dtype)
             for _, part in blocks(whole(parameters[name])):  # float64 of a whole table would take twice its memory
-                part[...] = generator.uniform(-1 / np.sqrt(fan_in), 1 / np.sqrt(fan_in), part.shape)
+                part[...] = generator.uniform(-gain / np.sqrt(fan_in), gain / np.sqrt(fan_in), part.shape)
         elif role == "outputs":
             parameters[name] = np.log(output_frequencies(counts, settings.cutoffs)).astype(dtype)
         else:
@@ -1057,12 +1066,12 @@ class Optimizer:
                 "outputs": (TIED_RATE if settings.tied else OUTPUT_RATE) * word_rates(counts, power, settings.cutoffs),
             }
             for name, value in parameters.items():
-                _, reads, role, _ = table[name]
+                _, reads, role, *_ = table[name]
                 looked_up = role == "inputs" or (role == "outputs" and settings.tied)
                 share = 1 if looked_up else RATED_STATES / max(RATED_STATES, reads)  # biases read none
                 rows = np.broadcast_to(rates[role] * share, len(value))
                 self.rates[name] = rows.reshape(-1, *(1 for _ in value.shape[1:])).astype(value.dtype)
-        self.decaying = [name for name, (_, fan_in, role, _) in table.items() if fan_in and role != "dense"]
+        self.decaying = [name for name, (_, fan_in, role, *_) in table.items() if fan_in and role != "dense"]
         self.memory = {
             name: {slot: np.zeros_like(array) for slot in self.rule.slots} for name, array in parameters.items()
         }
