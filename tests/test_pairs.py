@@ -129,7 +129,7 @@ def test_what_is_printed(run, tmp_path, model):  # noqa: F811
     code, out, _ = run("pairs", "pairs.tsv")
     assert code == 0
     assert [line.split() for line in out.splitlines()] == [
-        ["pairs", "ties", "accuracy", "error"],
+        ["pairs", "ties", "accuracy", "std.err"],
         ["all", "5", "1", "90.00%", "8.94%"],
         ["without", "unknown", "words", "4", "0", "100.00%", "0.00%"],
         ["with", "unknown", "words", "1", "1", "50.00%", "0.00%"],

@@ -180,7 +180,7 @@ def _plain_path(value: object) -> str:
 
 def foreign(path: Path) -> ModelError:
     """Return what is raised for a file of another kind."""
-    if path.suffix == ".toml":
-        return ModelError(f"{path}: is no network; mixtures are for score, rescore, evaluate and next")
+    if path.name.endswith((".toml", ".arpa", ".arpa.gz")):
+        return ModelError(f"{path}: is no network; n-gram models and mixtures are for score, rescore, evaluate, next")
     remedy = "name a model's folder or its .npz with --model; rnnlm import takes over those of other tools"
     return ModelError(f"{path}: is not a model of rnnlm; {remedy}")

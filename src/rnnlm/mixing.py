@@ -172,7 +172,7 @@ def _fit_weights(weights: Sequence[float], wanted: int) -> Array:
     found = fit_option(tuple[Share, ...], weights, "weights")
     if len(found) != wanted or abs(sum(found) - 1) > ROUNDED:
         message = f"there are {len(found)}, which sum to {sum(found):g}, for {wanted} models and streams"
-        raise SettingsError(f"--weights takes a weight for each, in order, and they sum to 1; {message}")
+        raise SettingsError(f"--weights takes one for each, in order, with commas between, whose sum is 1; {message}")
     return np.array(found)
 
 

@@ -384,7 +384,7 @@ def _single(path: PathLike, threads: int, stage: Stage) -> Scorer:
             start = file.read(len(MAGIC))
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else "there is no such path"
-        remedy = "name a model's folder, its .npz, an ARPA file or a mixture's .toml"
+        remedy = "train one with `rnnlm train`, or name a model's folder, its .npz, an ARPA file or a mixture's .toml"
         raise ModelError(f"{name}: cannot be read ({why}); {remedy}") from None
     if start.startswith(b"PK"):
         return api.load(path, threads=threads)

@@ -46,7 +46,7 @@ Lags = Annotated[int, Range(1, MOST_LAGS)]
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(allow_dash=True))
 @model_option()
 @option("--lags", type=Value(Lags), default=LAGS, help="Follow errors so many steps back.")
-@option("--words", type=Value(Count), default=10_000, help="Stop after about so many words.")
+@option("--words", type=Value(Count), default=10_000, help="Stop after so many words, rounded up to windows of 2,048.")
 @picture_option("the norms by lag")
 @option("--beside", type=Value(str), metavar="PATH", multiple=True, help="Draw this model too, in the same picture.")
 @threads_option()
@@ -63,8 +63,10 @@ def gradflow(
 ) -> None:
     """Show the mean norm of delta_t(t - lag) over FILE...: texts, plain or gzip, or - for standard input.
 
-    Ends with a small --bptt-truncate that loses at most 1% of the gradient: gradients of the recurrent layers and of
-    the words' rows are computed with it and without it.
+    A row is a lag: pairs are the errors with a step so far back, |delta| is the mean norm there, "of lag 0" its share
+    of that at the error's own step, and "beyond" the share of the sum of all norms that lies at longer lags. Ends with
+    a small --bptt-truncate that loses at most 1% of the gradient: gradients of the recurrent layers and of the words'
+    rows are computed with it and without it.
     """
     from rnnlm.pictures import check_matplotlib, draw_flow
     from rnnlm.sources import spooled

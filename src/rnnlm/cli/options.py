@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import MISSING, fields
@@ -21,6 +22,7 @@ CONFIG_LIMIT = 2**20  # bytes of a file of options
 # What other programs call it, and what we do: named when it is asked for, never guessed.
 OTHER_NAMES = {
     "learning-rate": "lr",
+    "debug": "level",
     "alpha": "lr",
     "window": "bptt",
     "seq-len": "bptt",
@@ -290,7 +292,10 @@ def _toml(path: str, place: Path) -> dict[str, Any]:
             raise click.UsageError(f"{path}: is too large; a file of options has at most {CONFIG_LIMIT:,} bytes.")
         return tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
-        remedy = f"name a TOML file with --config, or a recipe: {', '.join(recipes())}"
+        import difflib
+
+        near = difflib.get_close_matches(path, recipes(), n=1)
+        remedy = f"name a TOML file with --config, or a recipe: {', '.join(near or recipes())}"
         raise click.UsageError(f"{path}: cannot be read ({reason(error)}); {remedy}.") from None
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number of thousands of digits, very deep
         detail = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "its values are too long or too deep"
@@ -347,12 +352,28 @@ def _read_interval(_ctx: click.Context, _parameter: click.Parameter, value: str)
     return value
 
 
+def _typed(name: str) -> str:
+    """Return the option that was typed: of -hidden, click complains of -i, as it reads -h -i -d and so on."""
+    if name[:2] == "--":
+        return name
+    longer = (part for part in sys.argv[2:] if part[:1] == "-" and part[1:2] != "-" and name[1:] in part[1:])
+    return next(longer, name)
+
+
 def usage_sentence(error: click.ClickException) -> str:
     """Return what is wrong with a command line, as a sentence that ends."""
     message = error.format_message()
-    if isinstance(error, click.NoSuchOption) and error.ctx:
-        options = [item for item in error.ctx.command.params if isinstance(item, click.Option)]
+    if isinstance(error, click.UsageError) and error.ctx:
+        command, path = error.ctx.command, error.ctx.command_path
+        options = [item for item in command.params if isinstance(item, click.Option)]
         names = [name for item in options for name in (*item.opts, *item.secondary_opts)]
-        hint = _nearest(error.option_name, names, error.ctx.command_path)
-        message = f"There is no option {brief(error.option_name)[1:-1]}{hint}"
+        if isinstance(error, click.NoSuchOption):
+            typed = _typed(error.option_name)
+            name = typed if typed[:2] == "--" or len(typed) < 3 else f"-{typed}"
+            hint = f"; it is {name}, with two dashes" if name in names else _nearest(name, names, path)
+            message = f"There is no option {brief(typed)[1:-1]}{hint}"
+        elif message.startswith("Got unexpected extra argument"):
+            takes_text = any(isinstance(item, click.Argument) and item.nargs == 1 for item in command.params)
+            hint = "put a text of several words in quotes" if takes_text else "name a model with --model"
+            message = f"{message.rstrip('.')}; {hint}" if takes_text or "--model" in names else message
     return message if message.endswith((".", "?")) else f"{message}."

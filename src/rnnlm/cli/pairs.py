@@ -108,7 +108,7 @@ def _write(judgement: Judgement, as_json: bool, before: list[str] | None) -> lis
 
 def _table(result: Result) -> str:
     """Line the figures up: all pairs, those with and without unknown words, then each group."""
-    lines = [f"{'':<42}{'pairs':>9}{'ties':>7}{'accuracy':>10}{'error':>8}"]
+    lines = [f"{'':<42}{'pairs':>9}{'ties':>7}{'accuracy':>10}{'std.err':>8}"]
     lines += _rows({"all": result.all, "  without unknown words": result.known, "  with unknown words": result.unknown})
     for name, values in result.groups.items():
         if not values:

@@ -92,6 +92,8 @@ def score(ctx: click.Context, /, files: tuple[str, ...], model: str, threads: in
 
     lm = open_scorer(model, threads, stage_bar)
     files = files or ("-",)
+    if "-" in files and sys.stdin.isatty():
+        say("Type a sentence, and Enter; Ctrl-D ends.")
     reader = _reader(lm, settings, **options)
     seen: Counter[str] = Counter()
     records = _noted(_records(lm, reader, files, **options), seen)

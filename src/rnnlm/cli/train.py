@@ -317,10 +317,11 @@ def _tell_start(run: Run, resumed: bool) -> None:
         return
     part = valid.sentences / (valid.sentences + text.sentences)
     share = "" if settings.valid else f" (last {100 * part:.2g}% of the corpus)"
-    known, unknown = counted(len(words), "word"), f"{text.unknown:,} training words are unknown ({1 - text.share:.2%})"
+    are = "is" if text.unknown == 1 else "are"
+    unknown = f"{counted(text.unknown, 'training word')} {are} unknown ({1 - text.share:.2%})"
     rows = {
         "Training": ", ".join(counted(getattr(text, f"{name}s"), name) for name in ("sentence", "word", "type")),
-        "Vocabulary": f"{known}; {unknown}",
+        "Vocabulary": f"{counted(len(words), 'word')}; {unknown}",
         "Validation": ", ".join(counted(getattr(valid, f"{name}s"), name) for name in ("sentence", "word")),
     }
     rows["Validation"] += f", {valid.unknown:,} unknown{share}"
