@@ -22,8 +22,10 @@ import numpy as np
 import sides
 import tokenizing
 from contest import Entry, Result, contest
-from machine import ROOT, Table, cores, facts, has_torch, rnnlm
+from machine import ROOT, Table, facts, has_torch, rnnlm
 from sides import Shape
+
+from rnnlm.settings import cores
 
 OURS, SAME, EAGER, COMPILED = "ours", "ours, their cutoffs", "PyTorch", "torch.compile"
 OWN = "numpy, one BLAS thread in each of our threads"

@@ -16,6 +16,7 @@ import numpy as np
 import threadpoolctl
 
 from rnnlm import __version__
+from rnnlm.settings import cores
 
 ROOT = Path(__file__).resolve().parent.parent
 INFLUENCES = ("OPENBLAS_", "OMP_", "GOMP_", "MKL_", "BLIS_", "VECLIB_")  # variables that begin so change the speed
@@ -45,11 +46,6 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def rnnlm() -> list[str]:
@@ -96,7 +92,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def peak_megabytes(process: int | str | None = "self") -> float:
+def peak_megabytes(process: int | str = "self") -> float:
     """Return the peak resident set of a process, by its number, or of this one.
 
     Linux tells it of any process; `getrusage`, the way elsewhere, knows this one only, and on Linux would count in

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import sides
-from machine import cores, print_table
+from machine import print_table
 
 from rnnlm import model, ranks
+from rnnlm.settings import cores
 
 NETWORKS, HIDDEN, STREAMS = ("elman", "lstm"), (100, 200, 512), (20, 64)
 LAYERS = {"embed": "embed", "recur": "recur", "softmax_loss": "softmax"}  # functions of model.py, and their headings

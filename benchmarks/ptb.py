@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import ROOT, Table, cores, facts, rnnlm
+from machine import ROOT, Table, facts, rnnlm
+
+from rnnlm.settings import cores
 
 MARKS = (200, 151.5, 140, 130, 125, 120, 115, 110, 105, 100, 95, 90, 85, 80)  # 151.5 is where Mikolov's toolkit ends
 CELLS = ("gru", "lstm")

@@ -14,7 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from machine import Table, cores, facts
+from machine import Table, facts
+
+from rnnlm.settings import cores
 
 STREAMS = 64  # of each rank
 WARM = 4  # windows that make buffers, and are not counted

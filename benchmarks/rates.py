@@ -27,6 +27,10 @@ DEFAULTS = {
     "--cell": "elman",
     "CELL_RATE": CELLS["elman"].rate,
     "--tied": False,
+    "--carry-state": False,
+    "--average": False,
+    "--dropout": 0.0,
+    "--weight-decay": 0.0,
     "--rate-power": 0.5,
     "--lr": RULES["sgd"].learning_rate,
     "--optimizer": TrainingSettings.optimizer,
@@ -91,8 +95,9 @@ def row(corpus: Path, settings: dict[str, Any], shown: list[str]) -> list[str]:
     """Train for an epoch. Returns the settings to be shown, the validation perplexity and the words a second."""
     cells = [f"{value:g}" if isinstance(value, float) else f"{value}" for value in (settings[name] for name in shown)]
     given = {name: value for name, value in settings.items() if name.startswith("--")}
-    options = [item for name, value in given.items() if value is not False for item in (name, value)]
-    options = [item for item in options if item is not True]
+    options = []
+    for name, value in given.items():
+        options += [name if value else f"--no-{name[2:]}"] if isinstance(value, bool) else [name, value]
     command = [sys.executable, "-c", PROGRAM, json.dumps(settings), "train"]
     command += ["--hidden", 200, "--epochs", 1, *options]
     try:

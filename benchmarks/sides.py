@@ -19,7 +19,6 @@ from rnnlm.generation import generate
 from rnnlm.model import (
     CELLS,
     LanguageModel,
-    Layer,
     ModelSettings,
     Optimizer,
     Workspace,
@@ -156,15 +155,12 @@ def prepare_ours(shape: Shape) -> Run:
 def prepare_our_layers(shape: Shape) -> Run:
     """Walk the layers alone through a window and back, from given rows of numbers to their gradient."""
     work, model = _workspace(shape), _model(shape)
-    layers = [
-        Layer(*(model.parameters.get(f"{name}{number}") for name in "XWb")) for number in range(1, shape.layers + 1)
-    ]
     rows, ds = _layer_numbers(shape)
     keep, before = np.ones(rows.shape[:2], bool), model.start(shape.streams)
 
     def run(count: int) -> float:
         for _ in range(count):
-            _, backward = recur(rows, keep, before, layers, CELLS[shape.cell], None, work)
+            _, backward = recur(rows, keep, before, model.layers, CELLS[shape.cell], None, work)
             backward(ds)
         return count * shape.window * shape.streams
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import sides
-from machine import cores, peak_megabytes, print_table
+from machine import peak_megabytes, print_table
 from parts import LAYERS, timed
 from threadpoolctl import threadpool_limits
 
@@ -26,7 +26,7 @@ from rnnlm.archive import write
 from rnnlm.clusters import choose_cutoffs
 from rnnlm.corpus import Corpus
 from rnnlm.defaults import choose
-from rnnlm.settings import NetworkSettings, RunSettings, TrainingSettings
+from rnnlm.settings import NetworkSettings, RunSettings, TrainingSettings, cores
 
 PREDICTIONS = 100_000_000  # of the text whose defaults are measured
 SAVINGS = 9

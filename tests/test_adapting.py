@@ -11,9 +11,10 @@ import pytest
 from conftest import corpus_of
 from rnnlm import adapting
 from rnnlm.adapting import Adapting, Cache, mixed, sentence_runs, tune
-from rnnlm.dynamic import EPSILON, SEGMENT, Rms, root_mean_square, segments
+from rnnlm.batches import windows
+from rnnlm.dynamic import EPSILON, SEGMENT, STATISTICS_STREAMS, Rms, root_mean_square, segments
 from rnnlm.errors import SettingsError, TextError
-from rnnlm.model import CELLS, LanguageModel, ModelSettings, Workspace, initialize
+from rnnlm.model import CELLS, LanguageModel, ModelSettings, Workspace, in_arrays, initialize, mean_weights
 from rnnlm.scoring import perplexity, word_losses
 from rnnlm.settings import AdaptationSettings
 from rnnlm.vocabulary import Vocabulary
@@ -176,9 +177,17 @@ def test_steps_with_statistics_are_those_of_the_formula(kind: dict[str, Any]) ->
 def test_statistics_are_the_root_of_the_mean_square() -> None:
     """A parameter that no word of the text touches has 0, and then steps stay numbers."""
     model = small_model(cutoffs=(2, 5))
-    rms = root_mean_square(model, corpus_of([["a", "a"]] * 9, VOCABULARY), Workspace())
+    corpus = corpus_of([["a", "a"]] * 9, VOCABULARY)
+    rms = root_mean_square(model, corpus, Workspace())
     assert rms["U"][3:].tolist() == np.zeros_like(rms["U"][3:]).tolist()
     assert (rms["U"][1] > 0).all()
+    x, y = windows(corpus, STATISTICS_STREAMS, SEGMENT)[0]  # the text has one
+    gradients = model.losses(x, y, model.start(x.shape[1]), Workspace())[1](mean_weights(y))
+    for name, gradient in gradients.items():
+        expected = np.zeros_like(rms[name])
+        for rows, values in in_arrays(gradient):
+            expected[rows] = np.abs(values)  # of one window, the root of the square
+        np.testing.assert_allclose(rms[name], expected, rtol=1e-5, atol=1e-12)
     learner = Rms(model, AdaptationSettings(dynamic=0.1, dynamic_rms="x"), rms)
     assert all(np.isfinite(value).all() for value in (*learner.rate.values(), *learner.pull.values()))
     with pytest.raises(TextError, match="no sentences"):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from threadpoolctl import threadpool_limits
 
+from rnnlm import model, ranks
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -99,10 +101,28 @@ def test_operations(sides):
     assert sides.Shape(50, 6, 3, 1, cell="gru", layers=2, tied=True).operations == 6 * (50 * 6 + 4 * 18 * 6)
 
 
-@pytest.mark.parametrize("script", ["bench.py", "clusters.py", "ptb.py", "rates.py", "tokenizing.py"])
+SCRIPTS = [path.name for path in (ROOT / "benchmarks").glob("*.py") if "import argparse" in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help(script):
     """Every benchmark with options says what they are, so it can at least be loaded."""
     assert "usage:" in call(script, "--help")
+
+
+def test_parts_of_a_window(monkeypatch, capsys):
+    """Each part has a time: the functions that parts.py measures are those that training calls."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    parts = importlib.import_module("parts")
+    for name, small in {"NETWORKS": ("lstm",), "HIDDEN": (8,), "STREAMS": (4,), "WINDOWS": 2}.items():
+        monkeypatch.setattr(parts, name, small)
+    for module, name in ((model, "embed"), (model, "recur"), (model, "softmax_loss"), (ranks, "joint_norm")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # to have them back
+    monkeypatch.setattr(model.Optimizer, "step", model.Optimizer.step)
+    parts.main()
+    *_, row = capsys.readouterr().out.splitlines()
+    assert len(row.split("|")) > 10
+    assert "nan" not in row
 
 
 def test_time_to_perplexity(tmp_path):

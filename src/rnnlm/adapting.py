@@ -89,8 +89,8 @@ class Adapting:
     def hypotheses(self, sentences: Sequence[Array], work: Workspace) -> Floats:
         """Return log p (n,), in nats, of sentences of which one comes next, but learn of none.
 
-        Each is its ids, the last of which is `</s>`, and is read from the states that there are. It is what `losses`
-        would find, but that no step is taken within a sentence.
+        Each is its ids, the last of which is `</s>`, and is read from the states that there are. Where what is learned
+        lasts over the text, it is what `losses` would find, but that no step is taken within a sentence.
         """
         log_p, place = np.empty(len(sentences)), 0
         if self.learner and sentences:
