@@ -308,7 +308,7 @@ def _arrivals(trace: Trace, layer: int, t: int, k: int) -> Iterator[Arrival]:
         above = trace.layers[layer].delta[t - 1, k - 1, reads]
         yield Arrival("s", f"X{layer + 1}' delta_{t}({k}) of layer {layer + 1}", above @ find(f"X{layer + 1}"))  # (24)
     elif k == t:
-        yield Arrival("s", f"dE_{t}/ds_{t} = V' (p_{t} - 1_y{t})", trace.ds[t - 1])  # (7)
+        yield Arrival("s", f"V' (p_{t} - 1_y{t})", trace.ds[t - 1])  # (7)
     after = own.dstates[:, t - 1, k] * own.carry[:, k] if k < t else None  # past W
     if k < t:
         delta = own.delta[t - 1, k, cell.part(cell.recalls, H)]

@@ -81,8 +81,7 @@ def rescore(
     options = {name: value for name, value in given(ctx).items() if name in WEIGHTS}
     settings = _checked(options, best, tune, output, [name for name in given(ctx) if name in HELP])
     adaptation = adaptation_settings(others, lists)
-    read = (*lists, model, others["tune_on"], others["dynamic_rms"])
-    places = _places(lists, output, best or tune is not None, read)
+    places = _places(lists, output, best or tune is not None, (model, others["tune_on"], others["dynamic_rms"]))
     from rnnlm.mixture import open_scorer
     from rnnlm.nbest import NBestFile
     from rnnlm.rescoring import look, weights_for
@@ -215,7 +214,7 @@ def _lines(one: Rescored, weights: Weights, best: bool) -> Iterator[bytes]:
 
 
 def _places(lists: Sequence[str], output: str | None, one: bool, read: Sequence[str | None]) -> list[Path | None]:
-    """Say where each list is written, or the one place for all; None is standard output. What is `read` is kept."""
+    """Say where each list is written, or the one place for all; None is standard output. What is `read`, too, is kept."""
     if output in (None, "-"):
         if len(lists) > 1 and not one:
             raise click.UsageError("Several lists are written to a folder; name it with --output, or give one list.")
@@ -231,7 +230,7 @@ def _places(lists: Sequence[str], output: str | None, one: bool, read: Sequence[
     for place in places:
         if place.exists() and not place.is_file():  # /dev/null would be replaced
             raise SettingsError(f"{_named(place)}: is no plain file; name another with --output")
-        refuse_inputs(place, read, "--output")
+        refuse_inputs(place, (*lists, *read), "--output")
     return list(places)
 
 

@@ -51,7 +51,8 @@ def trace(ctx: click.Context, /, sentence: str | None, model: str, tutorial: boo
     """Show delta_t(k), which is dE_t/dz_k, for each error t and step k of SENTENCE.
 
     Errors stand in rows, steps in columns; each number is the length of a vector. Gradients are those of the sum of
-    all errors, and are compared with what training computes. The equations are in docs/derivation.md.
+    all errors, and are compared with what training computes: "equal to" so many digits. "cut" is the norm of what a
+    truncation leaves out, as a share of the whole gradient's. The equations are in docs/derivation.md.
     """
     from rnnlm.run import computing
     from rnnlm.tracing import pair
@@ -202,8 +203,12 @@ def _taken_apart(found: Trace, t: int, k: int, layer: int, apart: Pair) -> list[
 
 def _columns(units: list[int], parts: list[Any], sign: str, result: Any) -> list[str]:
     """Line up what makes each number of a vector."""
-    rows = [(unit, f" {sign} ".join(f"{part[unit]:>12.5g}" for part in parts)) for unit in units]
-    return [f"  unit {unit + 1:>4}  {row}  = {result[unit]:>12.5g}" for unit, row in rows]
+    numbers = parts if len(parts) == 1 else [*parts, result]
+    signs = ["", *[f" {sign} "] * (len(parts) - 1), "  = "]  # a single part is the result
+    signed = list(zip(signs, numbers, strict=False))
+    return [
+        f"  unit {unit + 1:>4}  " + "".join(f"{sign}{each[unit]:>12.5g}" for sign, each in signed) for unit in units
+    ]
 
 
 def _written_out(found: Trace, t: int, k: int, layer: int) -> list[str]:

@@ -14,12 +14,14 @@ from rnnlm.checking import flag
 from rnnlm.cli import INTERRUPTED, speaks
 from rnnlm.cli.advice import option_warnings, text_warnings
 from rnnlm.cli.options import (
+    RECIPES,
     Command,
     Value,
     config_option,
     given,
     model_option,
     option,
+    recipes,
     save_every_option,
     setting,
     threads_option,
@@ -236,20 +238,18 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
     --patience may then change.
     """
     from rnnlm.api import train
-    from rnnlm.checkpoint import ModelFolder
     from rnnlm.run import Listener
 
     options, others = given(ctx), ctx.params
-    texts = (*corpus, *(others["valid"] or ()), *filter(None, [others["vocab"]]))
-    for path, another in ((log, "another with --log"), *((text, "another text") for text in texts)):
-        if path not in (None, "-") and ModelFolder(model).owns(Path(path)):
-            raise click.UsageError(f"{path}: is a file of the model's own; name {another}.")
+    _check_files(model, log, (*corpus, *(others["valid"] or ()), others["vocab"]))
     if not corpus and not others["resume"]:
         raise click.UsageError("Name a text to train on, or - for standard input; only --resume needs none.")
     for name in ("corpus", "model", "quiet", "log", "resume", "overwrite", "save_every"):
         options.pop(name, None)
     bars = _Bars()
     with said_to(quiet, log, not speaks()), stop_signals() as stop, closing(bars):
+        if (recipe := ctx.meta.get("rnnlm.config")) in recipes() and speaks():
+            say(f"Recipe      {RECIPES / recipe}.toml")
         how = {name: others[name] for name in ("resume", "overwrite", "save_every")}
         listener = Listener(stage_bar, bars.evaluating if speaks() else None, lambda: stop.come)
         try:
@@ -267,6 +267,15 @@ def train(ctx: click.Context, /, corpus: tuple[str, ...], model: str, quiet: boo
                 raise
         else:
             _follow_silently(events, stop)
+
+
+def _check_files(model: str, log: str | None, texts: tuple[Any, ...]) -> None:
+    """Refuse a log and texts that are files of the model's own, which would be written over."""
+    from rnnlm.checkpoint import ModelFolder
+
+    for path, another in ((log, "another with --log"), *((text, "another text") for text in texts)):
+        if path not in (None, "-") and ModelFolder(model).owns(Path(path)):
+            raise click.UsageError(f"{path}: is a file of the model's own; name {another}.")
 
 
 def _follow_silently(events: Iterator[Any], stop: Stop) -> None:
