@@ -246,8 +246,8 @@ def test_context_reads_on_from_list_to_list(run: Run) -> None:
     [
         ("", (), "there is no hypothesis in it"),
         ("\n", ("--format", "srilm"), "there is no hypothesis in it"),
-        ("1 the cat\n", (), "line 1: it begins as a list of more than one format may"),
-        ("1 0 1 cat\n", (), "line 1: it begins as a list of more than one format may"),
+        ("1 the cat\n", (), "line 1: lists of several formats have lines like this"),
+        ("1 0 1 cat\n", (), "line 1: lists of several formats have lines like this"),
         (MOSES, ("--format", "kaldi"), "line 1: this begins as a list of the format moses; leave --format out"),
         ("the cat sleeps .\nthe dog runs .\n", ("--format", "mikolov"), "seem to have no IDs.*'the'"),
         ("the cat sleeps .\nthe dog runs .\n", ("--format", "kaldi"), "seem to have no IDs.*'the'"),

@@ -260,8 +260,8 @@ class NBestFile:
             message = f"this begins as a list of the format {detected.name}; leave --format out"
             raise TextError(f"{source.name}, line 1: {message}")
         if kind is None:
-            what = "it begins as a list of more than one format may"
-            raise TextError(f"{source.name}, line 1: {what}; say which it is with {_FORMATS}")
+            what = "lists of several formats have lines like this"
+            raise TextError(f"{source.name}, line 1: {what}; say which this is with {_FORMATS}")
         try:
             return cls(source, kind(source.name, first))
         except _Refused as refused:

@@ -105,13 +105,13 @@ def draw_flow(flows: Mapping[str, Flow], path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, flow in flows.items():
+        end = name if len(name) <= NAME else f"…{name[1 - NAME :]}"  # where paths differ
+        called = f" of {plain(end, NAME)}" if name else ""
         lags = np.flatnonzero(flow.pairs)
         for layer in flow.layers:
-            end = name if len(name) <= NAME else f"…{name[1 - NAME :]}"  # where paths differ
-            called = ", ".join(
-                filter(None, (plain(end, NAME), f"layer {layer.number}" if len(flow.layers) > 1 else ""))
-            )
-            of = f" of {called}" if called else ""
+            of = called
+            if len(flow.layers) > 1:
+                of += f"{',' if called else ' of'} layer {layer.number}"
             label = rf"$\delta_t${of}: {layer.factor:.2f} a step"
             delta, _, *others = layer.of_first
             (line,) = axes.plot(lags, delta[lags], marker=".", label=label)
@@ -119,7 +119,7 @@ def draw_flow(flows: Mapping[str, Flow], path: Path) -> None:
                 label = rf"$\partial E_t / \partial c${of}"
                 axes.plot(lags, of_cell[lags], ls=":", color=line.get_color(), label=label)
         if flow.advice is not None:
-            label = f"K = {flow.advice} loses {flow.lost[flow.advice]:.1%}"
+            label = f"K = {flow.advice}{called} loses {flow.lost[flow.advice]:.1%}"
             axes.axvline(flow.advice, color=line.get_color(), ls="--", lw=1, label=label)
     axes.set(xlabel="lag, steps back from the error", yscale="log")
     axes.set_ylabel(r"mean norm at step $t - \mathrm{lag}$, of that at lag 0")

@@ -214,7 +214,7 @@ def _lines(one: Rescored, weights: Weights, best: bool) -> Iterator[bytes]:
 
 
 def _places(lists: Sequence[str], output: str | None, one: bool, read: Sequence[str | None]) -> list[Path | None]:
-    """Say where each list is written, or the one place for all; None is standard output. What is `read`, too, is kept."""
+    """Say where each list is written, or the one place for all; None is standard output. What is `read` is kept."""
     if output in (None, "-"):
         if len(lists) > 1 and not one:
             raise click.UsageError("Several lists are written to a folder; name it with --output, or give one list.")
