@@ -1157,7 +1157,7 @@ def test_logs_and_texts_are_no_files_of_the_model(run, corpus, model, name):
             assert (code, "is a file of the model's own; name another text." in " ".join(err.split())) == (2, True)
 
 
-def test_a_log_is_not_where_standard_error_goes(corpus):
+def test_a_log_is_not_where_standard_error_goes(run, corpus):
     """Lines of both would lie over each other."""
     command = [sys.executable, "-m", "rnnlm", "train", corpus, *map(str, SMALL), "--log", "log"]
     with Path("log").open("w") as log:

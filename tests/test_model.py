@@ -1111,7 +1111,7 @@ def test_initial_weights_fill_one_over_root_fan_in() -> None:
 def test_fan_in_is_what_each_number_is_added_with(settings: dict[str, Any], limits: dict[str, float]) -> None:
     """Matrices fill the range of their fan-in: V for a table whose rows are added as they are, else its columns.
 
-    Where words pass several layers, rows of both tables are sqrt(3) times as long.
+    Where words pass several layers, from X1 on, rows of both tables are sqrt(3) times as long.
     """
     model = initialize(ModelSettings(400, 25, **settings), np.ones(400), np.random.default_rng(1))
     for name, limit in limits.items():

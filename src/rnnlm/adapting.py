@@ -43,7 +43,7 @@ from rnnlm.settings import AdaptationSettings
 POSITIONS = 2**10  # that are read at once where the model learns of them
 RUN = 2**14  # positions that are read before the cache is asked about them
 SCORES = 2**18  # numbers of a block of the cache's scores, which stay near a core
-LARGEST = 60.0  # of exponents whose exp(), in float32, needs no maximum taken off; the least is -60
+LARGEST = 60.0  # exponents within ±60 need no maximum taken off before exp(), in float32
 TUNING_POSITIONS = 2**17  # of a text, the most by which the cache's settings are found
 TUNING_NUMBERS = 2**25  # of the outputs there, which are held in memory
 WEIGHTS, FLATNESSES = (0.03, 0.1, 0.2, 0.4), (0.03, 0.1, 0.3, 1.0)  # the grid in which that begins

@@ -207,11 +207,13 @@ class ModelFolder:
                 raise ValueError("a line is not an object with the name of its run")
             return lines
 
-    def owns(self, path: Path) -> bool:
-        """Say whether a path is that of a file of the folder's own, of a hidden one, or within an encoded text."""
+    def owns(self, path: Path, hidden: bool = True) -> bool:
+        """Say whether a path is that of a file of the folder's own, or within an encoded text; or `hidden` in it."""
         with suppress(OSError, RuntimeError, ValueError):  # a loop of links; a path elsewhere
-            first, *_ = path.resolve().relative_to(self.path.resolve()).parts
-            return first in {file.name for file in self.files} or first[0] == "." or first.startswith("encoded-")
+            first, *below = path.resolve().relative_to(self.path.resolve()).parts
+            encoded = first.startswith("encoded-") and bool(below)
+            own = {name for file in self.files for name in (file.name, temporary_name(file).name)}
+            return encoded or first in own or (hidden and first[0] == ".")
         return False
 
     def run_to_replace(self) -> str | None:

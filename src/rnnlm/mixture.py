@@ -59,14 +59,14 @@ class Mixture:
         oov: what a model gives to a word that it lacks: `share`, as above; `mikolov`: nothing.
     """
 
+    carries_state = False
+
     def __init__(self, parts: Sequence[Scorer], weights: Sequence[float], oov: Oov = "share") -> None:
         self.parts, self.weights, self.oov = list(parts), np.array(weights, float), fit_option(Oov, oov, "oov")
         self.words: frozenset[str] = frozenset().union(*(part.words for part in parts))
         # of the others' words, how many each part shares its <unk> with
         self.lacking = tuple(len(self.words) - len(part.words) if oov == "share" else 0 for part in parts)
         self._shares = [math.log(lacking + 1) for lacking in self.lacking]
-
-    carries_state = False
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -906,9 +906,9 @@ class Parameter(NamedTuple):
 def parameter_table(settings: ModelSettings) -> dict[str, Parameter]:
     """Name every parameter of a kind of model, in the order in which first values are drawn.
 
-    One layer's forget gates begin with a bias of 1. Where words pass several layers, a gain of sqrt(3) gives their rows
-    a length of about one, and forget gates begin at a half: otherwise LSTMs with dropout can stay at the words' mere
-    frequencies for epochs (measured, docs/benchmarks.md).
+    Forget gates of one layer begin with a bias of 1, those of several with 0. Where words pass several layers, from X1
+    on, a gain of sqrt(3) gives their rows a length of about one. Otherwise LSTMs with dropout can stay at the mere
+    frequencies of words for epochs (measured, docs/benchmarks.md).
     """
     V, J, cell, several = settings.words, len(settings.cutoffs), CELLS[settings.cell], settings.layers > 1
     D = settings.embedding or settings.hidden

@@ -136,7 +136,7 @@ class TrainingSettings(Settings):
     clip: NotNegative = 5.0  # greatest joint norm of the gradients of the mean loss; 0: none
     epochs: Annotated[int, Range(1, 10**9)] = 20
     eval_every: Natural = 0  # windows between evaluations, beside the one after each epoch; 0: none
-    min_improvement: Annotated[float, Range(0, 1, below=True)] = 0.003  # by which share an epoch lowers the perplexity
+    min_improvement: Annotated[float, Range(0, 1, below=True)] = 0.003  # share by which it must lower the perplexity
     decay_from: Natural = 0  # the first epoch after which the rate falls; 0: the first that has not improved so
     lr_decay: Annotated[float, Range(1, 1e30)] = 2.0  # what the rate is divided by after each epoch from then on
     patience: Annotated[int, Range(1, 10**9)] = 3  # epochs in a row without that improvement, after which it stops

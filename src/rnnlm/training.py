@@ -41,9 +41,7 @@ from rnnlm.settings import Count, Natural, NotNegative, Perplexity, Positive, Tr
 
 AVERAGE_STEPS = DECAY_STEPS  # steps from one that enters the average of weights to the next: no decay is owed then
 FADING = 4  # the average's weights grow as the fourth power of the step: the last fifth of all has two thirds of it
-WORSE = (
-    1.003  # a perplexity that is higher than another by this factor has risen, and one that is lower by it has fallen
-)
+WORSE = 1.003  # the factor by which a perplexity has risen, or fallen, and is not merely another
 RECENT = 50  # windows over which the loss is averaged before it is called divergent
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rnnlm.cli.options import Command, Value, check_picture, json_option, option
+from rnnlm.cli.options import Command, Value, check_picture, json_option, option, refuse_inputs
 
 if TYPE_CHECKING:
     from rnnlm.training import Record
@@ -42,6 +42,7 @@ def curve(models: tuple[str, ...], output: Path | None, by: str | None, as_json:
         raise click.UsageError("--by is of the picture; give -o too, or leave it out.")
     if output is not None:
         check_matplotlib("-o")
+        refuse_inputs(output, models, "-o")
     runs: dict[str, list[Record]] = {}
     for model in dict.fromkeys(models):
         origin = load_model(model).origin

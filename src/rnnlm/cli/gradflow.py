@@ -46,7 +46,12 @@ Lags = Annotated[int, Range(1, MOST_LAGS)]
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(allow_dash=True))
 @model_option()
 @option("--lags", type=Value(Lags), default=LAGS, help="Follow errors so many steps back.")
-@option("--words", type=Value(Count), default=10_000, help="Stop after so many words, rounded up to windows of 2,048.")
+@option(
+    "--words",
+    type=Value(Count),
+    default=10_000,
+    help="Stop after so many words, at the end of a window of up to 2,048.",
+)
 @picture_option("the norms by lag")
 @option("--beside", type=Value(str), metavar="PATH", multiple=True, help="Draw this model too, in the same picture.")
 @threads_option()

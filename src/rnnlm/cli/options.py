@@ -217,9 +217,10 @@ def refuse_inputs(output: Path, inputs: Iterable[str | None], flag_: str) -> Non
     from rnnlm.checkpoint import ModelFolder
     from rnnlm.sources import shown
 
-    folder, what = ModelFolder(output.parent), ""
-    if folder.owns(output) and folder.holds_model():
-        what = "a file of a model"
+    what = ""
+    for folder in (ModelFolder(output.parent), ModelFolder(output.parent.parent)):
+        if folder.owns(output) and folder.holds_model():
+            what = "a file of a model"
     for path in inputs:
         with suppress(OSError, ValueError):  # it is none, or not there
             what = "a file that is read" if path and output.samefile(path) else what
@@ -356,8 +357,8 @@ def _typed(name: str) -> str:
     """Return the option that was typed: of -hidden, click complains of -i, as it reads -h -i -d and so on."""
     if name[:2] == "--":
         return name
-    longer = (part for part in sys.argv[2:] if part[:1] == "-" and part[1:2] != "-" and name[1:] in part[1:])
-    return next(longer, name)
+    typed = [part for part in sys.argv[1:] if part[:1] == "-" and part[1:2] not in ("-", "") and name[1:] in part[1:]]
+    return name if name in typed or not typed else typed[0]
 
 
 def usage_sentence(error: click.ClickException) -> str:
@@ -373,7 +374,9 @@ def usage_sentence(error: click.ClickException) -> str:
             hint = f"; it is {name}, with two dashes" if name in names else _nearest(name, names, path)
             message = f"There is no option {brief(typed)[1:-1]}{hint}"
         elif message.startswith("Got unexpected extra argument"):
-            takes_text = any(isinstance(item, click.Argument) and item.nargs == 1 for item in command.params)
+            arguments = [item for item in command.params if isinstance(item, click.Argument)]
+            takes_text = any(item.name in ("prompt", "sentence") for item in arguments)
             hint = "put a text of several words in quotes" if takes_text else "name a model with --model"
-            message = f"{message.rstrip('.')}; {hint}" if takes_text or "--model" in names else message
+            clear = takes_text or ("--model" in names and not arguments)
+            message = f"{message.rstrip('.')}; {hint}" if clear else message
     return message if message.endswith((".", "?")) else f"{message}."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rnnlm.cli.options import Command, Value, json_option, model_option, option, picture_option
+from rnnlm.cli.options import Command, Value, json_option, model_option, option, picture_option, refuse_inputs
 from rnnlm.cli.progress import WIDTH, fitted, say_unknown
 from rnnlm.settings import Count, Natural
 
@@ -71,6 +71,7 @@ def trace(ctx: click.Context, /, sentence: str | None, model: str, tutorial: boo
     if options["picture"]:
         from rnnlm.pictures import draw_triangle
 
+        refuse_inputs(options["picture"], (model,), "--picture")
         draw_triangle(found, words, options["picture"])
     click.echo(_as_json(found, words, terms, at) if options["as_json"] else _as_text(found, words, terms, at, options))
 

@@ -273,9 +273,12 @@ def _check_files(model: str, log: str | None, texts: tuple[Any, ...]) -> None:
     """Refuse a log and texts that are files of the model's own, which would be written over."""
     from rnnlm.checkpoint import ModelFolder
 
-    for path, another in ((log, "another with --log"), *((text, "another text") for text in texts)):
-        if path not in (None, "-") and ModelFolder(model).owns(Path(path)):
-            raise click.UsageError(f"{path}: is a file of the model's own; name {another}.")
+    folder = ModelFolder(model)
+    if log is not None and folder.owns(Path(log)):
+        raise click.UsageError(f"{log}: is a file of the model's own; name another with --log.")
+    for path in texts:
+        if path not in (None, "-") and folder.owns(Path(path), hidden=False):
+            raise click.UsageError(f"{path}: is a file of the model's own; name another text.")
 
 
 def _follow_silently(events: Iterator[Any], stop: Stop) -> None:
