@@ -169,6 +169,9 @@ def test_what_may_change_on_resuming(tmp_path, settings):
             resume(folder, given={"lr": 0.1})
         with pytest.raises(SettingsError, match="--batch-size is 3 here and was 2"):
             resume(folder, given={"batch_size": 3})
+        resume(folder, given={"epochs": 6, "batch_size": None})  # not given
+        with pytest.raises(SettingsError, match="--vocab-size is None"):  # all words
+            resume(folder, given={"epochs": 6, "vocab_size": None})
         with pytest.raises(SettingsError, match="--epochs is 0; it takes"):
             resume(folder, given={"epochs": 0})
 
