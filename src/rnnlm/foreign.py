@@ -34,7 +34,7 @@ from rnnlm.model import Array, LanguageModel, ModelSettings
 from rnnlm.settings import NetworkSettings, RunSettings, TextSettings, VocabularySettings
 from rnnlm.sources import STANDARD_INPUT, check_encoding, shown
 from rnnlm.text import Tokenizer
-from rnnlm.vocabulary import FOREIGN, SENTENCE_END, SENTENCE_START, UNKNOWN, Vocabulary, listed_words
+from rnnlm.vocabulary import SENTENCE_END, SENTENCE_START, UNKNOWN, Vocabulary, control_character, listed_words
 
 NEVER = -100.0  # the logit of <unk> where a model knows no unknown word: e^-100 changes no sum in float32
 HEADER_LINES = 100  # lines before a vocabulary, at most
@@ -239,11 +239,8 @@ def _words(path: Path, lines: _Lines, header: _Header, encoding: str) -> tuple[l
             raise ModelError(f"{place}: {message}") from None
         except ValueError:
             raise ValueError(f"line {lines.number} is not a number, a count, a word and a class") from None
-        if foreign := FOREIGN.search(word):
-            message = (
-                f"U+{ord(foreign.group()):04X} is a control character; name the encoding of the words with --encoding"
-            )
-            raise ModelError(f"{place}: {message}")
+        if strange := control_character(word):
+            raise ModelError(f"{place}: {strange}; name the encoding of the words with --encoding")
         if word == SENTENCE_START:
             raise ModelError(f"{place}: {word} is never a word here; train the model again on a text without it")
         if word in words or entry[0] != rank or entry[1] < 0:

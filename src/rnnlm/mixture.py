@@ -335,7 +335,8 @@ def load(path: PathLike, threads: int = 1, stage: Stage = silent) -> Mixture:
         with open_plain(Path(path)) as file:
             text = file.read(_FILE_LIMIT + 1)
         if len(text) > _FILE_LIMIT:
-            raise Unfit("its size in bytes", f"over {_FILE_LIMIT:,}", "less")
+            remedy = "write it again with rnnlm mix -o"
+            raise ModelError(f"{name}: is no mixture (it has more than {_FILE_LIMIT:,} bytes); {remedy}")
         content = tomllib.loads(text.decode())
         found = restore(_File, content, "the file")
     except OSError as error:

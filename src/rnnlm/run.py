@@ -318,8 +318,8 @@ def _changes(origin: Origin, given: Mapping[str, Any]) -> dict[str, Any]:
             raise SettingsError(f"there is no option {name!r}; rnnlm train --help lists them")
         before, now = getattr(owner, name), fit_option(kinds(type(owner))[name], value, name)
         now = now.absolute() if isinstance(now, Path) else now
-        means = next(item.default for item in fields(owner) if item.name == name) is not None  # None is a value, too
-        if now != before and (value is not None or means):
+        given_as_none = value is None and getattr(type(owner), name, None) is None  # else None is a value, too
+        if now != before and not given_as_none:
             was = "not given" if before in (None, ()) else before
             was = f"not given ({before})" if name in origin.settings.chosen else was
             now = " ".join(now) if isinstance(now, tuple) else now

@@ -21,7 +21,7 @@ SENTENCE_START, SENTENCE_END = "<s>", "</s>"  # never words of a text
 _FILE_LIMIT = 2**30  # bytes of a vocabulary file
 _LINE_LIMIT = 2**23  # bytes of one of its lines: a text has no word of more than two million characters
 # What no text has in a word: blanks, control characters, halves of surrogate pairs and what is no character at all.
-FOREIGN = re.compile("[\0- \x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+_FOREIGN = re.compile("[\0- \x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
 class Vocabulary:
@@ -40,7 +40,7 @@ class Vocabulary:
 
     def __init__(self, words: Sequence[str], counts: "Sequence[int] | NDArray[np.int64]") -> None:
         self.words = list(words)
-        if not all(isinstance(word, str) and word for word in self.words) or FOREIGN.search("".join(self.words)):
+        if not all(isinstance(word, str) and word for word in self.words) or _FOREIGN.search("".join(self.words)):
             raise VocabularyError("a vocabulary must have words without blanks and control characters")
         self.ids = {word: number for number, word in enumerate(self.words)}
         self.counts = _whole_numbers(counts)  # (V,)
@@ -168,6 +168,12 @@ def make_vocabulary(
     return Vocabulary.from_counts(counts, sentences, settings.vocab_size, min_count, text)
 
 
+def control_character(text: str) -> str | None:
+    """Name the first character that no word has, in the first part of a sentence; None where there is none."""
+    found = _FOREIGN.search(text)
+    return f"U+{ord(found.group()):04X} is a control character" if found else None
+
+
 def _whole_numbers(counts: "Sequence[int] | NDArray[np.int64]") -> NDArray[np.int64]:
     """Return counts as an array of their own, refusing what NumPy would convert."""
     whole = isinstance(counts, np.ndarray) or all(type(count) is int and abs(count) < 2**63 for count in counts)
@@ -233,10 +239,8 @@ def _entries(path: Path, file: BinaryIO) -> Iterator[list[str]]:
         except UnicodeDecodeError:
             raise VocabularyError(f"{path}, line {line}: the line is not valid UTF-8; save the file as UTF-8") from None
         entry = text.rstrip("\r\n").replace("\t", " ").split(" ")
-        foreign = FOREIGN.search("".join(entry))
-        if foreign:
-            message = f"U+{ord(foreign.group()):04X} is a control character, and no text has it in a word; remove it"
-            raise VocabularyError(f"{path}, line {line}: {message}")
+        if foreign := control_character("".join(entry)):
+            raise VocabularyError(f"{path}, line {line}: {foreign}, and no text has it in a word; remove it")
         yield [part for part in entry if part]
 
 

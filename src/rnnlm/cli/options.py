@@ -217,10 +217,8 @@ def refuse_inputs(output: Path, inputs: Iterable[str | None], flag_: str) -> Non
     from rnnlm.checkpoint import ModelFolder
     from rnnlm.sources import shown
 
-    what = ""
-    for folder in (ModelFolder(output.parent), ModelFolder(output.parent.parent)):
-        if folder.owns(output) and folder.holds_model():
-            what = "a file of a model"
+    around = (ModelFolder(output.parent), ModelFolder(output.parent.parent))  # an encoded text is a folder in one
+    what = "a file of a model" if any(folder.owns(output) and folder.holds_model() for folder in around) else ""
     for path in inputs:
         with suppress(OSError, ValueError):  # it is none, or not there
             what = "a file that is read" if path and output.samefile(path) else what
@@ -353,6 +351,31 @@ def _read_interval(_ctx: click.Context, _parameter: click.Parameter, value: str)
     return value
 
 
+def usage_sentence(error: click.ClickException) -> str:
+    """Return what is wrong with a command line, as a sentence that ends."""
+    message = error.format_message()
+    if isinstance(error, click.UsageError) and error.ctx:
+        if isinstance(error, click.NoSuchOption):
+            message = _no_option(error.option_name, error.ctx)
+        elif message.startswith("Got unexpected extra argument"):
+            message = f"{message.rstrip('.')}{_surplus(error.ctx.command)}"
+    return message if message.endswith((".", "?")) else f"{message}."
+
+
+def _names(command: click.Command) -> list[str]:
+    """Return the options of a command."""
+    options = [item for item in command.params if isinstance(item, click.Option)]
+    return [name for item in options for name in (*item.opts, *item.secondary_opts)]
+
+
+def _no_option(name: str, ctx: click.Context) -> str:
+    """Say that there is no such option, and which one may be meant: -hidden is --hidden."""
+    typed, names = _typed(name), _names(ctx.command)
+    longer = typed if typed[:2] == "--" or len(typed) < 3 else f"-{typed}"
+    hint = f"; it is {longer}, with two dashes" if longer in names else _nearest(longer, names, ctx.command_path)
+    return f"There is no option {brief(typed)[1:-1]}{hint}"
+
+
 def _typed(name: str) -> str:
     """Return the option that was typed: of -hidden, click complains of -i, as it reads -h -i -d and so on."""
     if name[:2] == "--":
@@ -361,22 +384,9 @@ def _typed(name: str) -> str:
     return name if name in typed or not typed else typed[0]
 
 
-def usage_sentence(error: click.ClickException) -> str:
-    """Return what is wrong with a command line, as a sentence that ends."""
-    message = error.format_message()
-    if isinstance(error, click.UsageError) and error.ctx:
-        command, path = error.ctx.command, error.ctx.command_path
-        options = [item for item in command.params if isinstance(item, click.Option)]
-        names = [name for item in options for name in (*item.opts, *item.secondary_opts)]
-        if isinstance(error, click.NoSuchOption):
-            typed = _typed(error.option_name)
-            name = typed if typed[:2] == "--" or len(typed) < 3 else f"-{typed}"
-            hint = f"; it is {name}, with two dashes" if name in names else _nearest(name, names, path)
-            message = f"There is no option {brief(typed)[1:-1]}{hint}"
-        elif message.startswith("Got unexpected extra argument"):
-            arguments = [item for item in command.params if isinstance(item, click.Argument)]
-            takes_text = any(item.name in ("prompt", "sentence") for item in arguments)
-            hint = "put a text of several words in quotes" if takes_text else "name a model with --model"
-            clear = takes_text or ("--model" in names and not arguments)
-            message = f"{message.rstrip('.')}; {hint}" if clear else message
-    return message if message.endswith((".", "?")) else f"{message}."
+def _surplus(command: click.Command) -> str:
+    """Return what to do with an argument too many, where that is clear."""
+    arguments = [item.name for item in command.params if isinstance(item, click.Argument)]
+    if "prompt" in arguments or "sentence" in arguments:
+        return "; put a text of several words in quotes"
+    return "; name a model with --model" if "--model" in _names(command) and not arguments else ""

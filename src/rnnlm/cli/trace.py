@@ -204,12 +204,12 @@ def _taken_apart(found: Trace, t: int, k: int, layer: int, apart: Pair) -> list[
 
 def _columns(units: list[int], parts: list[Any], sign: str, result: Any) -> list[str]:
     """Line up what makes each number of a vector."""
-    numbers = parts if len(parts) == 1 else [*parts, result]
-    signs = ["", *[f" {sign} "] * (len(parts) - 1), "  = "]  # a single part is the result
-    signed = list(zip(signs, numbers, strict=False))
-    return [
-        f"  unit {unit + 1:>4}  " + "".join(f"{sign}{each[unit]:>12.5g}" for sign, each in signed) for unit in units
-    ]
+    lines = []
+    for unit in units:
+        row = f" {sign} ".join(f"{part[unit]:>12.5g}" for part in parts)
+        equals = f"  = {result[unit]:>12.5g}" if len(parts) > 1 else ""  # a single part is the result
+        lines.append(f"  unit {unit + 1:>4}  {row}{equals}")
+    return lines
 
 
 def _written_out(found: Trace, t: int, k: int, layer: int) -> list[str]:

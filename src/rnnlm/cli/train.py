@@ -321,8 +321,7 @@ def _tell_start(run: Run, resumed: bool) -> None:
     """Say what is trained on, and warn of what makes it worth little."""
     settings, text, valid, words = run.saved.origin.settings, run.saved.origin.coverage, run.valid, run.saved.vocabulary
     if resumed:
-        place = f"in epoch {run.state.epoch} after window {run.state.window}"
-        say(f"Resuming {f'after epoch {run.state.epoch}' if run.state.epoch_done else place}.")
+        say(f"Resuming {_place(run)}.")
         if (now := run.state.learning_rate) < (first := settings.training.lr or now) / FALLEN:
             remedy = f"for a longer training begin anew, with --epochs {settings.training.epochs}"
             warn(f"the learning rate has fallen from {first:.1e} to {now:.1e}, with which little is learned; {remedy}.")
@@ -364,11 +363,16 @@ def _chosen(settings: RunSettings) -> list[str]:
     return [text for name, (value, text) in described.items() if name in settings.chosen and value]
 
 
+def _place(run: Run) -> str:
+    """Say where a training stands."""
+    epoch, window = run.state.epoch, run.state.window
+    return f"after epoch {epoch}" if run.state.epoch_done else f"in epoch {epoch} after window {window}"
+
+
 def _tell_end(run: Run, reason: str | None, model: str) -> None:
     """Say why training has ended, what it has reached and what comes next."""
     if reason is None:
-        within = f"in epoch {run.state.epoch} after window {run.state.window}"
-        say(f"Interrupted {f'after epoch {run.state.epoch}' if run.state.epoch_done else within}; all is saved.")
+        say(f"Interrupted {_place(run)}; all is saved.")
         together = f"mpiexec -n {run.state.ranks} " if run.state.ranks > 1 else ""
         say(f"Go on with: {together}{typed('train --resume', model)}")
         raise click.exceptions.Exit(INTERRUPTED)
